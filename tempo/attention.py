@@ -1,0 +1,180 @@
+"""The attention function registered with transformers, and what one packed forward pass tells it.
+
+One forward pass carries the new tokens of many runs, packed into one row, so that a linear layer sees exactly as many
+tokens as there are and no padding. Only here is the pack undone: queries are laid out by run, and attend to the
+slots of their own run under the run's mask.
+
+Shapes: T packed tokens, R cache rows (one a run), w widest set of the pass, N slots, H query heads, Hkv key heads,
+G = H / Hkv, D head size, V value size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+from tempo.errors import ModelError
+
+NAME = "tempo"
+
+# Keyword arguments that models pass on to every attention function and that change nothing here: positions and masks
+# come from `PassContext`, inference has no dropout, and the rest asks for outputs that capture provides.
+HARMLESS = frozenset(
+    {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "dropout", "is_causal",
+     "position_embeddings", "return_dict", "past_key_values", "past_key_value", "output_router_logits"}
+)  # fmt: skip
+
+
+@dataclass
+class PassContext:
+    """What one forward pass means: which run, slot and position each packed token has, and who may see whom."""
+
+    rows: Tensor  # [T] cache row of each token
+    offsets: Tensor  # [T] index of each token among those its run appends in this pass
+    slots: Tensor  # [T] slot each token is written to
+    allowed: Tensor  # [R, w, N] bool, query by key
+    bias: Tensor | None  # [R, w, N] float32, added to the attention logits of allowed keys
+    query_positions: Tensor  # [R, w]
+    slot_positions: Tensor  # [R, N]
+    record: Callable[[int, Tensor], None] | None = None  # gets (layer, weights [R, H, w, N] float32)
+    calls: list[nn.Module] = field(default_factory=list)  # attention modules in the order they asked
+    _masks: dict[tuple, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_slots(self) -> int:
+        return self.allowed.shape[-1]
+
+    def mask(self, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
+        """The mask of one layer, [R, 1, G*w, N], the same for each of the G query heads that share a key head.
+
+        Boolean without bias, additive in `dtype` with one. A window counts positions, not slots.
+        """
+        key = (window, groups, dtype)
+        if key not in self._masks:
+            allowed = self.allowed
+            if window is not None:
+                distance = self.query_positions[:, :, None] - self.slot_positions[:, None, :]
+                allowed = allowed & (distance < window)
+            if self.bias is not None:
+                allowed = self.bias.to(dtype).masked_fill(~allowed, -torch.inf)
+            self._masks[key] = allowed.repeat(1, groups, 1).unsqueeze(1)
+        return self._masks[key]
+
+
+def tempo_attention(
+    module: nn.Module,
+    query: Tensor,  # [1, H, T, D]
+    key: Tensor,  # [R, Hkv, N, D], rotated and cached
+    value: Tensor,  # [R, Hkv, N, V]
+    attention_mask: Tensor | None,  # a placeholder that stops transformers from making one of its own
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,  # [H] attention sinks: a logit in the softmax's sum without a value
+    tempo_pass: PassContext | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention outputs [1, T, H, V] of the packed queries, each over the slots its run allows it."""
+    if tempo_pass is None:
+        raise ModelError(
+            f"{type(module).__name__} does not pass keyword arguments on to its attention function, so tempo's masks "
+            "would never arrive; use a model of transformers whose attention goes through AttentionInterface"
+        )
+    unknown = sorted(name for name, given in kwargs.items() if given is not None and name not in HARMLESS)
+    if unknown:
+        raise ModelError(
+            f"{type(module).__name__} passes {', '.join(unknown)} to its attention function, which tempo does not know; "
+            "ignoring it could be silently wrong, so this model is refused"
+        )
+    num_rows, num_key_heads, _, head_size = key.shape
+    num_heads, (_, width, _) = query.shape[1], tempo_pass.allowed.shape
+    groups = num_heads // num_key_heads
+    padded = query.new_zeros(num_rows, width, num_heads, head_size)
+    padded[tempo_pass.rows, tempo_pass.offsets] = query[0].transpose(0, 1)
+    # the G heads that share keys become extra queries, so that keys are read once and never repeated
+    grouped = padded.view(num_rows, width, num_key_heads, groups, head_size).permute(0, 2, 3, 1, 4)
+    grouped = grouped.reshape(num_rows, num_key_heads, groups * width, head_size)
+    mask = tempo_pass.mask(sliding_window, groups, query.dtype)
+    scaling = head_size**-0.5 if scaling is None else scaling
+    if softcap is None and s_aux is None:
+        output = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+    else:
+        output = _weights(grouped, key, mask, scaling, softcap, s_aux).to(value.dtype) @ value
+    if tempo_pass.record is not None:
+        weights = _weights(grouped, key, mask, scaling, softcap, s_aux)
+        weights = weights.view(num_rows, num_heads, width, -1)
+        tempo_pass.record(len(tempo_pass.calls), weights)
+    tempo_pass.calls.append(module)
+    output = output.view(num_rows, num_key_heads, groups, width, -1).permute(0, 3, 1, 2, 4)
+    output = output.reshape(num_rows, width, num_heads, -1)
+    return output[tempo_pass.rows, tempo_pass.offsets].unsqueeze(0), None
+
+
+def _weights(
+    query: Tensor, key: Tensor, mask: Tensor, scaling: float, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Softmax weights [R, Hkv, G*w, N] in float32 at least; a forbidden entry is exactly 0."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scores = (query.to(wide) @ key.to(wide).transpose(-1, -2)) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    if sinks is None:
+        return torch.softmax(scores, dim=-1)
+    num_key_heads, rows = scores.shape[1], scores.shape[2]
+    groups = sinks.numel() // num_key_heads
+    sink = sinks.to(wide).view(1, num_key_heads, groups, 1).repeat_interleave(rows // groups, dim=-1)
+    sink = sink.reshape(1, num_key_heads, rows, 1).expand(scores.shape[0], -1, -1, -1)
+    return torch.softmax(torch.cat([scores, sink], dim=-1), dim=-1)[..., :-1]
+
+
+@contextmanager
+def installed(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block the model's attention is tempo's; afterwards it is what it was."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        if model.config._attn_implementation != NAME:
+            raise ModelError(
+                f"{type(model).__name__} does not let its attention be replaced (its source never asks transformers' "
+                "AttentionInterface); use an architecture that does, such as Llama, Qwen, Mistral or Gemma"
+            )
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@torch.inference_mode()
+def probe(model: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """The modules that ask for attention in one forward pass of two tokens, in order.
+
+    Raises ModelError if they do not take tempo's function or do not hand its context on.
+    """
+    device = model.get_input_embeddings().weight.device
+    index = torch.arange(2, device=device)
+    context = PassContext(
+        rows=torch.zeros_like(index), offsets=index, slots=index,
+        allowed=torch.ones(1, 2, 2, dtype=torch.bool, device=device).tril(), bias=None,
+        query_positions=index[None], slot_positions=index[None],
+    )  # fmt: skip
+    with installed(model):
+        model(
+            input_ids=torch.zeros_like(index)[None],
+            position_ids=index[None],
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+            use_cache=False,
+            tempo_pass=context,
+        )
+    return tuple(context.calls)
+
+
+AttentionInterface.register(NAME, tempo_attention)
+# Without a mask function of the same name transformers would prepare none and the model would run non-causally.
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,395 @@
+"""The command line: `tempo generate`, `tempo compare` and `tempo models`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import numpy as np
+import typer
+from rich.box import HORIZONTALS
+from rich.console import Console, RenderableType
+from rich.table import Column, Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+import tempo
+from tempo.errors import TempoError
+from tempo.reporting.text import visible
+from tempo.spec import VISIBILITIES, Positions, Readout, RunSpec, TokenIds, Visibility, Weighting, load_yaml
+
+# Lower ends of the probability colours. The number beside each colour says the same without it.
+SHADES = ((0.5, "green"), (0.2, "yellow"), (0.0, "red"))
+LONGEST_PROMPT = 600  # characters of a prompt that are shown; of a longer one its end, which the sets continue
+REASONS = {"max_steps": "stopped after max_steps", "eos": "stopped at end of sequence", "replay": "replay ended"}
+REPLAYED = (
+    "The same sets, chosen by isolated mode or given, are replayed in all modes. Cells: the most probable next token, and "
+    "KL (nats) and TV of the mode's distribution against isolated's."
+)
+FREE = (
+    "Each mode chooses its own sets. Cells: its set, and KL (nats) and TV of its distribution against isolated's until "
+    "the sets first differ; after that a dash, as distributions after different contexts are not comparable."
+)
+
+
+class _Commands(TyperGroup):
+    """The commands, with every expected failure turned into one message on stderr and an exit code."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **kwargs)
+        try:
+            sys.exit(super().main(*args, standalone_mode=False, **kwargs) or 0)
+        except typer.TyperException as error:
+            context = getattr(error, "ctx", None)
+            hint = f"\nTry '{context.command_path} --help'" if context else ""
+            _fail(f"{error.format_message()}{hint}", error.exit_code)
+        except TempoError as error:
+            _fail(str(error), 1)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help, which unlike Rich's panels keeps option names and choices whole at 80 columns
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DEFAULT = {name: field.default for name, field in RunSpec.model_fields.items()}
+Prompt = Annotated[str | None, typer.Argument(help="Text to continue; may come from --config instead.")]
+Threshold = Annotated[float, typer.Option(help="Append every token with at least this probability, in (0, 1].")]
+MaxSteps = Annotated[int, typer.Option(help="Generate at most this many sets.")]
+WhichSiblings = Annotated[Visibility, typer.Option(help="A sibling attends to no siblings, to all, to earlier ones.")]
+WhichPositions = Annotated[Positions, typer.Option(help="One rotary position for a whole set, or one for each token.")]
+HowRead = Annotated[Readout, typer.Option(help="How the members' logits become one distribution.")]
+HowWeighted = Annotated[Weighting, typer.Option(help="Weight of the members of a wide set as attention keys.")]
+MaxWidth = Annotated[int | None, typer.Option(help="Keep only this many of the most probable members.")]
+StopAtEos = Annotated[bool, typer.Option(help="End after a set that an end-of-sequence token leads.")]
+ModelName = Annotated[str, typer.Option("--model", help="A name from 'tempo models', a folder, or a hub id.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float64.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<n>.")]
+Config = Annotated[Path | None, typer.Option(metavar="FILE", help="A RunSpec as YAML; explicit options override it.")]
+Save = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep the trace, with what the config captures.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+@app.callback(invoke_without_command=True)
+def _tempo(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    """Decode with every token that reaches a threshold, all at one rotary position.
+
+    Exit codes: 0 done; 1 the run failed, and the message says what to do; 2 wrong usage; 130 interrupted.
+    """
+    if version:
+        _write(f"tempo {tempo.__version__}\n")
+    elif context.invoked_subcommand is None:
+        _write(context.get_help() + "\n")
+
+
+@app.command()
+def generate(
+    context: typer.Context,
+    prompt: Prompt = None,
+    threshold: Threshold = DEFAULT["threshold"],
+    max_steps: MaxSteps = DEFAULT["max_steps"],
+    visibility: WhichSiblings = DEFAULT["visibility"],
+    positions: WhichPositions = DEFAULT["positions"],
+    readout: HowRead = DEFAULT["readout"],
+    weighting: HowWeighted = DEFAULT["weighting"],
+    max_width: MaxWidth = DEFAULT["max_width"],
+    stop_at_eos: StopAtEos = DEFAULT["stop_at_eos"],
+    model: ModelName = "smollm2-135m",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    config: Config = None,
+    save: Save = None,
+    as_json: Json = False,
+) -> None:
+    """Print the sets that TEMPO generates, each token with its probability."""
+    spec = _spec(context)
+    with tempo.load_model(model, dtype, device) as lm:
+        trace = _run(lm, [spec])[0]
+        shown = visible(spec.prompt if isinstance(spec.prompt, str) else lm.decode(spec.prompt))
+    if save:
+        trace.save(save)
+    if as_json:
+        _write(json.dumps(_record(trace)) + "\n")
+        return
+    shown = shown if len(shown) <= LONGEST_PROMPT else "…" + shown[-LONGEST_PROMPT:]
+    words = [Text(word) for word in re.findall(r" *[^ ]+| +", shown)]
+    console = _console()
+    lines = _wrap([words, *(_members(step.texts, step.probabilities) for step in trace.steps)], console.width)
+    _show(console, *lines, Text(), _legend(), _summary(trace))
+
+
+@app.command()
+def compare(
+    context: typer.Context,
+    prompt: Prompt = None,
+    threshold: Threshold = DEFAULT["threshold"],
+    max_steps: MaxSteps = DEFAULT["max_steps"],
+    positions: WhichPositions = DEFAULT["positions"],
+    readout: HowRead = DEFAULT["readout"],
+    weighting: HowWeighted = DEFAULT["weighting"],
+    max_width: MaxWidth = DEFAULT["max_width"],
+    stop_at_eos: StopAtEos = DEFAULT["stop_at_eos"],
+    model: ModelName = "smollm2-135m",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    config: Config = None,
+    save: Save = None,
+    free: Annotated[bool, typer.Option("--free", help="Each mode chooses its own sets.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put the three visibilities side by side, on the same sets.
+
+    The sets are those that the isolated mode chooses, or those of a replay in --config. KL is KL(mode || isolated) in
+    nats, TV the total variation, both of the distributions of the next token. --save makes a folder for each mode.
+    """
+    spec = _spec(context)
+    if free and spec.replay:
+        raise typer.BadParameter(f"{config} replays sets, so no mode can choose its own", param_hint="--free")
+    with tempo.load_model(model, dtype, device) as lm:
+        if not free and not spec.replay:
+            spec = spec.but(replay=_run(lm, [spec.but(visibility="isolated", capture=())])[0])
+        # all three in one batch: runs of other batch shapes differ by rounding
+        traces = dict(zip(VISIBILITIES, _run(lm, [spec.but(visibility=mode) for mode in VISIBILITIES]), strict=True))
+        rows = list(_comparison(lm, traces))
+    for mode, trace in traces.items() if save else ():
+        trace.save(save / mode)
+    wide = next((k for k, row in enumerate(rows) if any(len(entry["tokens"]) > 1 for entry in row.values())), None)
+    early = (
+        rows if wide is None else rows[: wide + 1]
+    )  # until then all modes share all of their context, in free runs too
+    largest = max(entry["tv"] for row in early for entry in row.values() if entry["tv"] is not None)
+    if as_json:
+        record = {"model": lm.name, "replayed": not free, "first_wide_step": wide, "max_tv_until_then": largest}
+        runs = {mode: _record(trace) for mode, trace in traces.items()}
+        _write(json.dumps(record | {"steps": rows, "runs": runs}) + "\n")
+        return
+    what = f"{lm.name}. {FREE if free else REPLAYED} {_must_agree(len(rows), wide, largest)}"
+    _show(_console(), Text(what), _table(rows, free, wide), _legend())
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models that need no account."""
+    from tempo.models import KNOWN_MODELS
+
+    listed = [
+        {
+            "name": model.name,
+            "description": model.description,
+            "license": model.license,
+            "download_bytes": model.size_bytes,
+            "present": model.is_present(),
+            "folder": str(model.folder()) if model.wheels else None,
+        }
+        for model in KNOWN_MODELS.values()
+    ]
+    if as_json:
+        _write(json.dumps({"models": listed}) + "\n")
+        return
+    table = Table(
+        "name", "download", "here", "licence", Column("description, folder", overflow="fold"), box=HORIZONTALS
+    )
+    for model in listed:
+        size = f"{model['download_bytes'] / 1e6:.0f} MB" if model["folder"] else "none"
+        about = Text(f"{model['description']}\n{visible(model['folder'] or 'built in code')}")
+        table.add_row(model["name"], size, "yes" if model["present"] else "no", model["license"], about)
+    _show(_console(), table)
+
+
+class _ConfigFile(RunSpec):
+    """A RunSpec whose prompt may come from the command line."""
+
+    prompt: str | TokenIds = ""
+
+
+def _spec(context: typer.Context) -> RunSpec:
+    """The settings of the config file, overridden by the options that were given."""
+    config = context.params["config"]
+    settings = load_yaml(_ConfigFile, config).model_dump(exclude_unset=True) if config else {}
+    for name in context.params.keys() & DEFAULT.keys():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            settings[name] = context.params[name]
+    if "prompt" not in settings:
+        raise typer.BadParameter("give a text to continue, or a --config file that holds one", param_hint="PROMPT")
+    return RunSpec(**settings)
+
+
+def _run(lm: tempo.LanguageModel, specs: Sequence[RunSpec]) -> list[tempo.Trace]:
+    with Console(stderr=True).status(f"{lm.name} generates ..."):
+        return tempo.generate_batch(lm, specs)
+
+
+def _record(trace: tempo.Trace) -> dict[str, Any]:
+    """A trace without its arrays, as JSON holds it."""
+    names = ("tokens", "texts", "probabilities", "position", "slots", "ended")
+    return {
+        "model": trace.provenance["model"],
+        "spec": trace.spec.model_dump(mode="json"),
+        "prompt_tokens": trace.prompt_tokens,
+        "steps": [{name: getattr(step, name) for name in names} for step in trace.steps],
+        "text": trace.text,
+        "widths": trace.widths,
+        "stop_reason": trace.stop_reason,
+        "seconds": trace.seconds,
+        "provenance": trace.provenance,
+    }
+
+
+def _comparison(lm: tempo.LanguageModel, traces: Mapping[str, tempo.Trace]) -> Iterator[dict[str, dict[str, Any]]]:
+    """{mode: what it chose and how far it is from isolated} of each step; no distance once contexts differ."""
+    from tempo.metrics import kl_divergence, total_variation
+
+    base = traces["isolated"]
+    comparable = dict.fromkeys(traces, True)
+    for k in range(max(len(trace.steps) for trace in traces.values())):
+        row = {}
+        for mode, trace in traces.items():
+            if k >= len(trace.steps):
+                continue
+            step = trace.steps[k]
+            top = int(np.argmax(step.distribution))
+            comparable[mode] = comparable[mode] and k < len(base.steps)
+            pair = (step.distribution, base.steps[k].distribution) if comparable[mode] else None
+            row[mode] = {
+                "tokens": step.tokens,
+                "texts": step.texts,
+                "probabilities": step.probabilities,
+                "top": {"token": top, "text": lm.token_text(top), "probability": float(step.distribution[top])},
+                "kl": kl_divergence(*pair) if pair else None,
+                "tv": total_variation(*pair) if pair else None,
+            }
+            comparable[mode] = bool(pair) and set(step.tokens) == set(base.steps[k].tokens)
+        yield row
+
+
+def _must_agree(num_steps: int, wide: int | None, largest: float) -> str:
+    """Whether the modes agree where they must, or why there is nothing to see."""
+    if wide is None:
+        return f"No set is wider than one, so the modes must agree (largest TV {_short(largest)}); lower the threshold."
+    said = f"Up to and including the first wide set, step {wide}, they must agree (largest TV there {_short(largest)})."
+    return said + (" Nothing was computed after that set; raise max_steps." if wide == num_steps - 1 else "")
+
+
+def _table(rows: Sequence[Mapping[str, Mapping[str, Any]]], free: bool, wide: int | None) -> Table:
+    """One row a step, and a line under the last step at which the modes must agree."""
+    table = Table("step", *(() if free else ("set, replayed",)), *VISIBILITIES, box=HORIZONTALS)
+    for k, row in enumerate(rows):
+        sets = {mode: _join(_members(entry["texts"], entry["probabilities"])) for mode, entry in row.items()}
+        cells = [] if free else [sets["isolated"]]
+        for mode in VISIBILITIES:
+            if mode not in row:
+                cells.append(Text("ended", "dim"))
+                continue
+            kl, tv, top = (row[mode][name] for name in ("kl", "tv", "top"))
+            cell = sets[mode] if free else _member(top["text"], top["probability"], "bold ")
+            distance = "-" if kl is None else f"KL {_short(kl)} TV {_short(tv)}"
+            cells.append(cell if mode == "isolated" else Text.assemble(cell, "\n", (distance, "dim")))
+        table.add_row(Text(str(k), "dim"), *cells, end_section=k == wide)
+    return table
+
+
+def _short(value: float) -> str:
+    """Two digits that count: .12, .0052, 3.1e-06, 1.0; a plain 0 for exactly none."""
+    return f"{value:#.2g}".removeprefix("0") if value else "0"
+
+
+def _member(text: str, probability: float, weight: str) -> Text:
+    color = next(color for least, color in SHADES if probability >= least)
+    return Text.assemble(
+        (visible(text), weight + color), (f" {_short(probability)}", weight.replace("bold", "") + color)
+    )
+
+
+def _members(texts: Sequence[str], probabilities: Sequence[float]) -> list[Text]:
+    """The pieces of a set that a line break may come between: `[ cat .12/`, ` mat .10]`; a set of one is dim."""
+    weight = "dim " if len(texts) == 1 else "bold "
+    pieces = [_member(text, probability, weight) for text, probability in zip(texts, probabilities, strict=True)]
+    pieces = [piece.append("/", weight) for piece in pieces[:-1]] + [pieces[-1].append("]", weight)]
+    return [Text.assemble(("[", weight), pieces[0]), *pieces[1:]]
+
+
+def _join(pieces: Sequence[Text]) -> Text:
+    return Text().join(pieces)
+
+
+def _wrap(groups: Sequence[Sequence[Text]], width: int) -> list[Text]:
+    """Lines of pieces that keep their leading spaces; a group stays whole where it fits on a line."""
+    lines = [Text()]
+    for pieces in groups:
+        whole = sum(piece.cell_len for piece in pieces)
+        if lines[-1].cell_len + whole > width >= whole:
+            lines.append(Text())
+        for piece in pieces:
+            if lines[-1] and lines[-1].cell_len + piece.cell_len > width:
+                lines.append(Text())
+            lines[-1].append_text(piece)
+    return lines
+
+
+def _legend() -> Text:
+    shades = [(f" {color} {f'{_short(least)}+' if least else 'below'}", color) for least, color in SHADES]
+    return Text.assemble(*_members((" a", " b"), (0.62, 0.21)), (" a set, with probabilities:", "dim"), *shades)
+
+
+def _summary(trace: tempo.Trace) -> Text:
+    widths = trace.widths
+    shown = " ".join(map(str, widths)) if len(widths) <= 20 else f"{min(widths)} to {max(widths)}"
+    parts = [
+        f"{trace.provenance['model']}, {trace.spec.visibility}",
+        f"{len(widths)} steps of widths {shown}",
+        f"{trace.num_slots} slots with the prompt's {len(trace.prompt_tokens)}",
+        f"{trace.seconds:.2f} s",
+        REASONS[trace.stop_reason],
+    ]
+    if trace.ended:
+        parts.append(f"{len(trace.ended)} end-of-sequence tokens that did not lead were left out")
+    return Text("; ".join(parts), "dim")
+
+
+def _console() -> Console:
+    # Rich keeps bold and dim under NO_COLOR, which still are escape codes
+    return Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False, soft_wrap=False)
+
+
+def _show(console: Console, *parts: RenderableType) -> None:
+    with console.capture() as capture:
+        for part in parts:
+            console.print(part)
+    _write(capture.get())
+
+
+def _write(text: str) -> None:
+    """Print to stdout at once; a reader that has gone (`| head`) has seen what it wanted."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit complains
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print("Error:", "\n".join(map(visible, message.split("\n"))), file=sys.stderr)
+    sys.exit(code)
+
+
+def main() -> None:
+    """The console entry point."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its code
+    app()
+
+
+if __name__ == "__main__":
+    main()

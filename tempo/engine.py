@@ -1,0 +1,274 @@
+"""The decode loop: many runs at once, every new token of every run in one packed forward pass.
+
+Shapes: T packed tokens, R cache rows, w widest set of a pass, N slots, L layers, H heads, D head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tempo.attention import PassContext, installed
+from tempo.cache import SlotCache
+from tempo.capture import check_budget, raw_keys, trace_bytes
+from tempo.errors import ModelError, SpecError
+from tempo.layout import Layout
+from tempo.models import LanguageModel
+from tempo.selection import Selection, read_out, select
+from tempo.spec import RunSpec
+from tempo.trace import Step, Trace, slot_steps
+
+# Runs that share a forward pass. On a CPU more rows add little speed and more memory; traces do not depend on it
+# beyond rounding.
+MAX_ROWS = 16
+
+
+def generate(
+    lm: LanguageModel, prompt: str | Sequence[int], *, memory_budget: int | None = None, **settings: Any
+) -> Trace:
+    """The trace of one TEMPO run; `settings` are those of `RunSpec`.
+
+    Raises SpecError for settings that cannot be run, MemoryBudgetError if what it would record exceeds
+    `memory_budget` bytes (default: half of the free memory), ModelError if the logits are not finite.
+    """
+    return generate_batch(lm, [RunSpec(prompt=prompt, **settings)], memory_budget=memory_budget)[0]
+
+
+def generate_batch(
+    lm: LanguageModel, specs: Sequence[RunSpec], *, max_rows: int = MAX_ROWS, memory_budget: int | None = None
+) -> list[Trace]:
+    """The traces of `specs`, in their order, computed together. Same errors as `generate`."""
+    check_budget(lm, specs, [len(lm.encode(spec.prompt)) for spec in specs], memory_budget)
+    traces = dict(stream(lm, specs, max_rows=max_rows, memory_budget=memory_budget))
+    return [traces[index] for index in range(len(specs))]
+
+
+def stream(
+    lm: LanguageModel, specs: Sequence[RunSpec], *, max_rows: int = MAX_ROWS, memory_budget: int | None = None
+) -> Iterator[tuple[int, Trace]]:
+    """(index, trace) of each spec as its run ends, so that a long sweep need not hold all traces at once.
+
+    `max_rows` runs are under way at any time; the next one starts in the pass after one has ended. The memory budget
+    is for those, as if they were the largest of all.
+    """
+    runs = [_Run(lm, index, spec) for index, spec in enumerate(specs)]
+    largest = sorted(runs, key=lambda run: -sum(trace_bytes(lm, run.spec, run.num_prompt).values()))[:max_rows]
+    check_budget(lm, [run.spec for run in largest], [run.num_prompt for run in largest], memory_budget)
+    waiting, active = deque(runs), []
+    cache = SlotCache(lm.num_layers, num_rows=min(max_rows, len(runs)))
+    free = list(range(cache.num_rows))
+    while waiting or active:
+        finished: list[_Run] = []
+        with installed(lm.model), torch.inference_mode():
+            while not finished:
+                while waiting and free:
+                    active.append(waiting.popleft())
+                    active[-1].row = free.pop(0)
+                _forward(lm, cache, active)
+                for run in active:
+                    if run.step(lm):
+                        run.finish(cache)
+                        finished.append(run)
+                active = [run for run in active if run not in finished]
+        for run in finished:
+            free.append(run.row)
+            yield run.index, run.trace(lm)
+
+
+@dataclass(eq=False)
+class _Run:
+    """One run under way: its slots, what it has chosen, what it has recorded."""
+
+    lm: LanguageModel
+    index: int
+    spec: RunSpec
+    row: int = -1
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    new_logits: Tensor | None = None  # [w, V] of the last prompt token, or of the set just appended
+    stop_reason: str = ""
+    started: float = 0.0
+    pass_seconds: float = 0.0
+    attention: list[np.ndarray] = field(default_factory=list)
+    raw_keys: list[Tensor] = field(default_factory=list)
+    kv: dict[str, np.ndarray] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        spec = self.spec
+        self.prompt = self.lm.encode(spec.prompt)
+        self.num_prompt = len(self.prompt)
+        self.num_steps = len(spec.replay) if spec.replay else spec.max_steps
+        self.layout = Layout(spec.visibility, spec.positions, spec.weighting)
+        self.layout.append_prompt(self.prompt)
+        for step, tokens in enumerate(spec.replay or ()):
+            strange = [token for token in tokens if not 0 <= token < self.lm.vocab_size]
+            if strange:
+                raise SpecError(
+                    f"replay step {step} holds token id {strange[0]}, outside the vocabulary of {self.lm.name} "
+                    f"(0 to {self.lm.vocab_size - 1}); replay sets made with the same tokenizer"
+                )
+        longest = self.num_prompt + self.num_steps
+        if longest > self.lm.context_length:
+            raise SpecError(
+                f"{self.num_prompt} prompt tokens and {self.num_steps} steps need {longest} positions, {self.lm.name} has "
+                f"{self.lm.context_length}; shorten the prompt or lower max_steps"
+            )
+
+    @property
+    def num_new(self) -> int:
+        return self.layout.num_slots - self.layout.start
+
+    @property
+    def num_read(self) -> int:
+        """How many of the new tokens need logits: the last of a prompt, every member of a set."""
+        return 1 if self.layout.new_tokens_are_prompt() else self.num_new
+
+    @property
+    def records_attention(self) -> bool:
+        return "attention" in self.spec.capture and not self.layout.new_tokens_are_prompt()
+
+    def step(self, lm: LanguageModel) -> bool:
+        """Take in the logits of the pass, then choose and append the next set; True once the run is over."""
+        assert self.new_logits is not None
+        k, spec = len(self.steps), self.spec
+        if not torch.isfinite(self.new_logits).all():
+            where = f"after set {k - 1}" if k else "after the prompt"
+            raise ModelError(
+                f"{lm.name} gave logits that are not finite {where} of run {self.index} (prompt {spec.prompt!r:.60}); "
+                f"the model runs in {str(lm.dtype).removeprefix('torch.')}: try float32, and check its weights"
+            )
+        if k and "logits" in spec.capture:
+            self.steps[-1]["logits"] = self.new_logits.float().cpu().numpy()
+        if k and self.attention:
+            self.steps[-1]["attention"] = self.attention.pop()
+        if self.stop_reason:
+            return True
+        probabilities = self.steps[-1]["probabilities"] if k else [1.0]
+        distribution = read_out(self.new_logits, probabilities, spec.readout)
+        if spec.replay:
+            tokens = list(spec.replay[k])
+            chosen = Selection(tokens, distribution[tokens].tolist(), [], False)
+        else:
+            eos = lm.eos_token_ids if spec.stop_at_eos else frozenset()
+            chosen = select(distribution, spec.threshold, spec.max_width, eos)
+        self.layout.append_set(chosen.tokens, chosen.probabilities)
+        self.steps.append(
+            {
+                "tokens": chosen.tokens,
+                "probabilities": chosen.probabilities,
+                "position": self.layout.slot_position[self.layout.start],
+                "slots": list(range(self.layout.start, self.layout.num_slots)),
+                "texts": [lm.token_text(token) for token in chosen.tokens],
+                "ended": chosen.ended,
+                "distribution": distribution.cpu().numpy(),
+                "seconds": self.pass_seconds,
+            }
+        )
+        if chosen.stops or k + 1 == self.num_steps:
+            self.stop_reason = "eos" if chosen.stops else "replay" if spec.replay else "max_steps"
+        # the last set is forwarded only if something of that pass is asked for
+        return bool(self.stop_reason) and not spec.capture
+
+    def finish(self, cache: SlotCache) -> None:
+        """Copy out what the next run in this row would overwrite."""
+        self.seconds = time.perf_counter() - self.started
+        if "kv" in self.spec.capture:
+            held = slice(self.row, self.row + 1), slice(None), slice(0, self.layout.num_slots)
+            for name in ("keys", "values"):
+                self.kv[name] = torch.cat([getattr(layer, name)[held] for layer in cache.layers]).float().cpu().numpy()
+            self.kv["raw_keys"] = torch.cat(self.raw_keys, dim=2).float().cpu().numpy()
+
+    def trace(self, lm: LanguageModel) -> Trace:
+        layout, widths = self.layout, [len(step["tokens"]) for step in self.steps]
+        return Trace(
+            spec=self.spec,
+            prompt_tokens=self.prompt,
+            steps=[Step(**step) for step in self.steps],
+            slot_token=np.array(layout.slot_token, dtype=np.int64),
+            slot_position=np.array(layout.slot_position, dtype=np.int64),
+            slot_step=slot_steps(self.num_prompt, widths),
+            stop_reason=self.stop_reason,
+            seconds=self.seconds,
+            peak_bytes=sum(trace_bytes(lm, self.spec, self.num_prompt, widths).values()),
+            provenance=lm.provenance(),
+            **self.kv,
+        )
+
+
+def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[_Run]) -> None:
+    """One pass over the new tokens of all runs; leaves each run its logits and what it records."""
+    began = time.perf_counter()
+    context = _pass_context(lm, cache, runs)
+    cache.step = context
+    ends = np.cumsum([run.num_new for run in runs])
+    read = torch.cat([torch.arange(end - run.num_read, end) for run, end in zip(runs, ends, strict=True)])
+    tokens = [token for run in runs for token in run.layout.slot_token[run.layout.start :]]
+    positions = [position for run in runs for position in run.layout.slot_position[run.layout.start :]]
+    captures_kv = [run for run in runs if "kv" in run.spec.capture]
+    with raw_keys(lm.attention_modules) if captures_kv else nullcontext([]) as raw:
+        output = lm.model(
+            input_ids=torch.tensor([tokens], device=lm.device),
+            position_ids=torch.tensor([positions], device=lm.device),
+            # explicit and 4-D, so that transformers neither makes a mask nor reads shared positions as packed sequences
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=lm.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=read.to(lm.device),
+            tempo_pass=context,
+        )
+    if len(context.calls) != lm.num_layers:
+        raise ModelError(f"{lm.name} made {len(context.calls)} attention calls in a pass, expected {lm.num_layers}; refused")
+    for run in captures_kv:
+        of_run = context.rows == run.row
+        run.raw_keys.append(torch.cat([keys[:, :, of_run] for keys in raw]))
+    logits = output.logits[0].split([run.num_read for run in runs])
+    seconds = time.perf_counter() - began
+    for run, new_logits in zip(runs, logits, strict=True):
+        run.new_logits, run.pass_seconds = new_logits, seconds
+        run.started = run.started or began
+
+
+def _pass_context(lm: LanguageModel, cache: SlotCache, runs: Sequence[_Run]) -> PassContext:
+    """Rows, slots and masks of the tokens the runs have just appended, on the model's device."""
+    num_rows, width = cache.num_rows, max(run.num_new for run in runs)
+    num_slots = max(run.layout.num_slots for run in runs)
+    allowed = torch.zeros(num_rows, width, num_slots, dtype=torch.bool)
+    allowed[:, :, 0] = True  # queries that only pad the block attend to some slot, so that no softmax is empty
+    bias = torch.zeros(num_rows, width, num_slots) if any(run.spec.weighting != "none" for run in runs) else None
+    query_positions = torch.zeros(num_rows, width, dtype=torch.long)
+    slot_positions = torch.zeros(num_rows, num_slots, dtype=torch.long)
+    for run in runs:
+        layout, new, used = run.layout, run.num_new, run.layout.num_slots
+        allowed[run.row, :new, : layout.start] = True
+        allowed[run.row, :new, layout.start : used] = layout.block()
+        if bias is not None:
+            bias[run.row, :new, :used] = layout.bias()
+        slot_positions[run.row, :used] = torch.tensor(layout.slot_position)
+        query_positions[run.row, :new] = slot_positions[run.row, layout.start : used]
+    recording = [run for run in runs if run.records_attention]
+    for run in recording:
+        run.attention.append(np.empty((lm.num_layers, lm.num_heads, run.num_new, run.layout.num_slots), np.float32))
+    rows = torch.tensor([run.row for run in runs for _ in range(run.num_new)])
+    offsets = torch.cat([torch.arange(run.num_new) for run in runs])
+    slots = torch.cat([torch.arange(run.layout.start, run.layout.num_slots) for run in runs])
+    return PassContext(
+        *(t.to(lm.device) if t is not None else None for t in (rows, offsets, slots, allowed, bias)),  # type: ignore[arg-type]
+        query_positions.to(lm.device),
+        slot_positions.to(lm.device),
+        record=partial(_record_attention, recording) if recording else None,
+    )
+
+
+def _record_attention(runs: Sequence[_Run], layer: int, weights: Tensor) -> None:
+    """Keep each run's own part of one layer's weights [R, H, w, N]."""
+    for run in runs:
+        run.attention[-1][layer] = weights[run.row, :, : run.num_new, : run.layout.num_slots].cpu().numpy()

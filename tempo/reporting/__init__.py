@@ -1,0 +1,1 @@
+"""From findings and traces to what a reader opens."""

@@ -1,0 +1,210 @@
+"""exp5: what happens with ten and with thirty siblings: is everything finite and exact, and do the modes agree less?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+import tempo
+from fixtures.raw import keep_attention, keep_log, spread
+from fixtures.session import test_claim  # noqa: F401  every claim below is a test
+from fixtures.store import Store
+from fixtures.study import Context, Family, Run, Study, mean, wide_steps
+from tempo import LanguageModel, Trace
+from tempo.capture import trace_bytes
+from tempo.claims import Case, Claim
+from tempo.metrics import total_variation
+from tempo.reporting.figures import Picture, lines_by
+
+ROW_SUM_TOLERANCE = 1e-5
+# As for a single prompt of the conformance tests, with room for rounding over wider sets.
+ORACLE_TOLERANCE = 1e-4
+SHUFFLE_SEED = 11  # of the control that pairs widths with other steps
+TIMED_WIDTHS = (1, 2, 4, 8, 16, 32)
+TIMED_REPEATS = 5
+
+
+def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[str, Any]]:
+    """One prompt: isolated chooses wide sets; both modes replay them, and isolated once more in bfloat16."""
+    spec = context.config.spec(context.prompt)
+    (source,) = yield [Run(spec.but(capture=()))]
+    isolated, visible, coarse = yield [
+        Run(spec.but(replay=source, visibility="isolated")),
+        Run(spec.but(replay=source, visibility="visible")),
+        Run(spec.but(replay=source, capture=()), "bfloat16"),
+    ]
+    wide = wide_steps(source)
+    first = wide[0] if wide else len(source.steps)
+    after = range(first + 1, len(source.steps))
+    mode_tv = {k: total_variation(isolated.steps[k].distribution, visible.steps[k].distribution) for k in after}
+    coarse_tv = [total_variation(isolated.steps[k].distribution, coarse.steps[k].distribution) for k in after]
+    both = [(trace, step) for trace in (isolated, visible) for step in trace.steps]
+    steps = [{"step": k, "width": max(source.widths[first:k]), "tv": tv} for k, tv in mode_tv.items()]
+    case: dict[str, Any] = {
+        "widths": source.widths,
+        "finite": all(np.isfinite(s.logits).all() and np.isfinite(s.attention).all() for _, s in both),
+        "finite_with_fault": bool(np.isfinite(_with_one_nan(isolated)).all()),
+        "row_sum_error": max(float(np.abs(s.attention.sum(-1) - 1).max()) for _, s in both),
+        "row_sum_error_without_self": max((_without_self(isolated, k) for k in wide), default=None),
+        "mode_tv": mean(list(mode_tv.values())),
+        "bfloat16_tv": mean(coarse_tv),
+        "width_tv_rank_correlation": _rank_correlation([s["width"] for s in steps], [s["tv"] for s in steps]),
+        "mean_width": float(np.mean(source.widths)),
+        "steps": [{"width": source.widths[k - 1], "tv": mode_tv[k]} for k in after],
+        "peak_bytes": isolated.peak_bytes,
+    }
+    if context.store:
+        keep_log(context.store, source)
+        keep_attention(context.store, isolated, visible)
+        case["oracle_difference"] = _against_oracle(context, spec.but(replay=source), isolated)
+        case["timing"] = _time_widths(context.lm, context.prompt)
+        lines = [f"{context.prompt!r}: widths {source.widths}", "width  seconds (median of 5)  ratio to one  bytes of the trace"]
+        lines += [f"{t['width']:5d}  {t['seconds']:.4f}  {t['ratio']:.2f}  {t['bytes']}" for t in case["timing"]]
+        context.store.text("analysis", "\n".join(lines))
+    return case
+
+
+def _with_one_nan(trace: Trace) -> np.ndarray:
+    """The last set's logits with one entry spoilt: the control of the finiteness check."""
+    spoilt = trace.steps[-1].logits.copy()
+    spoilt.flat[0] = np.nan
+    return spoilt
+
+
+def _without_self(trace: Trace, step: int) -> float:
+    """Row sums without each member's weight on itself: the control of the row sums."""
+    weights, start = trace.steps[step].attention, trace.steps[step].slots[0]
+    return float(np.abs(weights.sum(-1) - np.einsum("lhii->lhi", weights[..., start:]) - 1).max())
+
+
+def _rank_correlation(widths: Sequence[float], values: Sequence[float]) -> float | None:
+    """Spearman's correlation within a prompt; None where fewer than three steps or no spread leave nothing to rank."""
+    if len(values) < 3 or len(set(widths)) < 2 or len(set(values)) < 2:
+        return None
+    return float(spearmanr(widths, values).statistic)
+
+
+def _against_oracle(context: Context, spec: tempo.RunSpec, isolated: Trace) -> float:
+    """The largest difference of any probability from brute force."""
+    exact = tempo.reference.generate(context.lm, context.prompt, **spec.but(capture=()).model_dump(exclude={"prompt"}))
+    pairs = zip(isolated.steps, exact.steps, strict=True)
+    return max(float(np.abs(a.distribution - b.distribution).max()) for a, b in pairs)
+
+
+def _time_widths(lm: LanguageModel, prompt: str) -> list[dict[str, float]]:
+    """Seconds of one step by its width, widths in turn so that a drift of the machine meets all of them alike."""
+    first = tempo.generate(lm, prompt, max_steps=1)
+    tokens = np.argsort(-first.steps[0].distribution)[: max(TIMED_WIDTHS)].tolist()
+    sets = {width: [tokens[:width]] * 4 for width in TIMED_WIDTHS}
+    seconds: dict[int, list[float]] = {width: [] for width in TIMED_WIDTHS}
+    for _ in range(TIMED_REPEATS):
+        for width in TIMED_WIDTHS:
+            began = time.perf_counter()
+            trace = tempo.generate(lm, prompt, replay=sets[width])
+            # the first pass reads the prompt; the others read one set each
+            seconds[width].append((time.perf_counter() - began - trace.steps[0].seconds) / (len(sets[width]) - 1))
+    medians = {width: float(np.median(found)) for width, found in seconds.items()}
+    num_prompt = len(first.prompt_tokens)
+    return [
+        {"width": width, "seconds": medians[width], "ratio": medians[width] / medians[1],
+         "bytes": sum(trace_bytes(lm, tempo.RunSpec(prompt=prompt, replay=sets[width]), num_prompt).values())}
+        for width in TIMED_WIDTHS
+    ]  # fmt: skip
+
+
+def _log_ratio_to_bfloat16(case: Case) -> float | None:
+    return None if case["mode_tv"] is None else float(np.log(case["mode_tv"] / case["bfloat16_tv"]))
+
+
+CLAIMS = (
+    Claim(
+        id="exp5.finite",
+        statement="Logits and attention stay finite in both modes.",
+        statistic="no NaN and no infinity in any captured array",
+        values=lambda case: case["finite"],
+        test="always",
+        refuted_by="one value that is not finite",
+        control=lambda case: case["finite_with_fault"],
+        control_statement="the same arrays with one NaN planted",
+    ),
+    Claim(
+        id="exp5.rows-sum-to-one",
+        statement="Attention rows of wide sets sum to one.",
+        statistic="largest |row sum - 1| is at most 1e-5",
+        values=lambda case: case["row_sum_error"] <= ROW_SUM_TOLERANCE,
+        test="always",
+        refuted_by="one row that does not",
+        control=lambda case: None if case["row_sum_error_without_self"] is None else case["row_sum_error_without_self"] <= ROW_SUM_TOLERANCE,
+        control_statement="the same rows without each sibling's weight on itself",
+    ),
+    Claim(
+        id="exp5.agree-less-when-wide",
+        statement="The wider the sets so far, the less the modes agree.",
+        statistic="within a prompt, Spearman's correlation of the widest set so far with total variation at the reader",
+        values=lambda case: case["width_tv_rank_correlation"],
+        test="greater",
+        margin=0.0,
+        margin_reason="no association is the null",
+        family="exp5",
+        refuted_by="a mean correlation below 0",
+        control=lambda case: _shuffled_correlation(case),
+        control_statement="widths paired with steps at random",
+    ),
+    Claim(
+        id="exp5.more-than-bfloat16",
+        statement="The choice of mode changes the next distribution more than running in bfloat16 does.",
+        statistic="log of (total variation between modes / between float32 and bfloat16)",
+        values=_log_ratio_to_bfloat16,
+        test="greater",
+        margin=0.0,
+        margin_reason="equal change is the null",
+        family="exp5",
+        refuted_by="a mean log ratio below 0",
+        control=lambda case: None if (ratio := _log_ratio_to_bfloat16(case)) is None else -ratio,
+        control_statement="the ratio turned over",
+    ),
+)
+
+
+def _shuffled_correlation(case: Case) -> float | None:
+    steps = case["steps"]
+    # a generator of each prompt's own, so that the control does not depend on the order of prompts
+    rng = np.random.default_rng([SHUFFLE_SEED, *case["prompt"].encode()])
+    return _rank_correlation(rng.permutation([s["width"] for s in steps]).tolist(), [s["tv"] for s in steps])
+
+
+def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    """Agreement by width over the suite, and what a step costs by width."""
+    found = []
+    points = []
+    for low, high in ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 48)):
+        per_prompt = [np.mean(tvs) for case in cases if (tvs := [s["tv"] for s in case["steps"] if low <= s["width"] <= high])]
+        if len(per_prompt) >= 5:
+            points.append(((low * high) ** 0.5, *spread(per_prompt)))
+    if points:
+        caption = "Total variation between modes at the reader, by the width of the set just read; mean and 95 % interval over prompts."
+        found.append(lines_by({"isolated against visible": points}, "width of the set just read", "total variation", "Agreement by width", caption))
+    timing = next((case["timing"] for case in cases if "timing" in case), None)
+    if timing:
+        costs = [(t["width"], t["ratio"], t["ratio"], t["ratio"]) for t in timing]
+        caption = "Time of one step by its width, as a ratio to a step of one token (medians of 5, one run, widths in turn)."
+        found.append(lines_by({"this machine": costs}, "siblings in a step", "time, ratio to one", "What siblings cost", caption))
+    return found
+
+
+STUDY = Study("exp5", "High parallelism", measure, CLAIMS, pictures)
+
+
+def test_sets_are_as_wide_as_promised(family: Family, cases: list[Case]) -> None:
+    """The thresholds reach sets of 10 over the suite, and of 30 where the config is made for it."""
+    widest = max(width for case in cases for width in case["widths"])
+    assert widest >= (30 if family.config.threshold < 0.02 else 10), f"widest set: {widest}"
+
+
+def test_wide_sets_equal_brute_force(own_case: Case) -> None:
+    """Harness check: probabilities after wide sets are those of full forward passes without cache."""
+    assert own_case["oracle_difference"] < ORACLE_TOLERANCE
