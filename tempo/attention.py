@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from tempo.errors import ModelError
+from tempo.support import attention_implementations
 
 NAME = "tempo"
 
@@ -138,7 +139,7 @@ def _weights(
 @contextmanager
 def installed(model: PreTrainedModel) -> Iterator[None]:
     """Within the block the model's attention is tempo's; afterwards it is what it was."""
-    before = model.config._attn_implementation
+    before = attention_implementations(model)
     model.set_attn_implementation(NAME)
     try:
         if model.config._attn_implementation != NAME:

@@ -88,7 +88,12 @@ class Finding:
     control_estimate: float
     control_holds: bool  # the control did what it must: it did not support the claim
     refuted_by: str = ""
-    context: dict[str, Any] = field(default_factory=dict)  # experiment, config, model, versions
+    context: dict[str, Any] = field(default_factory=dict)  # experiment, config, variant, model
+
+    @property
+    def label(self) -> str:
+        """The claim's id, and which of an experiment's configs it was decided on if there are several."""
+        return f"{self.claim} ({self.context['variant']})" if self.context.get("variant") else self.claim
 
     def record(self) -> dict[str, Any]:
         """The finding as JSON-ready values: NaN becomes None."""
@@ -100,6 +105,8 @@ def judge(claim: Claim, cases: Sequence[Case], context: Mapping[str, Any] | None
     result = _test(claim, _values(claim.values, cases))
     control = _test(claim, _values(claim.control, cases))
     holds = control.verdict != "SUPPORTED"
+    if result.verdict == "SUPPORTED" and control.n == 0:
+        result = replace(result, verdict="INCONCLUSIVE", reason="nothing its control could act on, so it could not have failed")
     verdict, reason = result.verdict, result.reason
     if not holds and verdict == "SUPPORTED":
         verdict, reason = "INCONCLUSIVE", f"the control supports it as well ({claim.control_statement})"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -14,7 +16,7 @@ import numpy as np
 import typer
 from rich.box import HORIZONTALS
 from rich.console import Console, RenderableType
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -26,29 +28,28 @@ from tempo.spec import VISIBILITIES, Positions, Readout, RunSpec, TokenIds, Visi
 # Lower ends of the probability colours. The number beside each colour says the same without it.
 SHADES = ((0.5, "green"), (0.2, "yellow"), (0.0, "red"))
 LONGEST_PROMPT = 600  # characters of a prompt that are shown; of a longer one its end, which the sets continue
+MOST_MEMBERS = 12  # of a set that `compare` shows; `generate` shows all
 REASONS = {"max_steps": "stopped after max_steps", "eos": "stopped at end of sequence", "replay": "replay ended"}
 REPLAYED = (
-    "The same sets, chosen by isolated mode or given, are replayed in all modes. Cells: the most probable next token, and "
-    "KL (nats) and TV of the mode's distribution against isolated's."
+    "All modes replay the same sets, chosen by isolated mode or given. Cells: the most probable next token, and KL "
+    "(nats) and TV of the mode's distribution against isolated's."
 )
 FREE = (
     "Each mode chooses its own sets. Cells: its set, and KL (nats) and TV of its distribution against isolated's until "
     "the sets first differ; after that a dash, as distributions after different contexts are not comparable."
 )
+USAGE_ERROR: Any = typer.BadParameter.__base__  # of all usage errors, the one that every typer exports
 
 
 class _Commands(TyperGroup):
     """The commands, with every expected failure turned into one message on stderr and an exit code."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
-        if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **kwargs)
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         try:
-            sys.exit(super().main(*args, standalone_mode=False, **kwargs) or 0)
-        except typer.TyperException as error:
-            context = getattr(error, "ctx", None)
-            hint = f"\nTry '{context.command_path} --help'" if context else ""
-            _fail(f"{error.format_message()}{hint}", error.exit_code)
+            sys.exit(super().main(*args, **kwargs | {"standalone_mode": False}) or 0)
+        except USAGE_ERROR as error:
+            hint = f"\nTry '{error.ctx.command_path} --help'" if error.ctx else ""
+            _fail(error.format_message().replace("Value error, ", "") + hint, error.exit_code)
         except TempoError as error:
             _fail(str(error), 1)
 
@@ -62,7 +63,7 @@ app = typer.Typer(
 )
 
 DEFAULT = {name: field.default for name, field in RunSpec.model_fields.items()}
-Prompt = Annotated[str | None, typer.Argument(help="Text to continue; may come from --config instead.")]
+Prompt = Annotated[str | None, typer.Argument(metavar="PROMPT", help="Text to continue; may come from --config.")]
 Threshold = Annotated[float, typer.Option(help="Append every token with at least this probability, in (0, 1].")]
 MaxSteps = Annotated[int, typer.Option(help="Generate at most this many sets.")]
 WhichSiblings = Annotated[Visibility, typer.Option(help="A sibling attends to no siblings, to all, to earlier ones.")]
@@ -77,12 +78,11 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<n>.")]
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="A RunSpec as YAML; explicit options override it.")]
 Save = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep the trace, with what the config captures.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
 
 
 @app.callback(invoke_without_command=True)
-def _tempo(
-    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
-) -> None:
+def _tempo(context: typer.Context, version: Version = False) -> None:
     """Decode with every token that reaches a threshold, all at one rotary position.
 
     Exit codes: 0 done; 1 the run failed, and the message says what to do; 2 wrong usage; 130 interrupted.
@@ -113,7 +113,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Print the sets that TEMPO generates, each token with its probability."""
-    spec = _spec(context)
+    spec = _spec(context, config)
     with tempo.load_model(model, dtype, device) as lm:
         trace = _run(lm, [spec])[0]
         shown = visible(spec.prompt if isinstance(spec.prompt, str) else lm.decode(spec.prompt))
@@ -123,9 +123,8 @@ def generate(
         _write(json.dumps(_record(trace)) + "\n")
         return
     shown = shown if len(shown) <= LONGEST_PROMPT else "…" + shown[-LONGEST_PROMPT:]
-    words = [Text(word) for word in re.findall(r" *[^ ]+| +", shown)]
     console = _console()
-    lines = _wrap([words, *(_members(step.texts, step.probabilities) for step in trace.steps)], console.width)
+    lines = _wrap([_words(shown), *(_members(step.texts, step.probabilities) for step in trace.steps)], console.width)
     _show(console, *lines, Text(), _legend(), _summary(trace))
 
 
@@ -153,7 +152,7 @@ def compare(
     The sets are those that the isolated mode chooses, or those of a replay in --config. KL is KL(mode || isolated) in
     nats, TV the total variation, both of the distributions of the next token. --save makes a folder for each mode.
     """
-    spec = _spec(context)
+    spec = _spec(context, config)
     if free and spec.replay:
         raise typer.BadParameter(f"{config} replays sets, so no mode can choose its own", param_hint="--free")
     with tempo.load_model(model, dtype, device) as lm:
@@ -162,12 +161,12 @@ def compare(
         # all three in one batch: runs of other batch shapes differ by rounding
         traces = dict(zip(VISIBILITIES, _run(lm, [spec.but(visibility=mode) for mode in VISIBILITIES]), strict=True))
         rows = list(_comparison(lm, traces))
-    for mode, trace in traces.items() if save else ():
-        trace.save(save / mode)
+    for mode, trace in traces.items():
+        if save:
+            trace.save(save / mode)
     wide = next((k for k, row in enumerate(rows) if any(len(entry["tokens"]) > 1 for entry in row.values())), None)
-    early = (
-        rows if wide is None else rows[: wide + 1]
-    )  # until then all modes share all of their context, in free runs too
+    # until the first wide set is in the cache, contexts are equal in free runs too
+    early = rows if wide is None else rows[: wide + 1]
     largest = max(entry["tv"] for row in early for entry in row.values() if entry["tv"] is not None)
     if as_json:
         record = {"model": lm.name, "replayed": not free, "first_wide_step": wide, "max_tv_until_then": largest}
@@ -175,7 +174,8 @@ def compare(
         _write(json.dumps(record | {"steps": rows, "runs": runs}) + "\n")
         return
     what = f"{lm.name}. {FREE if free else REPLAYED} {_must_agree(len(rows), wide, largest)}"
-    _show(_console(), Text(what), _table(rows, free, wide), _legend())
+    console = _console()
+    _show(console, Text(visible(what)), _table(rows, free, wide, console.width), _legend())
 
 
 @app.command()
@@ -197,37 +197,39 @@ def models(as_json: Json = False) -> None:
     if as_json:
         _write(json.dumps({"models": listed}) + "\n")
         return
-    table = Table(
-        "name", "download", "here", "licence", Column("description, folder", overflow="fold"), box=HORIZONTALS
-    )
+    table = _new_table("name", "download", "here", "licence", "description")
     for model in listed:
         size = f"{model['download_bytes'] / 1e6:.0f} MB" if model["folder"] else "none"
-        about = Text(f"{model['description']}\n{visible(model['folder'] or 'built in code')}")
-        table.add_row(model["name"], size, "yes" if model["present"] else "no", model["license"], about)
+        table.add_row(model["name"], size, "yes" if model["present"] else "no", model["license"], model["description"])
+    root = next(model.folder().parent for model in KNOWN_MODELS.values() if model.wheels)
     _show(_console(), table)
+    _write(f"Folders: {visible(str(root))}/<name> (the environment variable TEMPO_CACHE moves them)\n")
 
 
-class _ConfigFile(RunSpec):
+class Settings(RunSpec):
     """A RunSpec whose prompt may come from the command line."""
 
     prompt: str | TokenIds = ""
 
 
-def _spec(context: typer.Context) -> RunSpec:
+def _spec(context: typer.Context, config: Path | None) -> RunSpec:
     """The settings of the config file, overridden by the options that were given."""
-    config = context.params["config"]
-    settings = load_yaml(_ConfigFile, config).model_dump(exclude_unset=True) if config else {}
+    settings = load_yaml(Settings, config).model_dump(exclude_unset=True) if config else {}
     for name in context.params.keys() & DEFAULT.keys():
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             settings[name] = context.params[name]
     if "prompt" not in settings:
         raise typer.BadParameter("give a text to continue, or a --config file that holds one", param_hint="PROMPT")
-    return RunSpec(**settings)
+    spec = RunSpec(**settings)
+    if isinstance(spec.prompt, str) and any(unicodedata.category(char) == "Cs" for char in spec.prompt):
+        raise typer.BadParameter(f"the prompt is not valid Unicode: {spec.prompt!r:.80}", param_hint="PROMPT")
+    return spec
 
 
 def _run(lm: tempo.LanguageModel, specs: Sequence[RunSpec]) -> list[tempo.Trace]:
-    with Console(stderr=True).status(f"{lm.name} generates ..."):
+    # FORCE_COLOR asks for colour, not for a spinner in a log file
+    with Console(stderr=True, force_terminal=sys.stderr.isatty()).status(Text(visible(f"{lm.name} generates ..."))):
         return tempo.generate_batch(lm, specs)
 
 
@@ -276,17 +278,28 @@ def _comparison(lm: tempo.LanguageModel, traces: Mapping[str, tempo.Trace]) -> I
 
 def _must_agree(num_steps: int, wide: int | None, largest: float) -> str:
     """Whether the modes agree where they must, or why there is nothing to see."""
+    but_rounding = f"they must agree but for rounding (largest TV {_short(largest)})."
     if wide is None:
-        return f"No set is wider than one, so the modes must agree (largest TV {_short(largest)}); lower the threshold."
-    said = f"Up to and including the first wide set, step {wide}, they must agree (largest TV there {_short(largest)})."
-    return said + (" Nothing was computed after that set; raise max_steps." if wide == num_steps - 1 else "")
+        return f"No set is wider than one, so {but_rounding} A lower threshold makes wide sets."
+    said = f"Up to and including the first wide set, step {wide}, {but_rounding}"
+    return said if wide < num_steps - 1 else f"{said} Nothing was computed after that set, where they may differ."
 
 
-def _table(rows: Sequence[Mapping[str, Mapping[str, Any]]], free: bool, wide: int | None) -> Table:
+def _new_table(*columns: str) -> Table:
+    return Table(*columns, box=HORIZONTALS, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _table(rows: Sequence[Mapping[str, Mapping[str, Any]]], free: bool, wide: int | None, width: int) -> Table:
     """One row a step, and a line under the last step at which the modes must agree."""
-    table = Table("step", *(() if free else ("set, replayed",)), *VISIBILITIES, box=HORIZONTALS)
+    table = _new_table("step", *(() if free else ("set, replayed",)), *VISIBILITIES)
+    # What a set has of the line, so that its breaks come between members: a third, or what "KL .0029 TV .017" leaves.
+    room = (width - 8) // 3 - 2 if free else max(16, width - 64)
     for k, row in enumerate(rows):
-        sets = {mode: _join(_members(entry["texts"], entry["probabilities"])) for mode, entry in row.items()}
+        sets = {}
+        for mode, entry in row.items():
+            pieces = _members(entry["texts"], entry["probabilities"])
+            more = [Text(f" {len(pieces) - MOST_MEMBERS} more]")] if len(pieces) > MOST_MEMBERS else []
+            sets[mode] = Text("\n").join(_wrap([pieces[:MOST_MEMBERS] + more], room))
         cells = [] if free else [sets["isolated"]]
         for mode in VISIBILITIES:
             if mode not in row:
@@ -301,15 +314,14 @@ def _table(rows: Sequence[Mapping[str, Mapping[str, Any]]], free: bool, wide: in
 
 
 def _short(value: float) -> str:
-    """Two digits that count: .12, .0052, 3.1e-06, 1.0; a plain 0 for exactly none."""
-    return f"{value:#.2g}".removeprefix("0") if value else "0"
+    """Two digits that count, one below 1e-4: .12, .0052, 3e-06, 1.0; a plain 0 for exactly none."""
+    return (f"{value:#.2g}".removeprefix("0") if value >= 1e-4 else f"{value:.0e}") if value else "0"
 
 
 def _member(text: str, probability: float, weight: str) -> Text:
     color = next(color for least, color in SHADES if probability >= least)
-    return Text.assemble(
-        (visible(text), weight + color), (f" {_short(probability)}", weight.replace("bold", "") + color)
-    )
+    number = f" {_short(probability)}", weight.replace("bold", "") + color
+    return Text.assemble((visible(text), weight + color), number)
 
 
 def _members(texts: Sequence[str], probabilities: Sequence[float]) -> list[Text]:
@@ -320,8 +332,8 @@ def _members(texts: Sequence[str], probabilities: Sequence[float]) -> list[Text]
     return [Text.assemble(("[", weight), pieces[0]), *pieces[1:]]
 
 
-def _join(pieces: Sequence[Text]) -> Text:
-    return Text().join(pieces)
+def _words(text: str) -> list[Text]:
+    return [Text(word) for word in re.findall(r" *[^ ]+| +", text)]
 
 
 def _wrap(groups: Sequence[Sequence[Text]], width: int) -> list[Text]:
@@ -347,7 +359,7 @@ def _summary(trace: tempo.Trace) -> Text:
     widths = trace.widths
     shown = " ".join(map(str, widths)) if len(widths) <= 20 else f"{min(widths)} to {max(widths)}"
     parts = [
-        f"{trace.provenance['model']}, {trace.spec.visibility}",
+        f"{visible(trace.provenance['model'])}, {trace.spec.visibility}",
         f"{len(widths)} steps of widths {shown}",
         f"{trace.num_slots} slots with the prompt's {len(trace.prompt_tokens)}",
         f"{trace.seconds:.2f} s",
@@ -387,7 +399,8 @@ def _fail(message: str, code: int) -> NoReturn:
 def main() -> None:
     """The console entry point."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its code
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its code
     app()
 
 

@@ -133,7 +133,8 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
         arrays, k, slots = store.load("attention_weights"), labels["wide"][0], labels["slots"][0]
         for mode in ("isolated", "visible"):
             title = f"Attention of the first wide set, {mode} siblings"
-            found.append(attention_heatmap(arrays[f"{mode}_{k:03d}"], labels["labels"], slots, title=title))
+            weights = arrays[f"{mode}_{k:03d}"]
+            found.append(attention_heatmap(weights, labels["labels"][: weights.shape[-1]], slots, title=title))
     maps = [case["context_tv_map"] for case in cases if case["context_tv_map"] is not None]
     if maps:
         caption = (

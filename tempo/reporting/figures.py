@@ -17,11 +17,12 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.colors import Colormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -36,7 +37,7 @@ _SYMBOLS = {"SUPPORTED": (GREEN, "o"), "REFUTED": (VERMILLION, "X"), "INCONCLUSI
 _MAX_LABELS = 48  # token labels along an axis that can still be told apart at the widest picture
 _LABEL_LENGTH = 14
 _WIDTH = 7.5  # inches at 96 CSS pixels
-_RC = {
+_RC: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "tempo", "text.parse_math": False, "axes.formatter.use_mathtext": False,
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9, "axes.unicode_minus": True,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
@@ -109,17 +110,17 @@ def attention_heatmap(
     def draw(figure: Figure) -> None:
         axes = figure.subplots(len(layers), 1, sharex=True, squeeze=False)[:, 0]
         for ax, layer, panel in zip(axes, layers, weights, strict=True):
-            image = ax.imshow(np.ma.masked_equal(panel, 0.0), norm=norm, cmap="viridis", aspect="auto")
+            image = ax.imshow(np.ma.masked_equal(panel, 0.0), norm=norm, cmap=_cmap("viridis"), aspect="auto")
             corner = (slots[0] - 0.5, -0.5)
             ax.add_patch(Rectangle(corner, width, width, fill=False, ec=VERMILLION, lw=1.8, clip_on=False))
             ax.set_title(f"layer {layer}")
             _token_ticks(ax, "y", [labels[slot] for slot in slots], max_labels=12)
-            ax.tick_params(axis="x", length=2, labelbottom=ax is axes[-1])
+            ax.tick_params(axis="x", length=2, bottom=ax is axes[-1], labelbottom=ax is axes[-1])
         _token_ticks(axes[-1], "x", labels)
         bar = figure.colorbar(image, ax=axes, extend="max", fraction=0.04, pad=0.02, aspect=25)
         bar.set_label("attention weight")
         ticks = np.array([0, 1 / 16, 1 / 4, 9 / 16, 1]) * norm.vmax  # evenly spaced after the square root
-        bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+        bar.set_ticks(ticks.tolist(), labels=[f"{tick:.2g}" for tick in ticks])
 
     block = weights[:, :, slots[0] : slots[0] + width]
     among = block[:, ~np.eye(width, dtype=bool)]
@@ -128,7 +129,7 @@ def attention_heatmap(
     caption = (
         f"Rows: the {width} siblings as queries; columns: all {num_slots} slots, the siblings' own outlined. Mean over "
         f"heads; the square-root colour scale ends at {number(norm.vmax)}, the largest weight outside slot 0, so that "
-        "the attention sink at slot 0 does not drown the rest. Blank means exactly zero. "
+        "the attention sink at slot 0 does not drown the rest. Grey means exactly zero. "
         f"Mean weight on each other sibling: {said}."
     )
     alt = f"Heatmap of attention from {width} siblings to {num_slots} slots. Mean weight on each other sibling: {said}."
@@ -137,7 +138,7 @@ def attention_heatmap(
 
 
 def layer_head_map(values: np.ndarray, title: str, label: str, caption: str) -> Picture:
-    """One value per layer and head [L, H] as a heatmap; diverging around zero if any is negative, NaN blank."""
+    """One value per layer and head [L, H] as a heatmap; diverging around zero if any is negative, NaN grey."""
     values = np.asarray(values, np.float64)
     finite = values[np.isfinite(values)] if np.isfinite(values).any() else np.zeros(1)
     signed, end = bool(finite.min() < 0), float(np.abs(finite).max()) or 1.0
@@ -145,7 +146,7 @@ def layer_head_map(values: np.ndarray, title: str, label: str, caption: str) -> 
 
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
-        norm, cmap = Normalize(-end if signed else 0.0, end), "PuOr_r" if signed else "viridis"
+        norm, cmap = Normalize(-end if signed else 0.0, end), _cmap("PuOr_r" if signed else "viridis")
         image = ax.imshow(np.ma.masked_invalid(values), norm=norm, cmap=cmap, aspect="auto")
         ax.set(xlabel="head", ylabel="layer")
         for axis in (ax.xaxis, ax.yaxis):
@@ -157,6 +158,7 @@ def layer_head_map(values: np.ndarray, title: str, label: str, caption: str) -> 
         f"Heatmap of {label} for {num_layers} layers and {num_heads} heads: from {number(finite.min())} to "
         f"{number(finite.max())}, mean {number(finite.mean())}; largest in layer {layer}, head {head}."
     )
+    caption += "" if np.isfinite(values).all() else " Grey: no value."
     size = (min(_WIDTH, 2.2 + 0.24 * num_heads), min(6.0, 1.0 + 0.15 * num_layers))
     return _picture(title, caption, alt, size, draw)
 
@@ -196,8 +198,7 @@ def lines_by(
             figure.legend(loc="outside upper left", ncols=max(1, 80 // (max(map(len, drawn)) + 8)))
 
     said = "; ".join(
-        f"{name}: " + " to ".join(f"{number(mean)} at {number(x)}" for x, mean, _, _ in points[[0, -1]])
-        for name, points in drawn.items()
+        f"{name}: " + " to ".join(f"{number(mean)} at {number(x)}" for x, mean, _, _ in points[[0, -1]]) for name, points in drawn.items()
     )
     caption += " Open triangles at the lower edge: zero, which a logarithmic axis cannot show." if zeros else ""
     return _picture(title, caption, f"{ylabel} against {xlabel}. {said}.", (6.2, 3.6), draw)
@@ -257,7 +258,7 @@ def position_map(
         ax.set(ylabel="logical position", xlim=(slot.min() - 0.8, slot.max() + 1.6))
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(axis="y")
-        _token_ticks(ax, "x", labels, at=slot)
+        _token_ticks(ax, "x", labels, at=slot.tolist())
         figure.legend(loc="outside upper left", ncols=3)
 
     said = (
@@ -309,7 +310,7 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
                 _forest_row(ax, row, finding, scale, left, right)
             ax.axvline(0.0, color=_INK, lw=0.6, alpha=0.6)
             ax.set(xlim=(left, right), ylim=(len(members) - 0.4, -0.6), xlabel=label)
-            ax.set_yticks(range(len(members)), [_clip(f.claim, 34) for f, _ in members])
+            ax.set_yticks(range(len(members)), [_clip(f.label, 34) for f, _ in members])
             ax.tick_params(axis="y", length=0)
 
     count = {v: sum(f.verdict == v for f in findings) for v in _SYMBOLS}
@@ -319,7 +320,7 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
         "drawing's."
     )
     alt = ", ".join(f"{n} {v.lower()}" for v, n in count.items()) + ". " + "; ".join(
-        f"{f.claim}: {number(f.estimate)} [{number(f.low)}, {number(f.high)}] {f.verdict.lower()}" for f in findings
+        f"{f.label}: {number(f.estimate)} [{number(f.low)}, {number(f.high)}] {f.verdict.lower()}" for f in findings
     )  # fmt: skip
     return _picture(title, caption, alt, (9.5, 0.6 + 0.27 * len(findings) + 0.5 * len(panels)), draw)
 
@@ -341,9 +342,7 @@ def _forest_row(ax: Axes, row: int, finding: Finding, scale: float, left: float,
     ax.text(1.02, row, interval + margin, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
 
 
-def _token_ticks(
-    ax: Axes, which: str, labels: Sequence[str], at: Sequence[float] | None = None, max_labels: int = _MAX_LABELS
-) -> None:
+def _token_ticks(ax: Axes, which: str, labels: Sequence[str], at: Sequence[float] | None = None, max_labels: int = _MAX_LABELS) -> None:
     """Token texts along an axis; only every n-th where they would overlap."""
     at = range(len(labels)) if at is None else at
     step = -(-len(labels) // max_labels)
@@ -353,6 +352,11 @@ def _token_ticks(
         ax.set_yticks(at[::step], shown, fontsize=8)
     else:  # anchored, so that a viewer's font of another width still ends at its tick
         ax.set_xticks(at[::step], shown, fontsize=8, rotation=90, rotation_mode="anchor", ha="right", va="center")
+
+
+def _cmap(name: str) -> Colormap:
+    """The colour map, with a grey that is none of its colours for cells without a value; 64 levels, to save bytes."""
+    return matplotlib.colormaps[name].resampled(64).with_extremes(bad="#b0b0b0")
 
 
 def _printable(text: str) -> str:
@@ -375,7 +379,7 @@ def _picture(title: str, caption: str, alt: str, size: tuple[float, float], draw
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     raw = buffer.getvalue()
     title, caption, alt = _printable(title), _printable(caption), _printable(alt)
-    prefix = f"{slug(title)}-{hashlib.sha256((title + alt + raw).encode()).hexdigest()[:8]}"
+    prefix = f"fig{hashlib.sha256((title + alt + raw).encode()).hexdigest()[:8]}"
     return Picture(slug(title), title, caption, alt, _inline(raw, prefix, alt))
 
 

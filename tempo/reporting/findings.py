@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -36,7 +36,7 @@ def findings_table(findings: Sequence[Finding]) -> list[str]:
         shown.sort(key=lambda f: f.verdict == "SUPPORTED" and f.control_holds)
     lines = [f"{'verdict':<13}{'claim':<40} {'estimate [95 % interval]':<32}{'n':>5} {'p corr.':>9}"]
     for f in shown[:room]:
-        row = f"{f.verdict:<13}{_cut(f.claim, 40):<40} {_interval(f):<32}{f.n:>5} {number(f.p_corrected):>9}"
+        row = f"{f.verdict:<13}{_cut(f.label, 40):<40} {_interval(f):<32}{f.n:>5} {number(f.p_corrected):>9}"
         lines.append(row + ("" if f.control_holds else " control!"))
     if rest := shown[room:]:
         counts = [f"{n} {v.lower()}" for v in _VERDICTS if (n := sum(f.verdict == v for f in rest))]
@@ -52,14 +52,12 @@ def findings_markdown(findings: Sequence[Finding]) -> str:
     for f in findings:
         control = f"{f.control}: {number(f.control_estimate)}, {_behaved(f)}"
         verdict = f"{_VERDICTS[f.verdict]} {f.verdict.lower()}"
-        cells = (verdict, f.claim, f.statement, _interval(f), f"{f.n} {f.unit}s", number(f.p_corrected), control)
+        cells = (verdict, f.label, f.statement, _interval(f), f"{f.n} {f.unit}s", number(f.p_corrected), control)
         lines.append("| " + " | ".join(_markdown(cell) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def findings_html(
-    findings: Sequence[Finding], pictures_by_experiment: Mapping[str, Sequence[Picture]], about: Mapping[str, str]
-) -> str:
+def findings_html(findings: Sequence[Finding], pictures_by_experiment: Mapping[str, Sequence[Picture]], about: Mapping[str, str]) -> str:
     """The findings as an HTML fragment: headline, table, forest plot, pictures by experiment, provenance.
 
     It carries its own CSS (every class begins with `tempo-`) and follows the reader's choice of light or dark.
@@ -88,12 +86,16 @@ def append_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None
     lines = [json.dumps(plain(record), allow_nan=False) + "\n" for record in records]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and (tail := path.read_bytes().rpartition(b"\n")[2]):
-        complete = _parse(tail) is not None
-        os.truncate(path, path.stat().st_size - (0 if complete else len(tail)))
-        lines.insert(0, "\n" if complete else "")
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write("".join(lines))
+    with path.open("ab+") as file:
+        if not _ends_with_newline(file):
+            file.seek(0)
+            content = file.read()
+            tail = content.rpartition(b"\n")[2]
+            if _parse(tail) is not None:
+                lines.insert(0, "\n")
+            else:
+                file.truncate(len(content) - len(tail))
+        file.write("".join(lines).encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -138,6 +140,14 @@ def plain(value: Any) -> Any:
     raise TypeError(f"cannot record a {type(value).__name__} as JSON; pass numbers, strings, lists, dicts or arrays")
 
 
+def _ends_with_newline(file: BinaryIO) -> bool:
+    """Whether the file is empty or its last line is complete; cheap, since a record may be long."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read() == b"\n"
+
+
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
@@ -165,7 +175,11 @@ def _interval(finding: Finding) -> str:
 
 
 def _behaved(finding: Finding) -> str:
-    return "fails it, as it must" if finding.control_holds else "SUPPORTS IT TOO: this check proves nothing"
+    if not finding.control_holds:
+        return "SUPPORTS IT TOO: this check proves nothing"
+    if math.isnan(finding.control_estimate):
+        return "not measured: nothing shows here that this check can fail"
+    return "does not support it, as it should"
 
 
 def _headline(findings: Sequence[Finding]) -> str:
@@ -178,7 +192,7 @@ def _headline(findings: Sequence[Finding]) -> str:
         said += f" {'Model' if len(models) == 1 else 'Models'}: <b>{_text(', '.join(models))}</b>."
     if prompts:
         said += f" Prompts: <b>{prompts[0]}</b>." if len(prompts) == 1 else f" Prompts: {prompts[0]} to {prompts[-1]}."
-    if failed := [f.claim for f in findings if not f.control_holds]:
+    if failed := [f.label for f in findings if not f.control_holds]:
         said += f" <b>Negative control did not behave:</b> {_text(', '.join(failed))}."
     return f'<p class="tempo-headline">{said}</p>'
 
@@ -210,7 +224,7 @@ def _row(f: Finding) -> str:
     mark = "" if f.control_holds else ' class="tempo-alarm"'
     return (
         f'<tr><td><span class="tempo-badge tempo-{slug(verdict)}">{_VERDICTS[f.verdict]} {_text(verdict)}</span></td>'
-        f"<td><code>{_text(f.claim)}</code><br>{_text(f.statement)}<small>{_text(f.reason)}</small></td>"
+        f"<td><code>{_text(f.label)}</code><br>{_text(f.statement)}<small>{_text(f.reason)}</small></td>"
         f"<td{_NUMBER}>{number(f.estimate)}<br>[{number(f.low)}, {number(f.high)}]{size}</td>"
         f"<td{_NUMBER}>{f.n}<small>{_text(f.unit)}{'' if f.n == 1 else 's'}</small></td>"
         f"<td>{_text(f.test)}: {_text(f.statistic)}<small>{margin}</small></td>"

@@ -14,6 +14,8 @@ def visible(text: str) -> str:
 
     For reading, not for decoding: a backslash stays as it is. Markup (of Rich, HTML) is not touched.
     """
-    return "".join(
-        char.encode("unicode_escape").decode() if unicodedata.category(char) in UNSEEN else char for char in text
-    )
+    return "".join(_escape(char) if unicodedata.category(char) in UNSEEN else char for char in text)
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode()

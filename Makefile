@@ -1,0 +1,38 @@
+# Two commands do everything from nothing: `make experiments` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: experiments test conformance setup lint typecheck format clean
+
+experiments: setup  ## run all experiments on the default real model; writes reports/findings.html
+	$(BIN)/python -m pytest test_experiments
+
+test: setup  ## the library's own tests, on tiny models and on the real one
+	$(BIN)/python -m pytest tests
+
+conformance: setup  ## engine against oracle on the real model, every setting on twenty prompts; writes reports/published/conformance.json
+	$(BIN)/python -m benchmarks.conformance
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: setup
+	$(BIN)/pyright
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) results reports/findings.html

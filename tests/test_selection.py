@@ -1,0 +1,236 @@
+"""tempo.selection: from logits to one distribution, and from a distribution to a set, against NumPy by hand."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tempo.selection import SMALLEST_PROBABILITY, member_weights, read_out, select
+from tempo.spec import READOUTS
+
+# float32 softmax of logits up to 30 against float64: ten times what was seen.
+ROUNDING = 1e-6
+DISTRIBUTION = torch.tensor([0.05, 0.30, 0.10, 0.30, 0.20, 0.05])
+
+PROBABILITIES = hnp.arrays(np.float32, st.integers(1, 12), elements=st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 1.0]))
+THRESHOLDS = st.sampled_from([0.05, 0.1, 0.25, 0.3, 0.4, 0.5, 1.0])
+LOGITS = hnp.arrays(
+    np.float32, st.tuples(st.integers(1, 5), st.integers(2, 9)), elements=st.floats(-30, 30, width=32, allow_subnormal=False)
+)
+
+
+def numpy_softmax(logits):
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def numpy_read_out(logits, probabilities, readout):
+    """The definition, design section 3.5, in float64."""
+    weights = np.array(probabilities, dtype=np.float64)
+    return {
+        "mixture": weights / weights.sum() @ numpy_softmax(logits),
+        "mean_logits": numpy_softmax(logits.astype(np.float64).mean(axis=0)),
+        "last": numpy_softmax(logits[-1]),
+        "first": numpy_softmax(logits[0]),
+    }[readout]
+
+
+def by_definition(distribution, threshold, max_width=None):
+    """The set, design section 3.2, without a sort of torch's."""
+    values = distribution.tolist()
+    ranked = sorted(range(len(values)), key=lambda token: (-values[token], token))
+    return ([token for token in ranked if values[token] >= np.float32(threshold)] or ranked[:1])[:max_width]
+
+
+def test_a_probability_at_the_threshold_is_in_and_one_below_is_not():
+    at = torch.tensor([0.5, 0.25, 0.25])
+    below = torch.tensor([0.5, 0.25, float(np.nextafter(np.float32(0.25), np.float32(0)))])
+    assert select(at, 0.25, None).tokens == [0, 1, 2]
+    assert select(below, 0.25, None).tokens == [0, 1]
+
+
+def test_a_threshold_that_float32_cannot_hold_still_includes_its_own_rounding():
+    assert float(np.float32(0.7)) < 0.7
+    assert select(torch.tensor([0.3, 0.7]), 0.7, None).tokens == [1]
+    assert select(torch.tensor([0.3, 0.7]), 0.3, None).tokens == [1, 0]
+    assert select(torch.tensor([0.3, 0.7]), 0.30001, None).tokens == [1]
+
+
+def test_members_come_by_falling_probability_and_ties_by_lower_id():
+    chosen = select(DISTRIBUTION, 0.1, None)
+    assert chosen.tokens == [1, 3, 4, 2]
+    assert chosen.probabilities == DISTRIBUTION[[1, 3, 4, 2]].tolist()
+    assert chosen.tokens != sorted(chosen.tokens)
+    assert (chosen.ended, chosen.stops) == ([], False)
+
+
+def test_many_ties_come_by_lower_id():
+    uniform = torch.full((5000,), 1 / 5000)
+    assert select(uniform, 1e-4, None).tokens == list(range(5000))
+    assert select(uniform, 1e-4, 3).tokens == [0, 1, 2]
+    uniform[4000] *= 2
+    assert select(uniform, 1e-4, 3).tokens == [4000, 0, 1]
+
+
+def test_without_any_above_the_threshold_the_argmax_alone_is_chosen():
+    assert select(DISTRIBUTION, 0.31, None) == ([1], DISTRIBUTION[[1]].tolist(), [], False)
+    assert select(DISTRIBUTION.flip(0), 0.31, None).tokens == [2]  # the lower of ids 2 and 4
+    assert select(DISTRIBUTION, 0.30, None).tokens == [1, 3]
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, None])
+def test_max_width_keeps_the_most_probable(width):
+    assert select(DISTRIBUTION, 0.1, width).tokens == [1, 3, 4, 2][:width]
+    assert select(DISTRIBUTION, 0.1, width).probabilities == DISTRIBUTION[[1, 3, 4, 2][:width]].tolist()
+    assert select(DISTRIBUTION, 0.9, width).tokens == [1]
+
+
+@given(PROBABILITIES, THRESHOLDS, st.none() | st.integers(1, 5))
+@settings(max_examples=200, deadline=None)
+def test_the_set_is_the_definition_for_any_distribution(distribution, threshold, width):
+    chosen = select(torch.tensor(distribution), threshold, width)
+    assert chosen.tokens == by_definition(distribution, threshold, width)
+    assert chosen.probabilities == distribution[chosen.tokens].tolist()
+    if len(chosen.tokens) > 1:
+        assert chosen.tokens != by_definition(distribution, threshold, len(chosen.tokens) - 1)
+
+
+def test_a_leading_end_of_sequence_stays_and_stops_the_run():
+    assert select(DISTRIBUTION, 0.1, None, frozenset({1})) == ([1, 3, 4, 2], DISTRIBUTION[[1, 3, 4, 2]].tolist(), [], True)
+    assert select(DISTRIBUTION, 0.31, None, frozenset({1})) == ([1], DISTRIBUTION[[1]].tolist(), [], True)
+    assert not select(DISTRIBUTION, 0.1, None).stops
+
+
+def test_an_end_of_sequence_tied_for_the_lead_stops_only_with_the_lower_id():
+    assert select(DISTRIBUTION, 0.1, None, frozenset({1})).stops
+    assert not select(DISTRIBUTION, 0.1, None, frozenset({3})).stops
+
+
+def test_an_end_of_sequence_that_does_not_lead_is_left_out_and_named():
+    chosen = select(DISTRIBUTION, 0.1, None, frozenset({4}))
+    assert chosen == ([1, 3, 2], DISTRIBUTION[[1, 3, 2]].tolist(), [4], False)
+    assert select(DISTRIBUTION, 0.1, None).tokens == [1, 3, 4, 2]
+
+
+def test_an_end_of_sequence_below_the_threshold_is_not_named():
+    assert select(DISTRIBUTION, 0.25, None, frozenset({4})).ended == []
+    assert select(DISTRIBUTION, 0.20, None, frozenset({4})).ended == [4]
+
+
+@pytest.mark.parametrize(
+    ("eos", "tokens", "ended", "stops"),
+    [
+        ({3, 2}, [1, 4], [3, 2], False),
+        ({1, 4}, [1, 3, 4, 2], [], True),
+        ({3, 4, 2}, [1], [3, 4, 2], False),
+        ({0, 5}, [1, 3, 4, 2], [], False),
+        ({0, 2, 99}, [1, 3, 4], [2], False),
+    ],
+)
+def test_several_end_of_sequence_tokens_are_each_judged(eos, tokens, ended, stops):
+    chosen = select(DISTRIBUTION, 0.1, None, frozenset(eos))
+    assert (chosen.tokens, chosen.ended, chosen.stops) == (tokens, ended, stops)
+    assert chosen.probabilities == DISTRIBUTION[tokens].tolist()
+    assert select(DISTRIBUTION, 0.1, None, frozenset()).tokens == [1, 3, 4, 2]
+
+
+@given(LOGITS, st.data())
+@settings(max_examples=150, deadline=None)
+def test_each_readout_is_the_definition(logits, data):
+    size = len(logits)
+    probabilities = data.draw(st.lists(st.floats(1e-3, 1.0), min_size=size, max_size=size))
+    for readout in READOUTS:
+        distribution = read_out(torch.tensor(logits), probabilities, readout)
+        assert distribution.dtype == torch.float32
+        assert distribution.shape == logits.shape[1:]
+        assert np.abs(distribution.numpy() - numpy_read_out(logits, probabilities, readout)).max() < ROUNDING
+        assert abs(float(distribution.double().sum()) - 1) < 10 * ROUNDING
+
+
+def test_the_readouts_differ_on_logits_that_differ():
+    logits, probabilities = torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.0, 4.0]]), [0.6, 0.2]
+    results = [read_out(logits, probabilities, readout) for readout in READOUTS]
+    for i, one in enumerate(results):
+        assert all((one - other).abs().max() > 0.1 for other in results[:i])
+    mixture = 0.75 * torch.softmax(logits[0], 0) + 0.25 * torch.softmax(logits[1], 0)
+    assert torch.allclose(results[READOUTS.index("mixture")], mixture, atol=ROUNDING)
+    unweighted = torch.softmax(logits, -1).mean(0)
+    assert not torch.allclose(results[READOUTS.index("mixture")], unweighted, atol=0.1)
+
+
+@given(hnp.arrays(np.float32, st.tuples(st.just(1), st.integers(1, 50)), elements=st.floats(-30, 30, width=32)), st.floats(0, 1))
+@settings(max_examples=100, deadline=None)
+def test_every_readout_of_one_member_is_its_softmax_to_the_bit(logits, probability):
+    logits = torch.tensor(logits)
+    for readout in READOUTS:
+        assert torch.equal(read_out(logits, [probability], readout), torch.softmax(logits[0], dim=-1))
+    if logits.shape[1] > 1:
+        assert not torch.equal(read_out(logits, [probability], "mixture"), torch.softmax(logits[0] + torch.eye(logits.shape[1])[0], -1))
+
+
+def test_the_order_of_members_matters_to_first_and_last_and_not_to_the_others():
+    logits = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0]])
+    for readout in READOUTS:
+        forward, backward = read_out(logits, [0.6, 0.3], readout), read_out(logits.flip(0), [0.3, 0.6], readout)
+        assert torch.allclose(forward, backward, atol=ROUNDING) == (readout in ("mixture", "mean_logits"))
+
+
+@given(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=20))
+@settings(max_examples=100, deadline=None)
+def test_weights_are_the_probabilities_renormalised(probabilities):
+    weights = member_weights(probabilities)
+    assert weights.dtype == torch.float64
+    assert abs(float(weights.sum()) - 1) < 1e-12
+    assert np.allclose(weights.numpy(), np.array(probabilities) / sum(probabilities), rtol=1e-12)
+    if sum(probabilities) < 0.99:
+        assert not np.allclose(weights.numpy(), probabilities)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "expected"),
+    [([0.0], [1.0]), ([0.0, 0.0], [0.5, 0.5]), ([0.4, 0.0], [1.0, SMALLEST_PROBABILITY / 0.4]), ([5e-324, 1e-40], [0.5, 0.5])],
+)
+def test_weights_survive_probabilities_that_underflow(probabilities, expected):
+    weights = member_weights(probabilities)
+    assert np.allclose(weights.numpy(), expected, rtol=1e-12, atol=0.0)
+    assert torch.isfinite(torch.log(weights)).all()
+    raw = torch.tensor(probabilities, dtype=torch.float64)
+    assert not torch.isfinite(torch.log(raw)).all() or raw.sum() < SMALLEST_PROBABILITY
+
+
+def test_a_mixture_of_members_that_underflow_is_finite():
+    distribution = read_out(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), [0.0, 0.0], "mixture")
+    assert torch.allclose(distribution, torch.tensor([0.5, 0.5]))
+    assert torch.isnan(torch.zeros(2) / torch.zeros(2).sum()).all()
+
+
+@pytest.mark.parametrize("readout", ["median", "Mixture", "", None])
+def test_an_unknown_readout_is_refused(readout):
+    with pytest.raises(ValueError, match="unknown readout"):
+        read_out(torch.zeros(2, 3), [0.5, 0.5], readout)
+    assert read_out(torch.zeros(2, 3), [0.5, 0.5], "mixture").shape == (3,)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_float64_logits_are_read_in_float64(readout):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 8, (4, 1000))
+    probabilities = [0.4, 0.3, 0.2, 0.1]
+    exact = numpy_read_out(logits, probabilities, readout).astype(np.float32)
+    wide = read_out(torch.tensor(logits), probabilities, readout)
+    narrow = read_out(torch.tensor(logits, dtype=torch.float32), probabilities, readout)
+    assert wide.dtype == narrow.dtype == torch.float32
+    # float64 inside: nothing is lost but the last rounding to float32
+    assert np.abs(wide.numpy() - exact).max() <= np.spacing(exact.max())
+    assert (np.abs(wide.numpy() - exact) <= np.spacing(exact)).all()
+    assert not (np.abs(narrow.numpy() - exact) <= np.spacing(exact)).all()
+
+
+def test_half_precision_logits_are_read_in_float32():
+    logits = torch.randn(3, 100, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for readout in READOUTS:
+        assert torch.equal(read_out(logits, [0.5, 0.3, 0.1], readout), read_out(logits.float(), [0.5, 0.3, 0.1], readout))
+    low = torch.softmax(logits[0], -1)
+    assert not torch.equal(low.float(), read_out(logits, [0.5, 0.3, 0.1], "first"))

@@ -1,0 +1,332 @@
+"""tempo.spec: what a run may be asked, what it is told when it may not, and specs that survive YAML and hashing."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import tempo
+from tempo.errors import SpecError
+from tempo.spec import CAPTURES, POSITIONS, READOUTS, VISIBILITIES, WEIGHTINGS, RunSpec, load_yaml
+
+VALID = {
+    "prompt": "a cat",
+    "threshold": 0.2,
+    "max_steps": 3,
+    "visibility": "causal",
+    "positions": "sequential",
+    "readout": "last",
+    "weighting": "count",
+    "max_width": 4,
+    "stop_at_eos": False,
+    "replay": ((1, 2), (3,)),
+    "capture": ("logits",),
+}
+CHANGED = {
+    "prompt": "a dog",
+    "threshold": 0.3,
+    "max_steps": 4,
+    "visibility": "visible",
+    "positions": "shared",
+    "readout": "first",
+    "weighting": "none",
+    "max_width": None,
+    "stop_at_eos": True,
+    "replay": ((1, 2), (4,)),
+    "capture": ("kv",),
+}
+
+TOKEN_IDS = st.lists(st.integers(0, 2**40), min_size=1, max_size=4).map(tuple)
+TOKEN_SETS = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True).map(tuple), min_size=1, max_size=3)
+# Every character a str can hold, lone surrogates included: YAML must bring back whatever pydantic lets in.
+TEXT = st.text(st.characters(exclude_categories=()), min_size=1, max_size=20)
+SETTINGS = st.fixed_dictionaries(
+    {
+        "prompt": TEXT | TOKEN_IDS,
+        "threshold": st.floats(0.0, 1.0, exclude_min=True),
+        "max_steps": st.integers(1, 10**20),
+        "visibility": st.sampled_from(VISIBILITIES),
+        "positions": st.sampled_from(POSITIONS),
+        "readout": st.sampled_from(READOUTS),
+        "weighting": st.sampled_from(WEIGHTINGS),
+        "max_width": st.none() | st.integers(1, 10**6),
+        "stop_at_eos": st.booleans(),
+        "replay": st.none() | TOKEN_SETS.map(tuple),
+        "capture": st.lists(st.sampled_from(CAPTURES), max_size=4).map(tuple),
+    }
+)
+
+
+def refusal(**changes):
+    """The message with which these settings are refused."""
+    with pytest.raises(SpecError) as error:
+        RunSpec(**{"prompt": "a cat", **changes})
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "bad", "seen", "expected", "good"),
+    [
+        ("threshold", 0.0, "0.0", "a probability above 0 and at most 1", 1e-9),
+        ("threshold", -0.5, "-0.5", "a probability above 0 and at most 1", 0.5),
+        ("threshold", 1.5, "1.5", "a probability above 0 and at most 1", 1.0),
+        ("threshold", math.nan, "nan", "a probability above 0 and at most 1", 1),
+        ("threshold", math.inf, "inf", "a probability above 0 and at most 1", np.float32(0.5)),
+        ("threshold", "0.1", "'0.1'", "a valid number", 0.1),
+        ("threshold", True, "True", "a valid number", 1),
+        ("threshold", None, "None", "a valid number", 0.1),
+        ("max_steps", 0, "0", "greater than or equal to 1", 1),
+        ("max_steps", -1, "-1", "greater than or equal to 1", 1),
+        ("max_steps", 2.0, "2.0", "a valid integer", 2),
+        ("max_steps", True, "True", "a valid integer", 1),
+        ("max_steps", "3", "'3'", "a valid integer", 3),
+        ("max_width", 0, "0", "greater than or equal to 1", 1),
+        ("max_width", 1.5, "1.5", "a valid integer", None),
+        ("stop_at_eos", 1, "1", "a valid boolean", True),
+        ("stop_at_eos", "no", "'no'", "a valid boolean", False),
+        ("visibility", "all", "'all'", "'isolated', 'visible' or 'causal'", "causal"),
+        ("visibility", "visble", "'visble'", "did you mean 'visible'?", "visible"),
+        ("visibility", 3, "3", "'isolated', 'visible' or 'causal'", "isolated"),
+        ("positions", "sharde", "'sharde'", "did you mean 'shared'?", "shared"),
+        ("readout", "mixtrue", "'mixtrue'", "did you mean 'mixture'?", "mixture"),
+        ("weighting", "probabilty", "'probabilty'", "did you mean 'probability'?", "probability"),
+        ("prompt", "", "''", "give at least one token", " "),
+        ("prompt", [], "[]", "give at least one token", [0]),
+        ("prompt", None, "None", "a valid string", "None"),
+        ("prompt", 5, "5", "a valid string", [5]),
+        ("prompt", b"ab", "b'ab'", "a valid string", "ab"),
+        ("prompt", [1, 2.0], "2.0", "a valid integer", [1, 2]),
+        ("prompt", [1, True], "True", "a valid integer", [1, 1]),
+        ("prompt", ["a"], "'a'", "a valid integer", "a"),
+        ("replay", [], "[]", "leave replay out for a free run", None),
+        ("replay", [[1], []], "[[1], []]", "the set of step 1 is empty", [[1], [2]]),
+        ("replay", [[1], [7, 3, 7]], "[[1], [7, 3, 7]]", "the set of step 1 holds token 7 more than once", [[7], [7, 3]]),
+        ("replay", [1, 2], "1", "a valid tuple", [[1, 2]]),
+        ("replay", [["a"]], "'a'", "a valid integer", [[0]]),
+        ("replay", "ab", "'ab'", "a valid tuple", [[97], [98]]),
+        ("replay", [[True]], "True", "a valid integer", [[1]]),
+        ("capture", "weights", "'weights'", "'attention', 'logits' or 'kv'", "kv"),
+        ("capture", ["kv", "weights"], "'weights'", "'attention', 'logits' or 'kv'", ["kv", "logits"]),
+        ("capture", 5, "5", "a valid tuple", ()),
+    ],
+)
+def test_a_bad_value_is_refused_by_key_value_and_expectation_and_a_good_one_is_not(key, bad, seen, expected, good):
+    message = refusal(**{key: bad})
+    assert message.startswith("RunSpec: ")
+    assert f"{key}={seen}" in message
+    assert expected in message
+    assert key in RunSpec(**{"prompt": "a cat", key: good}).model_fields_set
+
+
+def test_a_guess_is_offered_only_for_what_is_near():
+    assert "did you mean" in refusal(visibility="isolatd")
+    assert "did you mean" not in refusal(visibility="everything")
+    assert refusal(treshold=0.1) == "RunSpec: unknown key 'treshold'; did you mean 'threshold'?"
+    far = refusal(temperature_scale=0.1)
+    assert "did you mean" not in far
+    assert all(key in far for key in ("unknown key 'temperature_scale'", "valid keys", *VALID))
+
+
+def test_every_problem_is_named_at_once():
+    message = refusal(threshold=2.0, max_steps=0, visibilty="causal")
+    assert message.count("\n") == 2
+    assert all(part in message for part in ("threshold=2.0", "max_steps=0", "did you mean 'visibility'?"))
+    assert "max_width" not in message
+
+
+def test_a_missing_prompt_is_named():
+    with pytest.raises(SpecError, match="'prompt' is missing"):
+        RunSpec()  # type: ignore[call-arg]
+
+
+def test_a_long_value_is_cut_short_in_the_message():
+    message = refusal(prompt=[0.5] * 10_000)
+    assert len(message.splitlines()[0]) < 150
+    assert "..." in message
+    assert "..." not in refusal(prompt=[0.5])
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, torch.tensor], ids=lambda kind: kind.__name__)
+def test_integers_of_any_library_are_token_ids_and_become_int(kind):
+    spec = RunSpec(prompt=[kind(3), kind(4)], replay=[[kind(5)], (kind(6), kind(7))])
+    assert spec == RunSpec(prompt=(3, 4), replay=((5,), (6, 7)))
+    assert {type(token) for tokens in (spec.prompt, *spec.replay) for token in tokens} == {int}
+    assert "a valid integer" in refusal(prompt=[np.float32(3)])
+    assert "a valid integer" in refusal(replay=[[np.True_]])
+
+
+def test_arrays_are_token_ids_too():
+    tokens = np.array([[3, 4], [5, 6]])
+    assert RunSpec(prompt=tokens[0], replay=tokens) == RunSpec(prompt=[3, 4], replay=[[3, 4], [5, 6]])
+    assert RunSpec(prompt=torch.tensor([3, 4])).prompt == (3, 4)
+    assert RunSpec(prompt=tokens[0]) != RunSpec(prompt=tokens[1])
+
+
+@given(st.permutations(CAPTURES), st.integers(0, 3))
+@settings(max_examples=30, deadline=None)
+def test_the_order_of_capture_does_not_matter_and_its_content_does(names, count):
+    spec = RunSpec(prompt="a", capture=names[:count])
+    assert spec == RunSpec(prompt="a", capture=reversed(names[:count])) == RunSpec(prompt="a", capture=names[:count] * 2)
+    assert spec.key() == RunSpec(prompt="a", capture=set(names[:count])).key()
+    assert hash(spec) == hash(RunSpec(prompt="a", capture=names[:count][::-1]))
+    if count < len(names):
+        assert spec != RunSpec(prompt="a", capture=names[: count + 1])
+
+
+def test_one_name_is_a_capture():
+    assert RunSpec(prompt="a", capture="kv").capture == ("kv",)
+    assert RunSpec(prompt="a", capture="kv") != RunSpec(prompt="a")
+
+
+@given(SETTINGS)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_yaml_brings_every_spec_back(given_settings):
+    spec = RunSpec(**given_settings)
+    again = RunSpec.from_yaml(spec.to_yaml())
+    assert again == spec
+    assert again.key() == spec.key()
+    assert again.to_yaml() == spec.to_yaml()
+    assert RunSpec.from_yaml(spec.but(max_steps=spec.max_steps + 1).to_yaml()) != spec
+
+
+def test_a_yaml_file_may_leave_defaults_out(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("prompt: ünïcode 日本\nreplay: [[1, 2], [3]]\nthreshold: 1\n", encoding="utf-8")
+    assert RunSpec.from_yaml(path) == RunSpec(prompt="ünïcode 日本", replay=[[1, 2], [3]], threshold=1.0)
+    assert RunSpec.from_yaml(path) != RunSpec(prompt="ünïcode 日本", replay=[[1, 2], [3]])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("- prompt\n", "holds list, expected keys and values"),
+        ("", "holds NoneType, expected keys and values"),
+        ("prompt", "holds str, expected keys and values"),
+        ("prompt: [", "is not valid YAML"),
+        ("prompt: a\n---\nprompt: b\n", "is not valid YAML"),
+        ("prompt: a\n\tthreshold: 0.1\n", "is not valid YAML"),
+        ("prompt: !!python/object/apply:os.getcwd []\n", "python/object/apply:os.getcwd"),
+        ("!!python/object:tempo.spec.RunSpec {prompt: a}\n", "python/object:tempo.spec.RunSpec"),
+        ("prompt: !!python/name:os.system\n", "python/name:os.system"),
+        ("prompt: a\ntreshold: 0.1\n", "unknown key 'treshold'; did you mean 'threshold'?"),
+        ("prompt: a\n5: 0.1\n", "unknown key '5'; valid keys"),
+        ("prompt: a\nthreshold: 2\n", "threshold=2"),
+        ("prompt: a\nreplay: &sets [*sets]\n", "replay=[[...]]"),
+        ("threshold: 0.1\n", "'prompt' is missing"),
+    ],
+)
+def test_a_yaml_error_names_the_file_or_the_text(tmp_path, content, said):
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(SpecError) as in_file:
+        RunSpec.from_yaml(path)
+    with pytest.raises(SpecError) as in_text:
+        RunSpec.from_yaml(content)
+    assert str(path) in str(in_file.value)
+    assert "the YAML text" in str(in_text.value)
+    assert said in str(in_file.value)
+    assert said in str(in_text.value)
+    path.write_text("prompt: a\n")
+    assert RunSpec.from_yaml(path) == RunSpec(prompt="a")
+
+
+def test_a_yaml_python_tag_runs_nothing(tmp_path):
+    witness = tmp_path / "witness"
+    with pytest.raises(SpecError, match="python/object"):
+        RunSpec.from_yaml(f"prompt: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{witness}']]")
+    assert not witness.exists()
+    Path(witness).touch()
+    assert witness.exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: None, "No such file"),
+        (lambda path: path.mkdir(), "Is a directory"),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "is not valid YAML"),
+    ],
+    ids=["missing", "folder", "not utf-8"],
+)
+def test_a_file_that_is_not_yaml_is_named(tmp_path, make, said):
+    path = tmp_path / "run.yaml"
+    make(path)
+    with pytest.raises(SpecError) as error:
+        RunSpec.from_yaml(path)
+    assert str(path) in str(error.value)
+    assert said in str(error.value)
+
+
+def test_load_yaml_reads_any_strict_model(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("prompt: a")
+    assert load_yaml(RunSpec, path) == RunSpec(prompt="a")
+    with pytest.raises(SpecError, match="unknown key 'b'"):
+        load_yaml(RunSpec, "{prompt: a, b: c}")
+
+
+@given(SETTINGS, SETTINGS, st.sets(st.sampled_from(sorted(VALID))))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_keys_are_equal_exactly_if_the_settings_are(one, other, taken):
+    first = RunSpec(**one)
+    second = RunSpec(**{key: one[key] if key in taken else other[key] for key in VALID})
+    assert (first.key() == second.key()) == (first == second)
+    assert (first.key(with_capture=False) == second.key(with_capture=False)) == (first == second.but(capture=first.capture))
+    assert first.key() == RunSpec(**one).key()
+
+
+@pytest.mark.parametrize("key", VALID)
+def test_every_setting_changes_the_key_and_capture_only_the_key_with_capture(key):
+    one, other = RunSpec(**VALID), RunSpec(**{**VALID, key: CHANGED[key]})
+    assert one != other
+    assert one.key() != other.key()
+    assert (one.key(with_capture=False) == other.key(with_capture=False)) == (key == "capture")
+
+
+def test_the_key_does_not_depend_on_the_process():
+    # a fixed value: a stored trace must be found again by another process and on another day
+    assert RunSpec(prompt="a").key() == "74a5cb21a1426c5f"
+    assert RunSpec(prompt="a").key(with_capture=False) == "0d93a829ed3b8a12"
+    assert RunSpec(prompt="a", threshold=1).key() == RunSpec(prompt="a", threshold=1.0).key()
+    assert RunSpec(prompt="12").key() != RunSpec(prompt=[12]).key()
+
+
+@pytest.mark.parametrize("key", VALID)
+def test_a_spec_is_frozen(key):
+    spec = RunSpec(**VALID)
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(spec, key, CHANGED[key])
+    assert spec == RunSpec(**VALID)
+    assert spec.but(**{key: CHANGED[key]}) != spec
+
+
+def test_but_changes_what_it_is_told_and_nothing_else():
+    spec = RunSpec(**VALID)
+    changed = spec.but(threshold=0.5, capture="kv")
+    assert changed.model_dump() == {**VALID, "threshold": 0.5, "capture": ("kv",)}
+    assert spec == RunSpec(**VALID)
+    assert spec.but() == spec != changed
+
+
+@pytest.mark.parametrize("changes", [{"threshold": 2.0}, {"max_steps": 0}, {"replay": []}, {"capture": "all"}, {"visibilty": "causal"}])
+def test_but_checks_again(changes):
+    with pytest.raises(SpecError):
+        RunSpec(prompt="a").but(**changes)
+    assert RunSpec(prompt="a").but(threshold=0.5).threshold == 0.5
+
+
+def test_but_replays_the_sets_of_a_trace(tiny):
+    trace = tempo.generate(tiny, "ab", threshold=0.05, max_steps=3)
+    assert max(trace.widths) > 1
+    replayed = trace.spec.but(replay=trace, visibility="visible")
+    assert [list(tokens) for tokens in replayed.replay] == trace.sets
+    assert replayed == trace.spec.but(replay=trace.sets, visibility="visible") != trace.spec.but(visibility="visible")
+    assert replayed.but(replay=None) == trace.spec.but(visibility="visible")
+    with pytest.raises(SpecError, match="no sets to replay"):
+        trace.spec.but(replay=SimpleNamespace(steps=[]))
