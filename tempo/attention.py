@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,13 +104,13 @@ def tempo_attention(
     grouped = padded.view(num_rows, width, num_key_heads, groups, head_size).permute(0, 2, 3, 1, 4)
     grouped = grouped.reshape(num_rows, num_key_heads, groups * width, head_size)
     mask = tempo_pass.mask(sliding_window, groups, query.dtype)
-    scaling = head_size**-0.5 if scaling is None else scaling
+    scale = head_size**-0.5 if scaling is None else scaling
     if softcap is None and s_aux is None:
-        output = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+        output = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
     else:
-        output = _weights(grouped, key, mask, scaling, softcap, s_aux).to(value.dtype) @ value
+        output = _weights(grouped, key, mask, scale, softcap, s_aux).to(value.dtype) @ value
     if tempo_pass.record is not None:
-        weights = _weights(grouped, key, mask, scaling, softcap, s_aux)
+        weights = _weights(grouped, key, mask, scale, softcap, s_aux)
         weights = weights.view(num_rows, num_heads, width, -1)
         tempo_pass.record(len(tempo_pass.calls), weights)
     tempo_pass.calls.append(module)
@@ -118,9 +119,7 @@ def tempo_attention(
     return output[tempo_pass.rows, tempo_pass.offsets].unsqueeze(0), None
 
 
-def _weights(
-    query: Tensor, key: Tensor, mask: Tensor, scaling: float, softcap: float | None, sinks: Tensor | None
-) -> Tensor:
+def _weights(query: Tensor, key: Tensor, mask: Tensor, scaling: float, softcap: float | None, sinks: Tensor | None) -> Tensor:
     """Softmax weights [R, Hkv, G*w, N] in float32 at least; a forbidden entry is exactly 0."""
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = (query.to(wide) @ key.to(wide).transpose(-1, -2)) * scaling
@@ -158,7 +157,8 @@ def probe(model: PreTrainedModel) -> tuple[nn.Module, ...]:
 
     Raises ModelError if they do not take tempo's function or do not hand its context on.
     """
-    device = model.get_input_embeddings().weight.device
+    embedding: Any = model.get_input_embeddings()
+    device = embedding.weight.device
     index = torch.arange(2, device=device)
     context = PassContext(
         rows=torch.zeros_like(index), offsets=index, slots=index,

@@ -5,31 +5,24 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import sys
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import typer
-from rich.box import HORIZONTALS
 from rich.console import Console, RenderableType
-from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
 import tempo
 from tempo.errors import TempoError
+from tempo.reporting import terminal
 from tempo.reporting.text import visible
 from tempo.spec import VISIBILITIES, Positions, Readout, RunSpec, TokenIds, Visibility, Weighting, load_yaml
 
-# Lower ends of the probability colours. The number beside each colour says the same without it.
-SHADES = ((0.5, "green"), (0.2, "yellow"), (0.0, "red"))
 LONGEST_PROMPT = 600  # characters of a prompt that are shown; of a longer one its end, which the sets continue
-MOST_MEMBERS = 12  # of a set that `compare` shows; `generate` shows all
-REASONS = {"max_steps": "stopped after max_steps", "eos": "stopped at end of sequence", "replay": "replay ended"}
 REPLAYED = (
     "All modes replay the same sets, chosen by isolated mode or given. Cells: the most probable next token, and KL "
     "(nats) and TV of the mode's distribution against isolated's."
@@ -124,8 +117,10 @@ def generate(
         return
     shown = shown if len(shown) <= LONGEST_PROMPT else "…" + shown[-LONGEST_PROMPT:]
     console = _console()
-    lines = _wrap([_words(shown), *(_members(step.texts, step.probabilities) for step in trace.steps)], console.width)
-    _show(console, *lines, Text(), _legend(), _summary(trace))
+    lines = terminal.wrap(
+        [terminal.words(shown), *(terminal.members(step.texts, step.probabilities) for step in trace.steps)], console.width
+    )
+    _show(console, *lines, Text(), terminal.legend(), terminal.summary(trace))
 
 
 @app.command()
@@ -173,9 +168,9 @@ def compare(
         runs = {mode: _record(trace) for mode, trace in traces.items()}
         _write(json.dumps(record | {"steps": rows, "runs": runs}) + "\n")
         return
-    what = f"{lm.name}. {FREE if free else REPLAYED} {_must_agree(len(rows), wide, largest)}"
+    what = f"{lm.name}. {FREE if free else REPLAYED} {terminal.must_agree(len(rows), wide, largest)}"
     console = _console()
-    _show(console, Text(visible(what)), _table(rows, free, wide, console.width), _legend())
+    _show(console, Text(visible(what)), terminal.table(rows, free, wide, console.width), terminal.legend())
 
 
 @app.command()
@@ -197,7 +192,7 @@ def models(as_json: Json = False) -> None:
     if as_json:
         _write(json.dumps({"models": listed}) + "\n")
         return
-    table = _new_table("name", "download", "here", "licence", "description")
+    table = terminal.new_table("name", "download", "here", "licence", "description")
     for model in listed:
         size = f"{model['download_bytes'] / 1e6:.0f} MB" if model["folder"] else "none"
         table.add_row(model["name"], size, "yes" if model["present"] else "no", model["license"], model["description"])
@@ -221,10 +216,7 @@ def _spec(context: typer.Context, config: Path | None) -> RunSpec:
             settings[name] = context.params[name]
     if "prompt" not in settings:
         raise typer.BadParameter("give a text to continue, or a --config file that holds one", param_hint="PROMPT")
-    spec = RunSpec(**settings)
-    if isinstance(spec.prompt, str) and any(unicodedata.category(char) == "Cs" for char in spec.prompt):
-        raise typer.BadParameter(f"the prompt is not valid Unicode: {spec.prompt!r:.80}", param_hint="PROMPT")
-    return spec
+    return RunSpec(**settings)
 
 
 def _run(lm: tempo.LanguageModel, specs: Sequence[RunSpec]) -> list[tempo.Trace]:
@@ -274,100 +266,6 @@ def _comparison(lm: tempo.LanguageModel, traces: Mapping[str, tempo.Trace]) -> I
             }
             comparable[mode] = bool(pair) and set(step.tokens) == set(base.steps[k].tokens)
         yield row
-
-
-def _must_agree(num_steps: int, wide: int | None, largest: float) -> str:
-    """Whether the modes agree where they must, or why there is nothing to see."""
-    but_rounding = f"they must agree but for rounding (largest TV {_short(largest)})."
-    if wide is None:
-        return f"No set is wider than one, so {but_rounding} A lower threshold makes wide sets."
-    said = f"Up to and including the first wide set, step {wide}, {but_rounding}"
-    return said if wide < num_steps - 1 else f"{said} Nothing was computed after that set, where they may differ."
-
-
-def _new_table(*columns: str) -> Table:
-    return Table(*columns, box=HORIZONTALS, pad_edge=False, padding=(0, 1, 0, 0))
-
-
-def _table(rows: Sequence[Mapping[str, Mapping[str, Any]]], free: bool, wide: int | None, width: int) -> Table:
-    """One row a step, and a line under the last step at which the modes must agree."""
-    table = _new_table("step", *(() if free else ("set, replayed",)), *VISIBILITIES)
-    # What a set has of the line, so that its breaks come between members: a third, or what "KL .0029 TV .017" leaves.
-    room = (width - 8) // 3 - 2 if free else max(16, width - 64)
-    for k, row in enumerate(rows):
-        sets = {}
-        for mode, entry in row.items():
-            pieces = _members(entry["texts"], entry["probabilities"])
-            more = [Text(f" {len(pieces) - MOST_MEMBERS} more]")] if len(pieces) > MOST_MEMBERS else []
-            sets[mode] = Text("\n").join(_wrap([pieces[:MOST_MEMBERS] + more], room))
-        cells = [] if free else [sets["isolated"]]
-        for mode in VISIBILITIES:
-            if mode not in row:
-                cells.append(Text("ended", "dim"))
-                continue
-            kl, tv, top = (row[mode][name] for name in ("kl", "tv", "top"))
-            cell = sets[mode] if free else _member(top["text"], top["probability"], "bold ")
-            distance = "-" if kl is None else f"KL {_short(kl)} TV {_short(tv)}"
-            cells.append(cell if mode == "isolated" else Text.assemble(cell, "\n", (distance, "dim")))
-        table.add_row(Text(str(k), "dim"), *cells, end_section=k == wide)
-    return table
-
-
-def _short(value: float) -> str:
-    """Two digits that count, one below 1e-4: .12, .0052, 3e-06, 1.0; a plain 0 for exactly none."""
-    return (f"{value:#.2g}".removeprefix("0") if value >= 1e-4 else f"{value:.0e}") if value else "0"
-
-
-def _member(text: str, probability: float, weight: str) -> Text:
-    color = next(color for least, color in SHADES if probability >= least)
-    number = f" {_short(probability)}", weight.replace("bold", "") + color
-    return Text.assemble((visible(text), weight + color), number)
-
-
-def _members(texts: Sequence[str], probabilities: Sequence[float]) -> list[Text]:
-    """The pieces of a set that a line break may come between: `[ cat .12/`, ` mat .10]`; a set of one is dim."""
-    weight = "dim " if len(texts) == 1 else "bold "
-    pieces = [_member(text, probability, weight) for text, probability in zip(texts, probabilities, strict=True)]
-    pieces = [piece.append("/", weight) for piece in pieces[:-1]] + [pieces[-1].append("]", weight)]
-    return [Text.assemble(("[", weight), pieces[0]), *pieces[1:]]
-
-
-def _words(text: str) -> list[Text]:
-    return [Text(word) for word in re.findall(r" *[^ ]+| +", text)]
-
-
-def _wrap(groups: Sequence[Sequence[Text]], width: int) -> list[Text]:
-    """Lines of pieces that keep their leading spaces; a group stays whole where it fits on a line."""
-    lines = [Text()]
-    for pieces in groups:
-        whole = sum(piece.cell_len for piece in pieces)
-        if lines[-1].cell_len + whole > width >= whole:
-            lines.append(Text())
-        for piece in pieces:
-            if lines[-1] and lines[-1].cell_len + piece.cell_len > width:
-                lines.append(Text())
-            lines[-1].append_text(piece)
-    return lines
-
-
-def _legend() -> Text:
-    shades = [(f" {color} {f'{_short(least)}+' if least else 'below'}", color) for least, color in SHADES]
-    return Text.assemble(*_members((" a", " b"), (0.62, 0.21)), (" a set, with probabilities:", "dim"), *shades)
-
-
-def _summary(trace: tempo.Trace) -> Text:
-    widths = trace.widths
-    shown = " ".join(map(str, widths)) if len(widths) <= 20 else f"{min(widths)} to {max(widths)}"
-    parts = [
-        f"{visible(trace.provenance['model'])}, {trace.spec.visibility}",
-        f"{len(widths)} steps of widths {shown}",
-        f"{trace.num_slots} slots with the prompt's {len(trace.prompt_tokens)}",
-        f"{trace.seconds:.2f} s",
-        REASONS[trace.stop_reason],
-    ]
-    if trace.ended:
-        parts.append(f"{len(trace.ended)} end-of-sequence tokens that did not lead were left out")
-    return Text("; ".join(parts), "dim")
 
 
 def _console() -> Console:

@@ -32,15 +32,14 @@ from tempo.trace import Step, Trace, slot_steps
 MAX_ROWS = 16
 
 
-def generate(
-    lm: LanguageModel, prompt: str | Sequence[int], *, memory_budget: int | None = None, **settings: Any
-) -> Trace:
+def generate(lm: LanguageModel, prompt: str | Sequence[int], *, memory_budget: int | None = None, **settings: Any) -> Trace:
     """The trace of one TEMPO run; `settings` are those of `RunSpec`.
 
     Raises SpecError for settings that cannot be run, MemoryBudgetError if what it would record exceeds
     `memory_budget` bytes (default: half of the free memory), ModelError if the logits are not finite.
     """
-    return generate_batch(lm, [RunSpec(prompt=prompt, **settings)], memory_budget=memory_budget)[0]
+    settings["prompt"] = prompt
+    return generate_batch(lm, [RunSpec(**settings)], memory_budget=memory_budget)[0]
 
 
 def generate_batch(
@@ -261,9 +260,13 @@ def _pass_context(lm: LanguageModel, cache: SlotCache, runs: Sequence[_Run]) -> 
     offsets = torch.cat([torch.arange(run.num_new) for run in runs])
     slots = torch.cat([torch.arange(run.layout.start, run.layout.num_slots) for run in runs])
     return PassContext(
-        *(t.to(lm.device) if t is not None else None for t in (rows, offsets, slots, allowed, bias)),  # type: ignore[arg-type]
-        query_positions.to(lm.device),
-        slot_positions.to(lm.device),
+        rows=rows.to(lm.device),
+        offsets=offsets.to(lm.device),
+        slots=slots.to(lm.device),
+        allowed=allowed.to(lm.device),
+        bias=None if bias is None else bias.to(lm.device),
+        query_positions=query_positions.to(lm.device),
+        slot_positions=slot_positions.to(lm.device),
         record=partial(_record_attention, recording) if recording else None,
     )
 

@@ -138,9 +138,7 @@ class RecoveredPositions(NamedTuple):
     runner_up: np.ndarray
 
 
-def recover_positions(
-    keys: np.ndarray, raw_keys: np.ndarray, frequencies: Sequence[np.ndarray], num_candidates: int
-) -> RecoveredPositions:
+def recover_positions(keys: np.ndarray, raw_keys: np.ndarray, frequencies: Sequence[np.ndarray], num_candidates: int) -> RecoveredPositions:
     """Positions proven from the cache: cached keys [L, Hkv, N, D] un-rotated against raw keys of the same shape.
 
     `frequencies`: the rotary frequencies [d] of each of the L layers, d <= D / 2 (fewer if only part is rotated), in the
@@ -151,9 +149,7 @@ def recover_positions(
     energy = np.zeros((2, keys.shape[2]))
     for layer, frequency in enumerate(frequencies):
         half = len(frequency)
-        cached, raw = (
-            k[layer, ..., :half].astype(np.float64) + 1j * k[layer, ..., half : 2 * half] for k in (keys, raw_keys)
-        )
+        cached, raw = (k[layer, ..., :half].astype(np.float64) + 1j * k[layer, ..., half : 2 * half] for k in (keys, raw_keys))
         phases = np.exp(-1j * np.outer(frequency, candidates))  # [d, M]
         score += np.real((cached * raw.conj()).sum(axis=0) @ phases)
         energy += np.stack([(np.abs(k) ** 2).sum(axis=(0, 2)) for k in (cached, raw)])

@@ -80,9 +80,7 @@ class LanguageModel:
     def model(self) -> PreTrainedModel:
         """The transformers model. Raises ModelError once closed."""
         if self._model is None:
-            raise ModelError(
-                f"model {self.name!r} is closed; load or wrap it again, or use it inside its `with` block"
-            )
+            raise ModelError(f"model {self.name!r} is closed; load or wrap it again, or use it inside its `with` block")
         return self._model
 
     @cached_property
@@ -122,8 +120,7 @@ class LanguageModel:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise SpecError(
-                    f"the prompt is text but model {self.name!r} has no tokenizer; "
-                    "give token ids, or pass tokenizer= to wrap_model"
+                    f"the prompt is text but model {self.name!r} has no tokenizer; give token ids, or pass tokenizer= to wrap_model"
                 )
             tokens = list(self.tokenizer(prompt).input_ids) if prompt else []
         elif isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Iterable):
@@ -148,9 +145,7 @@ class LanguageModel:
         self.model  # noqa: B018 -- a closed model is refused here too
         if self.tokenizer is None:
             return "".join(f"<{token}>" for token in tokens)
-        return str(
-            self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        )
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def token_text(self, token: int) -> str:
         """The text of one token, leading space kept; `<17>` if the tokenizer has no such token."""
@@ -223,9 +218,7 @@ def load_model(
     elif name.startswith((".", "/", "~")):
         raise ModelError(f"there is no folder {str(path)!r}; expected config.json and safetensors there")
     elif "/" not in name and (near := _near(name)):
-        raise ModelError(
-            f"there is no model {name!r}; did you mean {near!r}? Known: {', '.join(KNOWN_MODELS)}"
-        )
+        raise ModelError(f"there is no model {name!r}; did you mean {near!r}? Known: {', '.join(KNOWN_MODELS)}")
     else:
         model, tokenizer = _from_pretrained(name, dtype, local=False)
     model = model.requires_grad_(False).to(device)
@@ -235,9 +228,7 @@ def load_model(
     return lm
 
 
-def wrap_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None
-) -> LanguageModel:
+def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None) -> LanguageModel:
     """A transformers model already in memory, ready for TEMPO, with its dtype and device as they are.
 
     It is in eval mode until `close()` or the end of a `with` block gives it back as it was.
@@ -304,9 +295,7 @@ def _explain_failed_load(source: str | Path, error: BaseException, local: bool) 
 
     first = str(error).strip().partition("\n")[0]
     if local:
-        return (
-            f"cannot load the folder {source}: {first} (expected config.json, *.safetensors of a causal LM)"
-        )
+        return f"cannot load the folder {source}: {first} (expected config.json, *.safetensors of a causal LM)"
     offline, cause = False, error
     while cause is not None and not offline:
         offline = isinstance(cause, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError))

@@ -34,7 +34,8 @@ class _Slot(NamedTuple):
 
 def generate(lm: LanguageModel, prompt: str | Sequence[int], **settings: Any) -> Trace:
     """The same trace as `tempo.generate`, to rounding, computed without cache, batch or custom attention."""
-    spec, began = RunSpec(prompt=prompt, **settings), time.perf_counter()
+    settings["prompt"] = prompt
+    spec, began = RunSpec(**settings), time.perf_counter()
     prompt_tokens = lm.encode(spec.prompt)
     slots = [_Slot(token, i, -1, i, 0.0) for i, token in enumerate(prompt_tokens)]
     steps: list[dict[str, Any]] = []
@@ -138,7 +139,7 @@ class _Output(NamedTuple):
 def _full_forward(lm: LanguageModel, spec: RunSpec, slots: Sequence[_Slot]) -> _Output:
     """Every slot from scratch, by transformers' eager attention under an explicit mask and explicit positions."""
     masks = {w: _mask(slots, spec.visibility, w, lm.dtype).to(lm.device) for w in set(lm.layer_windows) | {None}}
-    cache = DynamicCache()  # new for each pass, read afterwards and thrown away
+    cache: Any = DynamicCache()  # new for each pass, read afterwards and thrown away
     with ExitStack() as stack:
         stack.enter_context(_eager(lm))
         if any(lm.layer_windows):
@@ -174,7 +175,7 @@ def _record(steps: list[dict[str, Any]], output: _Output, slots: list[int], spec
 
 @contextmanager
 def _eager(lm: LanguageModel) -> Iterator[None]:
-    before = lm.model.config._attn_implementation
+    before: Any = lm.model.config._attn_implementation
     lm.model.set_attn_implementation("eager")
     try:
         yield
@@ -182,9 +183,9 @@ def _eager(lm: LanguageModel) -> Iterator[None]:
         lm.model.set_attn_implementation(before)
 
 
-def _self_attention(lm: LanguageModel) -> list[nn.Module]:
+def _self_attention(lm: LanguageModel) -> list[Any]:
     """The model's attention modules by layer, found by what transformers calls them."""
-    found = [m for m in lm.model.modules() if hasattr(m, "layer_idx") and type(m).__name__.endswith("Attention")]
+    found: list[Any] = [m for m in lm.model.modules() if hasattr(m, "layer_idx") and type(m).__name__.endswith("Attention")]
     return sorted(found, key=lambda module: module.layer_idx)
 
 
@@ -192,7 +193,7 @@ def _self_attention(lm: LanguageModel) -> list[nn.Module]:
 def _masks_by_layer(lm: LanguageModel, masks: dict[int | None, Tensor]) -> Iterator[None]:
     """A ready-made 4-D mask bypasses the sliding window of transformers, so each layer gets its own."""
 
-    def replace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def replace(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return args, kwargs | {"attention_mask": masks[lm.layer_windows[module.layer_idx]]}
 
     handles = [m.register_forward_pre_hook(replace, with_kwargs=True) for m in _self_attention(lm)]

@@ -104,6 +104,11 @@ class RunSpec(Strict):
     def _prompt_not_empty(cls, prompt: str | tuple[int, ...]) -> str | tuple[int, ...]:
         if len(prompt) == 0:
             raise ValueError("the prompt is empty; give at least one token")
+        if isinstance(prompt, str) and not prompt.isascii():
+            try:
+                prompt.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"character {error.start} is no text (a lone surrogate); give valid Unicode") from None
         return prompt
 
     @field_validator("threshold")

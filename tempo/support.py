@@ -103,9 +103,7 @@ def rotary_tables(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     # output layer of a model that calls it "decoder" (ModernBERT).
     for root in (model.get_decoder(), model):
         tables = {
-            name: buffer
-            for name, buffer in root.named_buffers()
-            if name.endswith("inv_freq") and not name.endswith("original_inv_freq")
+            name: buffer for name, buffer in root.named_buffers() if name.endswith("inv_freq") and not name.endswith("original_inv_freq")
         }
         if tables:
             return tables
@@ -152,6 +150,4 @@ def layer_windows(text: Any) -> tuple[int | None, ...]:
 def attention_implementations(model: PreTrainedModel) -> dict[str, str | None]:
     """What `set_attn_implementation` takes to bring back the present state."""
     subs = {key: getattr(model.config, key, None) for key in model.config.sub_configs}
-    return {"": model.config._attn_implementation} | {
-        key: sub._attn_implementation for key, sub in subs.items() if sub is not None
-    }
+    return {"": model.config._attn_implementation} | {key: sub._attn_implementation for key, sub in subs.items() if sub is not None}

@@ -103,17 +103,15 @@ class Trace:
         except OSError as error:
             if stale.exists() and not folder.exists():
                 stale.rename(folder)
-            raise TraceError(
-                f"cannot write the trace to {folder}: {error.strerror or error}; nothing there was changed"
-            ) from error
+            raise TraceError(f"cannot write the trace to {folder}: {error.strerror or error}; nothing there was changed") from error
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
             if folder.exists():
                 shutil.rmtree(stale, ignore_errors=True)
         return folder
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        arrays = {name: getattr(self, name) for name in ("slot_token", "slot_position", "slot_step")}
+    def _arrays(self) -> dict[str, Any]:
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in ("slot_token", "slot_position", "slot_step")}
         arrays |= {name: kv for name in ("keys", "values", "raw_keys") if (kv := getattr(self, name)) is not None}
         for name in ("distribution", "logits", "attention"):
             arrays |= {f"{name}_{k}": a for k, step in enumerate(self.steps) if (a := getattr(step, name)) is not None}

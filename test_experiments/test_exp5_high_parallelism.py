@@ -152,7 +152,9 @@ CLAIMS = (
         values=lambda case: case["row_sum_error"] <= ROW_SUM_TOLERANCE,
         test="always",
         refuted_by="one row that does not",
-        control=lambda case: None if case["row_sum_error_without_self"] is None else case["row_sum_error_without_self"] <= ROW_SUM_TOLERANCE,
+        control=lambda case: (
+            None if case["row_sum_error_without_self"] is None else case["row_sum_error_without_self"] <= ROW_SUM_TOLERANCE
+        ),
         control_statement="the same rows without each sibling's weight on itself",
     ),
     Claim(
@@ -201,7 +203,9 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
             points.append(((low * high) ** 0.5, *spread(per_prompt)))
     if points:
         caption = "Total variation between modes at the reader, by the width of the set just read; mean and 95 % interval over prompts."
-        found.append(lines_by({"isolated against visible": points}, "width of the set just read", "total variation", "Agreement by width", caption))
+        found.append(
+            lines_by({"isolated against visible": points}, "width of the set just read", "total variation", "Agreement by width", caption)
+        )
     timing = next((case["timing"] for case in cases if "timing" in case), None)
     if timing:
         costs = [(t["width"], t["ratio"], t["ratio"], t["ratio"]) for t in timing]

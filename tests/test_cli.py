@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 import tempo
 from tempo import cli
+from tempo.reporting import terminal
 from tempo.reporting.text import visible
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +71,7 @@ def test_generate_prints_every_token_with_its_probability() -> None:
     assert result.stderr == ""
     line = result.stdout.split("\n\n")[0].replace("\n", "")
     pairs = [zip(step["texts"], step["probabilities"], strict=True) for step in steps]
-    sets = ["/".join(f"{visible(text)} {cli._short(p)}" for text, p in pair) for pair in pairs]
+    sets = ["/".join(f"{visible(text)} {terminal.short(p)}" for text, p in pair) for pair in pairs]
     assert line == "ab" + "".join(f"[{members}]" for members in sets)
     assert {1, 2} <= {len(step["texts"]) for step in steps}
     assert "tiny, isolated; 6 steps of widths" in result.stdout
@@ -158,7 +159,7 @@ def test_a_prompt_of_token_ids_is_shown_as_text(tmp_path: Path) -> None:
         (("generate", "ab", "--visibility", "all"), 2, "'all' is not one of 'isolated', 'visible', 'causal'"),
         (("generate", "ab", "--threshold", "high"), 2, "--threshold"),
         (("generate", "ab", "cd"), 2, "unexpected extra argument"),
-        (("generate", "a\udcff", "--model", "tiny"), 2, "not valid Unicode"),
+        (("generate", "a\udcff", "--model", "tiny"), 1, "lone surrogate"),
         (("generate",), 2, "PROMPT"),
         (("compare", "ab", "--visibility", "visible"), 2, "No such option"),
         (("generat", "ab"), 2, "Did you mean 'generate'?"),
@@ -216,7 +217,8 @@ def test_hostile_text_is_shown_and_never_obeyed(tmp_path: Path) -> None:
 
 
 def test_hostile_text_would_be_obeyed_without_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "visible", lambda text: text)
+    for module in (cli, terminal):
+        monkeypatch.setattr(module, "visible", lambda text: text)
     assert sum(bool(unseen(result.output)) for result in hostile_outputs(tmp_path)) >= 7
 
 
@@ -246,10 +248,10 @@ def test_escape_codes_only_where_colour_is_wanted(command: tuple[str, ...]) -> N
 
 
 def test_lines_fit_the_terminal_and_keep_leading_spaces() -> None:
-    pieces = [cli._words("one two"), cli._members([" three", " four"], [0.5, 0.25]), cli._members([" five"], [1.0])]
-    assert [line.plain for line in cli._wrap(pieces, 40)] == ["one two[ three .50/ four .25][ five 1.0]"]
-    assert [line.plain for line in cli._wrap(pieces, 39)] == ["one two[ three .50/ four .25]", "[ five 1.0]"]
-    narrow = [line.plain for line in cli._wrap(pieces, 13)]
+    pieces = [terminal.words("one two"), terminal.members([" three", " four"], [0.5, 0.25]), terminal.members([" five"], [1.0])]
+    assert [line.plain for line in terminal.wrap(pieces, 40)] == ["one two[ three .50/ four .25][ five 1.0]"]
+    assert [line.plain for line in terminal.wrap(pieces, 39)] == ["one two[ three .50/ four .25]", "[ five 1.0]"]
+    narrow = [line.plain for line in terminal.wrap(pieces, 13)]
     assert narrow == ["one two", "[ three .50/", " four .25]", "[ five 1.0]"]
     wide, narrow = (run("generate", "ab", *TINY, COLUMNS=str(columns)).stdout.split("\n\n")[0] for columns in (200, 50))
     assert "\n" not in wide
@@ -269,7 +271,7 @@ def test_of_a_long_prompt_the_end_is_shown() -> None:
     ("value", "shown"), [(0.0, "0"), (1.0, "1.0"), (0.123, ".12"), (0.1, ".10"), (0.00519, ".0052"), (3.4e-6, "3e-06")]
 )
 def test_numbers_keep_the_digits_that_count(value: float, shown: str) -> None:
-    assert cli._short(value) == shown
+    assert terminal.short(value) == shown
 
 
 def test_save_keeps_a_trace_that_loads(tmp_path: Path) -> None:

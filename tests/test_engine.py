@@ -130,7 +130,9 @@ def test_stream_gives_every_run_once_as_it_ends(tiny):
 def test_width_one_is_greedy_decoding(tiny, settings):
     run = tempo.generate(tiny, PROMPT, max_steps=20, stop_at_eos=False, **settings)
     tokens = torch.tensor([run.prompt_tokens])
-    greedy = tiny.model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=20, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    greedy = tiny.model.generate(
+        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=20, do_sample=False, eos_token_id=-1, pad_token_id=0
+    )
     assert [step.tokens[0] for step in run.steps] == greedy[0, len(run.prompt_tokens) :].tolist()
     assert run.widths == [1] * 20
 
@@ -291,7 +293,9 @@ def test_logits_that_are_not_finite_are_an_error_that_names_the_run_and_spares_f
 def test_an_attention_argument_tempo_does_not_know_is_an_error(tiny):
     module = tiny.attention_modules[0]
     q = torch.zeros(1, 4, 1, 16)
-    context = attention.PassContext(*[torch.zeros(1, dtype=torch.long)] * 3, torch.ones(1, 1, 1, dtype=torch.bool), None, *[torch.zeros(1, 1, dtype=torch.long)] * 2)
+    context = attention.PassContext(
+        *[torch.zeros(1, dtype=torch.long)] * 3, torch.ones(1, 1, 1, dtype=torch.bool), None, *[torch.zeros(1, 1, dtype=torch.long)] * 2
+    )
     kv = torch.zeros(1, 2, 1, 16)
     attention.tempo_attention(module, q, kv, kv, None, tempo_pass=context, position_ids=torch.zeros(1))
     with pytest.raises(tempo.ModelError, match="mystery"):

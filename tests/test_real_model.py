@@ -74,9 +74,7 @@ def test_modes_agree_bitwise_until_a_wide_set_has_been_read(real):
 
 
 def test_capture_never_changes_a_distribution(real):
-    plain, rich = (
-        tempo.generate(real, PROMPTS[1], threshold=0.05, max_steps=4, capture=c) for c in ((), ("attention", "logits", "kv"))
-    )
+    plain, rich = (tempo.generate(real, PROMPTS[1], threshold=0.05, max_steps=4, capture=c) for c in ((), ("attention", "logits", "kv")))
     assert all((a.distribution == b.distribution).all() for a, b in zip(plain.steps, rich.steps, strict=True))
 
 

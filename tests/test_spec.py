@@ -44,8 +44,7 @@ CHANGED = {
 
 TOKEN_IDS = st.lists(st.integers(0, 2**40), min_size=1, max_size=4).map(tuple)
 TOKEN_SETS = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True).map(tuple), min_size=1, max_size=3)
-# Every character a str can hold, lone surrogates included: YAML must bring back whatever pydantic lets in.
-TEXT = st.text(st.characters(exclude_categories=()), min_size=1, max_size=20)
+TEXT = st.text(min_size=1, max_size=20)
 SETTINGS = st.fixed_dictionaries(
     {
         "prompt": TEXT | TOKEN_IDS,
@@ -97,6 +96,7 @@ def refusal(**changes):
         ("readout", "mixtrue", "'mixtrue'", "did you mean 'mixture'?", "mixture"),
         ("weighting", "probabilty", "'probabilty'", "did you mean 'probability'?", "probability"),
         ("prompt", "", "''", "give at least one token", " "),
+        ("prompt", "a\ud800", r"'a\ud800'", "give valid Unicode", "a\ud7ff\U0001f600"),
         ("prompt", [], "[]", "give at least one token", [0]),
         ("prompt", None, "None", "a valid string", "None"),
         ("prompt", 5, "5", "a valid string", [5]),

@@ -1,0 +1,408 @@
+"""tempo.trace: what is saved comes back to the bit, and nothing that was there is lost when saving fails."""
+
+import errno
+import json
+import shutil
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tempo
+from tempo.errors import TempoError, TraceError
+from tempo.spec import CAPTURES, RunSpec
+from tempo.trace import FORMAT, Step, Trace, load_trace, slot_steps
+
+SUBSETS = [names for count in range(4) for names in combinations(CAPTURES, count)]
+ARRAYS = ("slot_token", "slot_position", "slot_step", "keys", "values", "raw_keys")
+STEP_ARRAYS = ("distribution", "logits", "attention")
+FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
+
+
+def differences(one, other):
+    """Names of all fields in which two traces differ by as much as a bit."""
+
+    def bits(array):
+        return None if array is None else (array.dtype.str, array.shape, array.tobytes())
+
+    found = [name for name in ARRAYS if bits(getattr(one, name)) != bits(getattr(other, name))]
+    plain = ("spec", "prompt_tokens", "stop_reason", "seconds", "peak_bytes", "provenance")
+    found += [name for name in plain if getattr(one, name) != getattr(other, name)]
+    if len(one.steps) != len(other.steps):
+        return [*found, "steps"]
+    for k, (a, b) in enumerate(zip(one.steps, other.steps, strict=True)):
+        found += [f"{name}_{k}" for name in STEP_ARRAYS if bits(getattr(a, name)) != bits(getattr(b, name))]
+        names = ("tokens", "probabilities", "position", "slots", "texts", "ended", "seconds")
+        found += [f"{name}_{k}" for name in names if getattr(a, name) != getattr(b, name)]
+    return found
+
+
+def make_trace(sets=((" cat",), ("'s", ".")), ended=((), ()), num_prompt=2, **changes):
+    """A trace written by hand: token ids are counted up from 10."""
+    widths = [len(texts) for texts in sets]
+    ends = np.cumsum([num_prompt, *widths])
+    steps = [
+        Step(
+            tokens=list(range(10 * (k + 1), 10 * (k + 1) + len(texts))),
+            probabilities=[0.1 + 0.2, 1e-45, 1 / 3][: len(texts)],
+            position=num_prompt + k,
+            slots=list(range(int(ends[k]), int(ends[k + 1]))),
+            texts=list(texts),
+            ended=list(ended[k]),
+            distribution=np.linspace(0, 1, 7, dtype=np.float32),
+        )
+        for k, texts in enumerate(sets)
+    ]
+    num_slots = int(ends[-1])
+    fields = {
+        "spec": RunSpec(prompt=[1, 2]),
+        "prompt_tokens": [1, 2],
+        "steps": steps,
+        "slot_token": np.arange(num_slots),
+        "slot_position": np.arange(num_slots),
+        "slot_step": slot_steps(num_prompt, widths),
+        "stop_reason": "max_steps",
+        "seconds": 0.1,
+        "peak_bytes": 10,
+        "provenance": {"model": "by hand", "versions": {"numpy": "2"}},
+    }
+    return Trace(**{**fields, **changes})
+
+
+@pytest.fixture(scope="module")
+def traces(tiny):
+    """A trace of the tiny model for every combination of captures."""
+    specs = [RunSpec(prompt="The cat \u2028\x00", threshold=0.03, max_steps=3, capture=names, visibility="visible") for names in SUBSETS]
+    return dict(zip(SUBSETS, tempo.generate_batch(tiny, specs), strict=True))
+
+
+@pytest.mark.parametrize("names", SUBSETS, ids="+".join)
+def test_a_loaded_trace_is_the_saved_one_to_the_bit(traces, tmp_path, names):
+    trace = traces[names]
+    assert max(trace.widths) > 1
+    assert trace.save(tmp_path / "trace") == tmp_path / "trace"
+    loaded = load_trace(tmp_path / "trace")
+    assert differences(trace, loaded) == []
+    assert (loaded.text, loaded.widths, loaded.sets, loaded.num_slots) == (trace.text, trace.widths, trace.sets, trace.num_slots)
+    captured = {name for name in ("logits", "attention") if getattr(loaded.steps[0], name) is not None}
+    assert captured | ({"kv"} if loaded.keys is not None else set()) == set(names)
+    for path in (tmp_path, tmp_path / "trace"):
+        assert sorted(entry.name for entry in path.iterdir()) in (["trace"], ["arrays.npz", "trace.json"])
+
+
+def test_the_comparison_sees_one_bit_of_any_array(traces, tmp_path):
+    trace = traces[CAPTURES]
+    loaded = load_trace(trace.save(tmp_path / "trace"))
+    for name in ARRAYS:
+        changed = getattr(trace, name).copy()
+        changed.view(np.uint8).flat[-1] ^= 1
+        assert differences(replace(trace, **{name: changed}), loaded) == [name]
+    for name in STEP_ARRAYS:
+        changed = getattr(trace.steps[1], name).copy()
+        changed.view(np.uint8).flat[0] ^= 1
+        steps = [trace.steps[0], replace(trace.steps[1], **{name: changed}), *trace.steps[2:]]
+        assert differences(replace(trace, steps=steps), loaded) == [f"{name}_1"]
+    assert differences(replace(trace, seconds=np.nextafter(trace.seconds, 9)), loaded) == ["seconds"]
+
+
+def test_strange_numbers_and_texts_survive(tmp_path):
+    values = np.array([np.nan, -np.nan, np.inf, -0.0, 1e-45, np.finfo(np.float32).max], dtype=np.float32)
+    trace = make_trace(sets=((" 'a\"\n", "\x00\u2028", "\ufffd日本😀"),), ended=((0,),))
+    trace = replace(trace, steps=[replace(trace.steps[0], distribution=values)], seconds=1e-300)
+    loaded = load_trace(trace.save(tmp_path / "trace"))
+    assert differences(trace, loaded) == []
+    zero = replace(trace, steps=[replace(trace.steps[0], distribution=np.abs(values))])
+    assert differences(zero, loaded) == ["distribution_0"]
+
+
+def test_a_trace_of_a_replay_comes_back_with_its_spec(tiny, tmp_path):
+    trace = tempo.generate(tiny, [65, 66], replay=[[67, 68], [69]], capture="kv")
+    loaded = load_trace(trace.save(tmp_path / "deep" / "er" / "trace"))
+    assert loaded.spec == trace.spec
+    assert loaded.spec.key() == trace.spec.key() != trace.spec.but(capture=()).key()
+    assert loaded.stop_reason == "replay"
+
+
+def test_saving_again_replaces_the_earlier_trace_whole(traces, tmp_path):
+    folder = tmp_path / "trace"
+    traces[CAPTURES].save(folder)
+    traces[()].save(str(folder))
+    assert differences(load_trace(folder), traces[()]) == []
+    assert differences(load_trace(folder), traces[CAPTURES]) != []
+    assert [path.name for path in tmp_path.iterdir()] == ["trace"]
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    (tmp_path / "trace").mkdir()
+    assert differences(load_trace(make_trace().save(tmp_path / "trace")), make_trace()) == []
+
+
+def test_a_folder_or_file_of_somebody_else_is_refused_and_untouched(tmp_path):
+    folder, file = tmp_path / "thesis", tmp_path / "notes.txt"
+    folder.mkdir()
+    (folder / "chapter.tex").write_text("years of work")
+    file.write_text("notes")
+    for taken in (folder, file):
+        with pytest.raises(TraceError, match="is not a saved trace; choose another folder") as error:
+            make_trace().save(taken)
+        assert str(taken) in str(error.value)
+    assert (folder / "chapter.tex").read_text() == "years of work"
+    assert file.read_text() == "notes"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "thesis"]
+    shutil.rmtree(folder)
+    make_trace().save(folder)
+    assert load_trace(folder).widths == [1, 2]
+
+
+def test_a_folder_below_a_file_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(TraceError, match="cannot write the trace"):
+        make_trace().save(tmp_path / "file" / "trace")
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def half_a_write(path, **arrays):
+    Path(path).write_bytes(b"PK\x03\x04 half of it")
+    raise FULL_DISK
+
+
+def full_disk(*args, **kwargs):
+    raise FULL_DISK
+
+
+def second_rename(self, target, original=Path.rename):
+    """The earlier trace moves away, then the new one cannot take its place."""
+    if self.name.endswith(".new"):
+        raise FULL_DISK
+    return original(self, target)
+
+
+FAULTS = {
+    "arrays": (np, "savez", half_a_write),
+    "folder": (Path, "mkdir", full_disk),
+    "record": (Path, "write_text", full_disk),
+    "any rename": (Path, "rename", full_disk),
+    "second rename": (Path, "rename", second_rename),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_full_disk_leaves_the_earlier_trace_and_nothing_else(tmp_path, fault):
+    folder = tmp_path / "trace"
+    earlier, later = make_trace(), make_trace(seconds=0.2)
+    earlier.save(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*FAULTS[fault])
+        with pytest.raises(TraceError, match="No space left on device; nothing there was changed") as error:
+            later.save(folder)
+        assert str(folder) in str(error.value)
+        assert isinstance(error.value.__cause__, OSError)
+    assert differences(load_trace(folder), earlier) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["trace"]
+    later.save(folder)
+    assert differences(load_trace(folder), earlier) == ["seconds"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_full_disk_leaves_no_part_of_a_first_trace(tmp_path, fault):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*FAULTS[fault])
+        with pytest.raises(TraceError, match="No space left on device"):
+            make_trace().save(tmp_path / "trace")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_that_is_no_json_leaves_the_earlier_trace(tmp_path):
+    make_trace().save(tmp_path / "trace")
+    with pytest.raises(TypeError):
+        make_trace(provenance={"model": object()}).save(tmp_path / "trace")
+    assert differences(load_trace(tmp_path / "trace"), make_trace()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["trace"]
+
+
+def test_saving_clears_what_a_killed_save_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempo.trace.os, "getpid", lambda: 4711)
+    (tmp_path / ".trace.4711.new").mkdir()
+    (tmp_path / ".trace.4711.new" / "arrays.npz").write_bytes(b"half")
+    make_trace().save(tmp_path / "trace")
+    assert [path.name for path in tmp_path.iterdir()] == ["trace"]
+
+
+@pytest.fixture(scope="module")
+def saved(traces, tmp_path_factory):
+    """A saved trace with everything captured; tests damage copies of it."""
+    return traces[CAPTURES].save(tmp_path_factory.mktemp("saved") / "trace")
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def edit(folder, **changes):
+    """Rewrite fields of the record; a value of None removes the field."""
+    record = json.loads((folder / "trace.json").read_text()) | changes
+    (folder / "trace.json").write_text(json.dumps({k: v for k, v in record.items() if v is not None}))
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_changed_byte_of_the_arrays_is_seen(saved, data):
+    content = bytearray((saved / "arrays.npz").read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    damaged = saved.parent / "damaged"
+    shutil.copytree(saved, damaged, dirs_exist_ok=True)
+    assert load_trace(damaged).widths
+    (damaged / "arrays.npz").write_bytes(content)
+    with pytest.raises(TraceError, match="arrays.npz is damaged"):
+        load_trace(damaged)
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, -1])
+def test_truncated_arrays_are_seen(copy, length):
+    content = (copy / "arrays.npz").read_bytes()
+    (copy / "arrays.npz").write_bytes(content[:length])
+    with pytest.raises(TraceError, match="arrays.npz is damaged") as error:
+        load_trace(copy)
+    assert "run again" in str(error.value)
+    (copy / "arrays.npz").write_bytes(content)
+    assert load_trace(copy).widths
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b'{"format": 1', b"nonsense"])
+def test_a_garbled_record_is_seen(copy, content):
+    (copy / "trace.json").write_bytes(content)
+    with pytest.raises(TraceError, match=r"trace\.json is damaged") as error:
+        load_trace(copy)
+    assert str(copy) in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "seen"), [("[]", "'list'"), ("null", "'NoneType'"), ("{}", "None"), ('{"format": "1"}', "'1'")])
+def test_a_record_of_another_kind_is_seen(copy, content, seen):
+    (copy / "trace.json").write_text(content)
+    with pytest.raises(TraceError, match=f"has trace format {seen}, this tempo reads {FORMAT}"):
+        load_trace(copy)
+
+
+@pytest.mark.parametrize("version", [FORMAT + 1, FORMAT - 1, "one"])
+def test_another_format_is_refused_by_its_number(copy, version):
+    edit(copy, format=version)
+    with pytest.raises(TraceError, match=f"has trace format {version!r}, this tempo reads {FORMAT}"):
+        load_trace(copy)
+    edit(copy, format=FORMAT)
+    assert load_trace(copy).widths
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": None},
+        {"steps": 3},
+        {"steps": ["a"]},
+        {"steps": [{}]},
+        {"spec": None},
+        {"spec": []},
+        {"spec": {"prompt": ""}},
+        {"spec": {"prompt": "a", "treshold": 1}},
+        {"prompt_tokens": None},
+        {"provenance": None},
+    ],
+    ids=str,
+)
+def test_a_record_that_lacks_a_part_is_not_a_whole_trace(copy, changes):
+    edit(copy)
+    assert load_trace(copy).widths
+    edit(copy, **changes)
+    with pytest.raises(TraceError, match="is not a whole trace"):
+        load_trace(copy)
+
+
+def test_a_record_without_its_hash_is_refused(copy):
+    edit(copy, sha256=None)
+    with pytest.raises(TraceError, match="is damaged"):
+        load_trace(copy)
+
+
+@pytest.mark.parametrize("name", ["arrays.npz", "trace.json"])
+def test_a_missing_file_is_named(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(TraceError, match=f"no trace in .*No such file.*{name}"):
+        load_trace(copy)
+
+
+def test_a_place_without_a_trace_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path, tmp_path / "none", tmp_path / "file", str(tmp_path / "none")):
+        with pytest.raises(TraceError, match="no trace in") as error:
+            load_trace(place)
+        assert str(place) in str(error.value)
+        assert isinstance(error.value, TempoError)
+
+
+def test_the_arrays_open_without_pickle_and_a_pickle_is_refused(copy):
+    with np.load(copy / "arrays.npz", allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    assert all(array.dtype.kind in "if" for array in arrays.values())
+    assert {"slot_token", "keys", "raw_keys", "distribution_0", "logits_0", "attention_0"} <= set(arrays)
+    np.savez(copy / "arrays.npz", **{**arrays, "slot_token": np.array([{}], dtype=object)})
+    edit(copy, sha256=tempo.trace._sha256(copy / "arrays.npz"))
+    with pytest.raises(TraceError, match="allow_pickle=False"):
+        load_trace(copy)
+
+
+def test_arrays_that_are_missing_from_a_whole_file_are_seen(copy):
+    with np.load(copy / "arrays.npz") as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    for missing in ("slot_step", "distribution_1"):
+        np.savez(copy / "arrays.npz", **{name: array for name, array in arrays.items() if name != missing})
+        edit(copy, sha256=tempo.trace._sha256(copy / "arrays.npz"))
+        with pytest.raises(TraceError, match="is not a whole trace"):
+            load_trace(copy)
+    np.savez(copy / "arrays.npz", **arrays)
+    edit(copy, sha256=tempo.trace._sha256(copy / "arrays.npz"))
+    assert load_trace(copy).widths
+
+
+def test_text_shows_each_set_in_brackets_with_its_members_by_slashes():
+    assert make_trace(sets=((" cat",), ("'s", "."))).text == "[ cat]['s/.]"
+    trace = make_trace(sets=((" cat",), ("'s", "."), (" sat", " was")), ended=((), (), ()))
+    assert trace.text == "[ cat]['s/.][ sat/ was]"
+    assert replace(trace, steps=trace.steps[::-1]).text != trace.text
+    assert replace(trace, steps=[]).text == ""
+
+
+def test_widths_sets_and_ended_are_read_off_the_steps():
+    trace = make_trace(sets=(("a",), ("b", "c"), ("d", "e", "f")), ended=((2,), (), (0, 2)))
+    assert trace.widths == [1, 2, 3]
+    assert trace.sets == [[10], [20, 21], [30, 31, 32]]
+    assert trace.ended == [(0, 2), (2, 0), (2, 2)]
+    assert trace.num_slots == 2 + 6
+    assert make_trace().ended == []
+
+
+def test_sets_are_copies_to_replay():
+    trace = make_trace()
+    trace.sets[0].append(99)
+    assert trace.sets == [[10], [20, 21]]
+
+
+@given(st.integers(1, 8), st.lists(st.integers(1, 5), max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_slot_steps_are_minus_one_for_the_prompt_and_then_each_step_by_its_width(num_prompt, widths):
+    steps = slot_steps(num_prompt, widths)
+    assert steps.dtype == np.int64
+    assert steps.tolist() == [-1] * num_prompt + [k for k, width in enumerate(widths) for _ in range(width)]
+    assert slot_steps(num_prompt + 1, widths).tolist() != steps.tolist()
+
+
+def test_slot_steps_are_those_of_the_layout(traces):
+    for trace in traces.values():
+        assert trace.slot_step.tolist() == slot_steps(len(trace.prompt_tokens), trace.widths).tolist()
+        for k, step in enumerate(trace.steps):
+            assert (trace.slot_step[step.slots] == k).all()
+            assert trace.slot_token[step.slots].tolist() == step.tokens
