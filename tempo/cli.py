@@ -1,4 +1,4 @@
-"""The command line: `tempo generate`, `tempo compare` and `tempo models`."""
+"""The command line: `tempo generate`, `tempo compare`, `tempo models` and `tempo report`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -17,7 +18,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import tempo
-from tempo.errors import TempoError
+from tempo.errors import ResultsError, TempoError
 from tempo.reporting import terminal
 from tempo.reporting.text import visible
 from tempo.spec import VISIBILITIES, Positions, Readout, RunSpec, TokenIds, Visibility, Weighting, load_yaml
@@ -199,6 +200,27 @@ def models(as_json: Json = False) -> None:
     root = next(model.folder().parent for model in KNOWN_MODELS.values() if model.wheels)
     _show(_console(), table)
     _write(f"Folders: {visible(str(root))}/<name> (the environment variable TEMPO_CACHE moves them)\n")
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Option(metavar="DIR", help="The results folder of the experiments.")] = Path("results"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write findings.md and findings.svg.")] = Path("reports"),
+) -> None:
+    """Write the findings as Markdown and as a picture, from the record alone; no model is run."""
+    from tempo.reporting.figures import forest
+    from tempo.reporting.figures import save as save_picture
+    from tempo.reporting.findings import findings_markdown, read_findings
+
+    findings = read_findings(results / "findings.jsonl")
+    picture = forest([finding for finding in findings if finding.kind == "empirical"])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "findings.md").write_text(findings_markdown(findings), encoding="utf-8")
+        save_picture(replace(picture, name="findings"), out)
+    except OSError as error:
+        raise ResultsError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from None
+    _write(f"written: {visible(str(out))}/findings.md, {visible(str(out))}/findings.svg\n")
 
 
 class Settings(RunSpec):

@@ -39,7 +39,8 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
     ]
     wide = wide_steps(source)
     scores = {k: sibling_attention(visible.steps[k].attention, visible.steps[k].slots) for k in wide}
-    rng = np.random.default_rng(RANDOM_CONTEXT_SEED)
+    # a generator of each prompt's own: with one seed for all, every prompt would draw the same places
+    rng = np.random.default_rng([RANDOM_CONTEXT_SEED, *context.prompt.encode()])
     random_context = {k: _random_context_mass(visible, k, rng) for k in wide}
     if context.store:
         keep_attention(context.store, isolated, visible)

@@ -121,20 +121,25 @@ def _log_ratio_to_bfloat16(case: Case) -> float | None:
     return None if case["mode_tv"] is None else float(np.log(case["mode_tv"] / case["bfloat16_tv"]))
 
 
-CLAIMS = (
-    Claim(
-        id="exp5.sets-of-ten",
-        statement="At this threshold sets of ten siblings and more do occur.",
-        statistic="share of prompts whose widest set has at least ten members",
-        values=lambda case: max(case["widths"]) >= 10,
+def _sets_of(name: str, number: int) -> Claim:
+    return Claim(
+        id=f"exp5.sets-of-{name}",
+        statement=f"At this threshold sets of {name} siblings and more do occur.",
+        statistic=f"share of prompts whose widest set has at least {number} members",
+        values=lambda case: max(case["widths"]) >= number,
         test="proportion",
-        margin=0.1,
-        margin_reason="one prompt in ten, else the family says little about high parallelism",
+        margin=0.05,
+        margin_reason="one prompt in twenty, else the family says little about sets as wide as that",
         family="exp5",
-        refuted_by="a share significantly below 10 %",
+        refuted_by="a share significantly below 5 %",
         control=lambda case: max(case["widths"]) > 1 / case["threshold"],
         control_statement="sets wider than 1 / threshold, which cannot be",
-    ),
+    )
+
+
+CLAIMS = (
+    _sets_of("ten", 10),
+    _sets_of("thirty", 30),
     Claim(
         id="exp5.finite",
         statement="Logits and attention stay finite in both modes.",

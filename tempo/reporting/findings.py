@@ -23,8 +23,28 @@ from tempo.reporting.figures import Picture, forest, number, slug, to_html
 from tempo.reporting.text import visible
 
 _NUMBER = ' class="tempo-number"'
+# What a record holds as null where it is not a number.
+_NUMBERS = ("estimate", "low", "high", "effect_size", "p", "p_corrected", "control_estimate", "margin")
 MAX_LINES = 20  # of the table in a terminal: what fits above the fold of a small window
 _VERDICTS = {"REFUTED": "✕", "INCONCLUSIVE": "◇", "SUPPORTED": "●"}  # most in need of attention first
+
+
+def read_findings(path: str | Path) -> list[Finding]:
+    """The findings of a record written by experiments, the last one of each claim, config and model.
+
+    Raises TraceError if the file is missing or is no such record.
+    """
+    found: dict[tuple[str, str, str], Finding] = {}
+    try:
+        for record in read_jsonl(path):
+            numbers = {name: math.nan if record[name] is None else record[name] for name in _NUMBERS}
+            finding = Finding(**record | numbers)
+            found[finding.claim, str(finding.context.get("config")), str(finding.context.get("model"))] = finding
+    except (KeyError, TypeError) as error:
+        raise TraceError(f"{path} is not a record of findings ({error}); run pytest test_experiments to make one") from None
+    except OSError as error:
+        raise TraceError(f"cannot read {path}: {error.strerror}; run pytest test_experiments to make it") from None
+    return list(found.values())
 
 
 def findings_table(findings: Sequence[Finding]) -> list[str]:
