@@ -307,10 +307,9 @@ def test_a_refused_model_is_left_in_training_mode():
 
 def test_a_wrapped_model_keeps_its_dtype_and_has_the_embeddings():
     model = make("Llama").to(torch.bfloat16)
-    model.lm_head.float()
     lm = wrap_model(model, name="mine")
     assert lm.dtype == torch.bfloat16
-    assert model.lm_head.weight.dtype == torch.float32
+    assert model.lm_head.weight.dtype == torch.bfloat16
     assert lm.name == "mine"
     assert wrap_model(make("Llama")).name == "LlamaForCausalLM"
 
