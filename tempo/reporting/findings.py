@@ -37,7 +37,7 @@ def read_findings(path: str | Path) -> list[Finding]:
     found: dict[tuple[str, str, str], Finding] = {}
     try:
         for record in read_jsonl(path):
-            numbers = {name: math.nan if record[name] is None else record[name] for name in _NUMBERS}
+            numbers: dict[str, Any] = {name: math.nan if record[name] is None else record[name] for name in _NUMBERS}
             finding = Finding(**record | numbers)
             found[finding.claim, str(finding.context.get("config")), str(finding.context.get("model"))] = finding
     except (KeyError, TypeError) as error:
