@@ -10,10 +10,10 @@ G = H / Hkv, D head size, V value size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,18 @@ HARMLESS = frozenset(
 )  # fmt: skip
 
 
+class AttentionCall(NamedTuple):
+    """One call of the attention function in a forward pass, as seen when the model was loaded."""
+
+    module: nn.Module
+    layer: int
+    window: int | None  # keys this many positions back, or more, are hidden
+    num_heads: int
+    num_key_value_heads: int
+    key_size: int
+    value_size: int
+
+
 @dataclass
 class PassContext:
     """What one forward pass means: which run, slot and position each packed token has, and who may see whom."""
@@ -45,13 +57,26 @@ class PassContext:
     bias: Tensor | None  # [R, w, N] float32, added to the attention logits of allowed keys
     query_positions: Tensor  # [R, w]
     slot_positions: Tensor  # [R, N]
+    expected: Sequence[AttentionCall]  # the attention calls of the pass, as the model made them when it was loaded
     record: Callable[[int, Tensor], None] | None = None  # gets (layer, weights [R, H, w, N] float32)
-    calls: list[nn.Module] = field(default_factory=list)  # attention modules in the order they asked
+    num_calls: int = 0  # made so far
     _masks: dict[tuple, Tensor] = field(default_factory=dict)
 
     @property
     def num_slots(self) -> int:
         return self.allowed.shape[-1]
+
+    def take_call(self, module: nn.Module, sliding_window: int | None) -> tuple[int, int | None, bool]:
+        """Layer and window of the next call, and whether it is the first of its layer; ModelError if it was not expected."""
+        index, self.num_calls = self.num_calls, self.num_calls + 1
+        known = self.expected[index] if index < len(self.expected) else None
+        if known is None or known.module is not module or (known.window and sliding_window not in (None, known.window)):
+            raise ModelError(
+                f"attention call {index} of a pass came from {type(module).__name__} with window {sliding_window}, at load it was "
+                f"{known and (type(known.module).__name__, known.window)}; the model has changed since: load or wrap it again"
+            )
+        # a layer may ask several times with the same queries and keys (differential attention): its weights are one set
+        return known.layer, known.window, index == 0 or self.expected[index - 1].layer != known.layer
 
     def mask(self, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
         """The mask of one layer, [R, 1, G*w, N], the same for each of the G query heads that share a key head.
@@ -103,17 +128,17 @@ def tempo_attention(
     # the G heads that share keys become extra queries, so that keys are read once and never repeated
     grouped = padded.view(num_rows, width, num_key_heads, groups, head_size).permute(0, 2, 3, 1, 4)
     grouped = grouped.reshape(num_rows, num_key_heads, groups * width, head_size)
-    mask = tempo_pass.mask(sliding_window, groups, query.dtype)
+    layer, window, is_first = tempo_pass.take_call(module, sliding_window)
+    mask = tempo_pass.mask(window, groups, query.dtype)
     scale = head_size**-0.5 if scaling is None else scaling
     if softcap is None and s_aux is None:
         output = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
     else:
         output = _weights(grouped, key, mask, scale, softcap, s_aux).to(value.dtype) @ value
-    if tempo_pass.record is not None:
+    if tempo_pass.record is not None and is_first:
         weights = _weights(grouped, key, mask, scale, softcap, s_aux)
         weights = weights.view(num_rows, num_heads, width, -1)
-        tempo_pass.record(len(tempo_pass.calls), weights)
-    tempo_pass.calls.append(module)
+        tempo_pass.record(layer, weights)
     output = output.view(num_rows, num_key_heads, groups, width, -1).permute(0, 3, 1, 2, 4)
     output = output.reshape(num_rows, width, num_heads, -1)
     return output[tempo_pass.rows, tempo_pass.offsets].unsqueeze(0), None
@@ -136,12 +161,12 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor, scaling: float, softcap: 
 
 
 @contextmanager
-def installed(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block the model's attention is tempo's; afterwards it is what it was."""
+def installed(model: PreTrainedModel, name: str = NAME) -> Iterator[None]:
+    """Within the block the model's attention is the one registered as `name`; afterwards it is what it was."""
     before = attention_implementations(model)
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(name)
     try:
-        if model.config._attn_implementation != NAME:
+        if model.config._attn_implementation != name:
             raise ModelError(
                 f"{type(model).__name__} does not let its attention be replaced (its source never asks transformers' "
                 "AttentionInterface); use an architecture that does, such as Llama, Qwen, Mistral or Gemma"
@@ -149,31 +174,6 @@ def installed(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
-
-
-@torch.inference_mode()
-def probe(model: PreTrainedModel) -> tuple[nn.Module, ...]:
-    """The modules that ask for attention in one forward pass of two tokens, in order.
-
-    Raises ModelError if they do not take tempo's function or do not hand its context on.
-    """
-    embedding: Any = model.get_input_embeddings()
-    device = embedding.weight.device
-    index = torch.arange(2, device=device)
-    context = PassContext(
-        rows=torch.zeros_like(index), offsets=index, slots=index,
-        allowed=torch.ones(1, 2, 2, dtype=torch.bool, device=device).tril(), bias=None,
-        query_positions=index[None], slot_positions=index[None],
-    )  # fmt: skip
-    with installed(model):
-        model(
-            input_ids=torch.zeros_like(index)[None],
-            position_ids=index[None],
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-            use_cache=False,
-            tempo_pass=context,
-        )
-    return tuple(context.calls)
 
 
 AttentionInterface.register(NAME, tempo_attention)

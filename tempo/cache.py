@@ -68,6 +68,12 @@ class SlotCache(Cache):
         self.step: PassContext | None = None
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
 
+    @property
+    def sizes(self) -> tuple[tuple[int, int, int], ...]:
+        """(heads, key size, value size) of every layer that holds something."""
+        held: list[Any] = [layer for layer in self.layers if layer.is_initialized]  # pyright: ignore[reportAttributeAccessIssue]
+        return tuple((layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in held)
+
 
 def _grown(held: Tensor, num_slots: int) -> Tensor:
     """`held` itself, or with its capacity doubled until `num_slots` fit."""

@@ -36,20 +36,21 @@ def trace_bytes(lm: LanguageModel, spec: RunSpec, num_prompt: int, widths: Seque
     """Bytes of every array a run's trace and cache hold, by name.
 
     Exact for given `widths` (taken from the replay if there is one); otherwise for the widest sets the threshold
-    allows, an upper bound. attention: sum over steps of L*H*w*N_k*4; logits: sum of w*V*4; kv: L*Hkv*N*3*D*4;
-    distribution: steps*V*4; cache: L*Hkv*N*2*D*size of the model's dtype.
+    allows, an upper bound. attention: sum over steps of L*H*w*N_k*4; logits: sum of w*V*4; kv: L*Hkv*N*(2*D+Dv)*4;
+    distribution: steps*V*4; cache: L*Hkv*N*(D+Dv)*size of the model's dtype (keys of size D, values of size Dv).
     """
     if widths is None:
         free = [widest_set(spec, lm.vocab_size)] * spec.max_steps
         widths = [len(tokens) for tokens in spec.replay] if spec.replay else free
     slots = num_prompt + np.cumsum(np.asarray(widths, dtype=np.int64))
-    num_slots, heads = int(slots[-1]), lm.num_layers * lm.num_key_value_heads * lm.head_dim
+    num_slots = int(slots[-1])
+    keys, values = (sum(sizes[0] * sizes[i] for sizes in lm.key_value_sizes) for i in (1, 2))  # numbers a slot, all layers
     sizes = {
         "distribution": len(widths) * lm.vocab_size * 4,
-        "cache": heads * num_slots * 2 * lm.dtype.itemsize,
+        "cache": (keys + values) * num_slots * lm.dtype.itemsize,
         "attention": lm.num_layers * lm.num_heads * int(np.dot(widths, slots)) * 4,
         "logits": sum(widths) * lm.vocab_size * 4,
-        "kv": heads * num_slots * 3 * 4,
+        "kv": (2 * keys + values) * num_slots * 4,
     }
     return {name: size for name, size in sizes.items() if name not in CAPTURES or name in spec.capture}
 

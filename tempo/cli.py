@@ -175,10 +175,18 @@ def compare(
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
-    """List the models that need no account."""
+def models(
+    architectures: Annotated[
+        bool, typer.Option("--architectures", help="List which transformers architectures run, and why others do not.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List the models that need no account, or the architectures that run."""
     from tempo.models import KNOWN_MODELS
 
+    if architectures:
+        _list_architectures(as_json)
+        return
     listed = [
         {
             "name": model.name,
@@ -200,6 +208,36 @@ def models(as_json: Json = False) -> None:
     root = next(model.folder().parent for model in KNOWN_MODELS.values() if model.wheels)
     _show(_console(), table)
     _write(f"Folders: {visible(str(root))}/<name> (the environment variable TEMPO_CACHE moves them)\n")
+
+
+def _list_architectures(as_json: bool) -> None:
+    from importlib.metadata import version
+
+    from packaging.version import Version
+
+    from tempo.support import read_registry
+
+    registry, installed = read_registry(), version("transformers")
+    release = installed if installed in registry else max(registry, key=Version)
+    entries = registry[release]
+    if as_json:
+        _write(json.dumps({"transformers": release, "installed": installed, "architectures": entries}) + "\n")
+        return
+    table = terminal.new_table("model type", "status", "deviation", "reason")
+    order = ("not measured", "refused", "supported")  # what runs stands last, next to the reader's prompt
+    for name, entry in sorted(entries.items(), key=lambda item: (order.index(item[1]["status"]), item[0])):
+        deviation = "" if entry["deviation"] is None else f"{entry['deviation']:.1e}"
+        table.add_row(name, entry["status"], deviation, visible(entry["reason"]))
+    counts = ", ".join(
+        f"{sum(e['status'] == status for e in entries.values())} {status}" for status in ("supported", "refused", "not measured")
+    )
+    _show(_console(), table)
+    measured = (
+        ""
+        if release == installed
+        else f" (not the installed {installed}, which was not measured: what cannot run is still refused at load)"
+    )
+    _write(f"transformers {release}{measured}: {counts}. Deviation: largest difference of a logit from the oracle's, of the logit range.\n")
 
 
 @app.command()

@@ -115,6 +115,11 @@ class _Run:
                     f"replay step {step} holds token id {strange[0]}, outside the vocabulary of {self.lm.name} "
                     f"(0 to {self.lm.vocab_size - 1}); replay sets made with the same tokenizer"
                 )
+        if "kv" in spec.capture and not self.lm.has_plain_keys:
+            raise SpecError(
+                f"the layers of {self.lm.name} do not all cache keys and values of one size (they share them, cache latents, or differ); "
+                "leave 'kv' out of capture"
+            )
         longest = self.num_prompt + self.num_steps
         if longest > self.lm.context_length:
             raise SpecError(
@@ -224,8 +229,8 @@ def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[_Run]) -> None:
             logits_to_keep=read.to(lm.device),
             tempo_pass=context,
         )
-    if len(context.calls) != lm.num_layers:
-        raise ModelError(f"{lm.name} made {len(context.calls)} attention calls in a pass, expected {lm.num_layers}; refused")
+    if context.num_calls != len(lm.attention_calls):
+        raise ModelError(f"{lm.name} made {context.num_calls} attention calls in a pass, {len(lm.attention_calls)} at load; load it again")
     for run in captures_kv:
         of_run = context.rows == run.row
         run.raw_keys.append(torch.cat([keys[:, :, of_run] for keys in raw]))
@@ -267,6 +272,7 @@ def _pass_context(lm: LanguageModel, cache: SlotCache, runs: Sequence[_Run]) -> 
         bias=None if bias is None else bias.to(lm.device),
         query_positions=query_positions.to(lm.device),
         slot_positions=slot_positions.to(lm.device),
+        expected=lm.attention_calls,
         record=partial(_record_attention, recording) if recording else None,
     )
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
-from tempo.attention import probe
 from tempo.errors import ModelError, SpecError
+from tempo.probe import probe
 from tempo.support import (
     attention_implementations,
     check_can_run,
@@ -59,9 +59,6 @@ class LanguageModel:
         self.dtype: torch.dtype = embedding.weight.dtype
         self.device: torch.device = embedding.weight.device
         self.num_layers: int = text.num_hidden_layers
-        self.num_heads: int = text.num_attention_heads
-        self.num_key_value_heads: int = getattr(text, "num_key_value_heads", None) or self.num_heads
-        self.head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // self.num_heads
         self.vocab_size: int = head.weight.shape[0]
         self.context_length: int = context_length(text)
         self.eos_token_ids: frozenset[int] = eos_token_ids(model)
@@ -69,12 +66,14 @@ class LanguageModel:
         self._training = [(module, module.training) for module in model.modules()]
         self._attention = attention_implementations(model)
         model.eval()
-        self.attention_modules = probe(model)
-        if len(self.attention_modules) != self.num_layers:
-            raise ModelError(
-                f"{type(model).__name__} has {self.num_layers} layers but made {len(self.attention_modules)} attention calls "
-                "in a forward pass; expected one a layer, so that weights and keys can be told by layer"
-            )
+        self.attention_calls, self.key_value_sizes = probe(model, self.context_length)
+        self.attention_modules = tuple(dict.fromkeys(call.module for call in self.attention_calls))
+        self._check_calls()
+        first = self.attention_calls[0]
+        self.num_heads, self.num_key_value_heads, self.head_dim, self.value_dim = first[3:]
+        plain = [(call.num_key_value_heads, call.key_size, call.value_size) for call in self.attention_calls]
+        # whether "kv" can be captured: every layer caches its own keys and values, all of one size
+        self.has_plain_keys = len(set(plain)) == 1 and self.key_value_sizes == (plain[0],) * self.num_layers
 
     @property
     def model(self) -> PreTrainedModel:
@@ -82,6 +81,22 @@ class LanguageModel:
         if self._model is None:
             raise ModelError(f"model {self.name!r} is closed; load or wrap it again, or use it inside its `with` block")
         return self._model
+
+    def _check_calls(self) -> None:
+        """Layers can be told apart, and the config's windows are those of the masks that the model makes."""
+        kind, calls = type(self.model).__name__, self.attention_calls
+        if calls[-1].layer + 1 != self.num_layers:
+            raise ModelError(
+                f"{kind} has {self.num_layers} layers but asked for attention in {calls[-1].layer + 1}; expected one attention a layer, "
+                "so that weights and keys can be told by layer. A decoder-only model of attention layers works, for example Llama"
+            )
+        if len({call.num_heads for call in calls}) > 1:
+            raise ModelError(
+                f"the layers of {kind} have different numbers of query heads; expected one number for all, as weights are stacked"
+            )
+        windows = tuple(dict((call.layer, call.window) for call in calls).values())
+        if windows != tuple(w if w and w < self.context_length else None for w in self.layer_windows):
+            raise ModelError(f"{kind} makes masks with windows {windows}, its config says {self.layer_windows}; refused, as one is misread")
 
     @cached_property
     def sha256(self) -> str:

@@ -81,7 +81,7 @@ def generate(lm: LanguageModel, prompt: str | Sequence[int], **settings: Any) ->
         seconds=time.perf_counter() - began,
         peak_bytes=0,
         provenance=lm.provenance() | {"oracle": True},
-        **({"keys": output.keys, "values": output.values, "raw_keys": output.raw_keys} if "kv" in spec.capture else {}),
+        **output.kv,
     )
 
 
@@ -130,9 +130,7 @@ def _mask(slots: Sequence[_Slot], visibility: str, window: int | None, dtype: to
 class _Output(NamedTuple):
     logits: Tensor  # [N, V]
     attention: np.ndarray | None  # [L, H, N, N]
-    keys: np.ndarray  # [L, Hkv, N, D]
-    values: np.ndarray
-    raw_keys: np.ndarray | None
+    kv: dict[str, np.ndarray]  # keys, values, raw_keys [L, Hkv, N, D], if captured
 
 
 @torch.inference_mode()
@@ -157,10 +155,13 @@ def _full_forward(lm: LanguageModel, spec: RunSpec, slots: Sequence[_Slot]) -> _
     return _Output(
         logits=output.logits[0].cpu() if output.logits.dtype == torch.float64 else output.logits[0].float().cpu(),
         attention=None if weights is None else torch.cat([w.float().cpu() for w in weights]).numpy(),
-        keys=torch.cat([layer.keys.float().cpu() for layer in cache.layers]).numpy(),
-        values=torch.cat([layer.values.float().cpu() for layer in cache.layers]).numpy(),
-        raw_keys=None if raw is None else torch.cat(raw).numpy(),
+        kv={} if raw is None else {"raw_keys": torch.cat(raw).numpy(), **_cached(cache)},
     )
+
+
+def _cached(cache: Any) -> dict[str, np.ndarray]:
+    layers = {name: [getattr(layer, name).float().cpu() for layer in cache.layers] for name in ("keys", "values")}
+    return {name: torch.cat(tensors).numpy() for name, tensors in layers.items()}
 
 
 def _record(steps: list[dict[str, Any]], output: _Output, slots: list[int], spec: RunSpec) -> None:

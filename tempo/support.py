@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,10 @@ from tempo.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# Which architectures run, by transformers version: written by benchmarks/architectures.py, checked by the tests.
+REGISTRY = Path(__file__).with_name("architectures.json")
+
 
 # Layer types whose mask TEMPO can state. A chunked layer equals a full one inside its first chunk, and
 # `context_length` ends there.
@@ -22,6 +28,11 @@ ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 ROTARY_RTOL = 1e-5
 
 
+def read_registry() -> dict[str, dict[str, dict[str, Any]]]:
+    """{transformers version: {model type: what was measured}}; see benchmarks/architectures.py for the fields."""
+    return json.loads(REGISTRY.read_text(encoding="utf-8")) if REGISTRY.exists() else {}
+
+
 def check_can_run(model: Any) -> None:
     """Return if TEMPO can run the model, else raise ModelError with the reason and what would work."""
     from transformers import PreTrainedModel
@@ -30,12 +41,12 @@ def check_can_run(model: Any) -> None:
     kind = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"{kind} is not a transformers PreTrainedModel; wrap the model itself. {works}")
-    for reason in _reasons_against(model):
+    for reason in reasons_against(model):
         raise ModelError(f"{kind} cannot run TEMPO: {reason}. {works}")
     check_rotary_tables(model, _config_thetas(model.config.get_text_config()))
 
 
-def _reasons_against(model: PreTrainedModel) -> Iterator[str]:
+def reasons_against(model: PreTrainedModel) -> Iterator[str]:
     """What was seen, what is expected, and what would work instead; the plainest reason first."""
     text = model.config.get_text_config()
     strange = ", ".join(sorted(set(getattr(text, "layer_types", None) or ()) - ATTENTION_LAYERS))
@@ -45,23 +56,20 @@ def _reasons_against(model: PreTrainedModel) -> Iterator[str]:
         yield "it keeps a recurrent state, in which siblings mix: expected attention layers only"
     if strange:
         yield f"it has layers of type {strange}: expected only {', '.join(sorted(ATTENTION_LAYERS))}"
+    if not hasattr(text, "num_hidden_layers"):
+        yield "its config has no num_hidden_layers: expected one stack of attention layers"
     if model.get_output_embeddings() is None:
         yield "it has no language-model head: use the ...ForCausalLM class, not the bare model"
     if getattr(text, "use_bidirectional_attention", False) in (True, "all"):
         yield "its tokens see later ones (config.use_bidirectional_attention): expected a causal model"
-    try:
-        getattr(text, "head_dim", None)
-    except RuntimeError:  # transformers' answer where layers differ (Gemma 4)
-        yield "its layers have different head sizes: expected one config.head_dim for all"
     if not rotary_tables(model):
         yield (
             "it has no rotary embedding (no buffer named inv_freq), so tokens cannot be put at one position: "
             "learned, absolute and ALiBi positions do not work"
         )
-    if not (getattr(model, "_supports_attention_backend", False) and model._can_set_attn_implementation()):
+    if not model._can_set_attn_implementation():
         yield (
-            "its attention cannot be exchanged (it does not go through transformers' AttentionInterface): "
-            "expected _supports_attention_backend; a newer transformers may have it"
+            "its attention cannot be exchanged (it does not go through transformers' AttentionInterface): a newer transformers may let it"
         )
     if any(parameter.is_meta for parameter in model.parameters()):
         yield "some of its weights are not in memory (meta device): load it without offloading"
@@ -140,7 +148,7 @@ def eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
 
 def layer_windows(text: Any) -> tuple[int | None, ...]:
     window = getattr(text, "sliding_window", None)
-    if not window or getattr(text, "use_sliding_window", None) is False:
+    if not window:
         return (None,) * text.num_hidden_layers
     # Without layer types the whole model slides (Mistral).
     types = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
@@ -150,4 +158,5 @@ def layer_windows(text: Any) -> tuple[int | None, ...]:
 def attention_implementations(model: PreTrainedModel) -> dict[str, str | None]:
     """What `set_attn_implementation` takes to bring back the present state."""
     subs = {key: getattr(model.config, key, None) for key in model.config.sub_configs}
-    return {"": model.config._attn_implementation} | {key: sub._attn_implementation for key, sub in subs.items() if sub is not None}
+    kept = {key: sub._attn_implementation for key, sub in subs.items() if sub is not None and sub._attn_implementation is not None}
+    return {"": model.config._attn_implementation} | kept

@@ -68,7 +68,7 @@ def test_the_cache_counts_every_slot_whether_or_not_keys_are_kept(tiny):
 
 
 def test_a_cache_of_half_precision_takes_half(tiny):
-    shape = {name: getattr(tiny, name) for name in ("vocab_size", "num_layers", "num_heads", "num_key_value_heads", "head_dim")}
+    shape = {name: getattr(tiny, name) for name in ("vocab_size", "num_layers", "num_heads", "key_value_sizes")}
     half = SimpleNamespace(dtype=torch.bfloat16, **shape)
     spec = RunSpec(prompt="a", capture=EVERYTHING)
     full, small = trace_bytes(tiny, spec, 5, [2, 3]), trace_bytes(half, spec, 5, [2, 3])
@@ -89,15 +89,15 @@ def test_bytes_of_a_replay_are_those_of_its_sets_and_of_a_free_run_those_of_the_
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(1, 9))
 @settings(max_examples=50, deadline=None)
 def test_bytes_are_the_sums_over_steps(widths, num_prompt):
-    lm = SimpleNamespace(num_layers=2, num_heads=6, num_key_value_heads=3, head_dim=8, vocab_size=50, dtype=torch.float32)
+    lm = SimpleNamespace(num_layers=2, num_heads=6, key_value_sizes=((3, 8, 8), (3, 8, 5)), vocab_size=50, dtype=torch.float32)
     sizes = trace_bytes(lm, RunSpec(prompt="a", capture=EVERYTHING), num_prompt, widths)
     slots = [num_prompt + sum(widths[: k + 1]) for k in range(len(widths))]
     assert sizes == {
         "attention": sum(2 * 6 * width * n * 4 for width, n in zip(widths, slots, strict=True)),
         "logits": sum(width * 50 * 4 for width in widths),
-        "kv": 2 * 3 * slots[-1] * 3 * 8 * 4,
+        "kv": 3 * slots[-1] * (2 * 3 * 8 - 3) * 4,  # one layer's values are 3 shorter
         "distribution": len(widths) * 50 * 4,
-        "cache": 2 * 3 * slots[-1] * 2 * 8 * 4,
+        "cache": 3 * slots[-1] * (2 * 2 * 8 - 3) * 4,
     }
     assert sizes["attention"] < sum(2 * 6 * width * (slots[-1] + 1) * 4 for width in widths)
 
@@ -177,7 +177,7 @@ def test_the_remedies_of_a_refusal_really_fit_and_one_more_does_not(tiny_shape, 
 @pytest.fixture(scope="module")
 def tiny_shape():
     """The sizes of the tiny model without its weights, as a budget needs no more."""
-    return SimpleNamespace(num_layers=3, num_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=258, dtype=torch.float32)
+    return SimpleNamespace(num_layers=3, num_heads=4, key_value_sizes=((2, 16, 16),) * 3, vocab_size=258, dtype=torch.float32)
 
 
 def test_the_shape_of_tiny_is_that_of_the_model(tiny, tiny_shape):

@@ -290,18 +290,29 @@ def test_logits_that_are_not_finite_are_an_error_that_names_the_run_and_spares_f
         head.weight.copy_(weight)
 
 
-def test_an_attention_argument_tempo_does_not_know_is_an_error(tiny):
-    module = tiny.attention_modules[0]
-    q = torch.zeros(1, 4, 1, 16)
+def one_token_pass(lm):
+    """The context of a pass of one token, and query, key and value for its first attention call."""
+    index = torch.zeros(1, dtype=torch.long)
     context = attention.PassContext(
-        *[torch.zeros(1, dtype=torch.long)] * 3, torch.ones(1, 1, 1, dtype=torch.bool), None, *[torch.zeros(1, 1, dtype=torch.long)] * 2
-    )
-    kv = torch.zeros(1, 2, 1, 16)
-    attention.tempo_attention(module, q, kv, kv, None, tempo_pass=context, position_ids=torch.zeros(1))
+        rows=index, offsets=index, slots=index, allowed=torch.ones(1, 1, 1, dtype=torch.bool), bias=None,
+        query_positions=index[None], slot_positions=index[None], expected=lm.attention_calls,
+    )  # fmt: skip
+    return context, torch.zeros(1, 4, 1, 16), torch.zeros(1, 2, 1, 16), torch.zeros(1, 2, 1, 16)
+
+
+def test_an_attention_argument_tempo_does_not_know_is_an_error(tiny):
+    module, (context, *states) = tiny.attention_modules[0], one_token_pass(tiny)
+    attention.tempo_attention(module, *states, None, tempo_pass=context, position_ids=torch.zeros(1))
     with pytest.raises(tempo.ModelError, match="mystery"):
-        attention.tempo_attention(module, q, kv, kv, None, tempo_pass=context, mystery=1)
+        attention.tempo_attention(module, *states, None, tempo_pass=context, mystery=1)
     with pytest.raises(tempo.ModelError, match="does not pass keyword arguments"):
-        attention.tempo_attention(module, q, kv, kv, None)
+        attention.tempo_attention(module, *states, None)
+
+
+def test_attention_calls_in_another_order_than_at_load_are_an_error(tiny):
+    context, *states = one_token_pass(tiny)
+    with pytest.raises(tempo.ModelError, match="call 0 .* the model has changed since"):
+        attention.tempo_attention(tiny.attention_modules[1], *states, None, tempo_pass=context)
 
 
 def test_the_model_is_a_plain_one_between_runs_and_after_an_error(tiny):

@@ -205,10 +205,10 @@ def test_weights_that_would_be_random_are_refused(tmp_path):
         ),
         (lambda: make("Lfm2", layer_types=["conv", "full_attention"]), "layers of type conv"),
         (lambda: make("Llama").model, "no language-model head"),
-        (lambda: make("StableLm"), "cannot be exchanged"),
+        (lambda: make("GPTNeoXJapanese"), "cannot be exchanged"),
         (lambda: torch.nn.Linear(2, 2), "not a transformers PreTrainedModel"),
     ],
-    ids=["gpt2", "bloom", "t5", "mamba", "lfm2", "bare", "stablelm", "linear"],
+    ids=["gpt2", "bloom", "t5", "mamba", "lfm2", "bare", "gpt-neox-japanese", "linear"],
 )
 def test_what_cannot_run_is_refused_with_a_way_out(model, reason):
     with pytest.raises(ModelError, match=f"{reason}.*works"):
@@ -269,10 +269,13 @@ def test_windows_are_told_for_each_layer(architecture, options, windows):
     assert wrap_model(make(architecture, **options)).layer_windows == windows
 
 
-def test_a_window_that_is_switched_off_is_none():
-    """Mistral's config with Qwen's switch: a window is named, and the switch says it is not used."""
-    model = make("Mistral", sliding_window=7, use_sliding_window=False)
-    assert wrap_model(model).layer_windows == (None, None)
+def test_a_model_whose_masks_are_not_those_of_its_config_is_refused():
+    """Mistral's config with Qwen's switch: it says that the window is not used, and the model uses it."""
+    model = make("Mistral", sliding_window=7)
+    assert wrap_model(model).layer_windows == (7, 7)
+    model.config.layer_types = ["full_attention", "full_attention"]
+    with pytest.raises(ModelError, match=r"windows \(7, 7\), its config says \(None, None\)"):
+        wrap_model(model)
 
 
 @pytest.mark.parametrize(("eos", "expected"), [(None, set()), (5, {5}), ([5, 7], {5, 7})])

@@ -1,0 +1,156 @@
+"""Every causal-LM architecture of the installed transformers runs as the oracle says, or is refused with its reason."""
+
+import pytest
+import torch
+import transformers
+
+import tempo
+from benchmarks import architectures
+from benchmarks.architectures import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, build, compare, measure
+from tempo import attention
+from tempo.attention import PassContext
+from tempo.support import read_registry
+
+KNOWN = read_registry().get(transformers.__version__, {})
+MANY = {"5.23.0": 85, "5.24.0": 85, "5.0.0": 55}  # supported at least, by version
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny matrices: a second thread only waits
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_registry_is_of_the_installed_transformers():
+    assert set(KNOWN) == set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), (
+        f"tempo/architectures.json has {len(KNOWN)} architectures of transformers {transformers.__version__}, which has "
+        f"{len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}: run `make architectures` and look at what it says"
+    )
+    supported = [name for name, entry in KNOWN.items() if entry["status"] == "supported"]
+    assert len(supported) >= MANY[transformers.__version__]
+
+
+@pytest.mark.parametrize("name", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+def test_an_architecture_is_what_the_registry_says(name):
+    """`measure` itself raises if a supported one deviates from the oracle, or if attention did not matter there."""
+    entry = measure(name)
+    assert (entry.status, entry.reason, entry.architecture) == tuple(KNOWN[name][key] for key in ("status", "reason", "architecture"))
+    assert entry.status == "supported" or entry.reason
+
+
+def window_by_slot(context, window, groups, dtype, original=PassContext.mask):
+    context.slot_positions = torch.arange(context.num_slots).expand_as(context.slot_positions)
+    context.query_positions[context.rows, context.offsets] = context.slots
+    return original(context, window, groups, dtype)
+
+
+def window_ignored(context, window, groups, dtype, original=PassContext.mask):
+    return original(context, None, groups, dtype)
+
+
+def without(name):
+    original = attention._weights
+
+    def broken(query, key, mask, scaling, softcap, sinks):
+        given = {"softcap": softcap, "sinks": sinks} | {name: None}
+        return original(query, key, mask, scaling, **given)
+
+    return broken
+
+
+FAULTS = {
+    "window by slot": ("mistral", PassContext, "mask", window_by_slot),
+    "window ignored": ("gemma3_text", PassContext, "mask", window_ignored),
+    "window of a module that does not name it": ("phimoe", PassContext, "mask", window_ignored),
+    "sinks ignored": ("gpt_oss", attention, "_weights", without("sinks")),
+    "soft-capping ignored": ("gemma2", attention, "_weights", without("softcap")),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_a_plain_attention_function_forgets_is_seen(monkeypatch, fault):
+    name, where, attribute, broken = FAULTS[fault]
+    model = build(name)
+    if name == "gemma2":  # its default cap is far above the logits of a tiny model
+        for layer in model.model.layers:
+            layer.self_attn.attn_logit_softcapping = 2.0
+    with tempo.wrap_model(model) as lm:
+        compare(lm, name)
+        monkeypatch.setattr(where, attribute, broken)
+        with pytest.raises(AssertionError, match="silently wrong"):
+            compare(lm, name)
+
+
+def test_attention_that_does_not_matter_is_no_test():
+    model = build("llama")
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.data.mul_(1e-4)
+    with tempo.wrap_model(model) as lm, pytest.raises(AssertionError, match="not tested"):
+        compare(lm, "llama")
+
+
+def test_the_budget_of_latent_attention_counts_what_it_caches():
+    with tempo.wrap_model(build("deepseek_v3")) as lm:
+        assert (lm.num_key_value_heads, lm.head_dim, lm.value_dim) == (4, 16, 12)
+        run = tempo.generate(lm, [3, 4, 5], threshold=0.02, max_steps=3, stop_at_eos=False)
+        heads, keys, values = lm.key_value_sizes[0]
+    assert heads * (keys + values) < 4 * (16 + 12), "a latent cache is smaller than the keys and values made from it"
+    distributions = sum(step.distribution.nbytes for step in run.steps)
+    assert run.peak_bytes == distributions + lm.num_layers * run.num_slots * heads * (keys + values) * 4
+
+
+def test_differential_attention_asks_twice_a_layer_and_is_recorded_once():
+    with tempo.wrap_model(build("diffllama")) as lm:
+        assert (len(lm.attention_calls), lm.num_layers) == (8, 4)
+        run = tempo.generate(lm, [3, 4, 5], max_steps=2, capture="attention")
+        assert run.steps[0].attention.shape[0] == 4
+
+
+@pytest.mark.parametrize("name", ["gemma4_text", "gemma3n_text", "deepseek_v3"])
+def test_where_layers_do_not_cache_plain_keys_they_cannot_be_captured(name):
+    with tempo.wrap_model(build(name)) as lm, pytest.raises(tempo.SpecError, match="leave 'kv' out of capture"):
+        tempo.generate(lm, [3, 4, 5], max_steps=2, capture="kv")
+
+
+def test_a_model_that_hides_its_attention_from_the_check_is_caught_by_its_logits(monkeypatch):
+    model = build("llama")
+    with tempo.wrap_model(model):
+        pass
+    original = type(model.model.layers[0].self_attn).forward
+
+    def secretly_scaled(self, *args, **kwargs):
+        output, weights = original(self, *args, **kwargs)
+        return (output * 1.5 if self.config._attn_implementation == "eager" else output), weights
+
+    monkeypatch.setattr(type(model.model.layers[0].self_attn), "forward", secretly_scaled)
+    with pytest.raises(tempo.ModelError, match="gives other logits under tempo's attention"):
+        tempo.wrap_model(model)
+
+
+def test_a_model_that_ignores_position_ids_is_refused(monkeypatch):
+    model = build("llama")
+    original = type(model.model.rotary_emb).forward
+
+    def by_index(self, x, position_ids):
+        return original(self, x, torch.arange(x.shape[1])[None])
+
+    monkeypatch.setattr(type(model.model.rotary_emb), "forward", by_index)
+    with pytest.raises(tempo.ModelError, match="whatever position_ids are passed"):
+        tempo.wrap_model(model)
+
+
+def test_an_unfinished_registry_is_seen(monkeypatch):
+    monkeypatch.setitem(globals(), "KNOWN", {name: entry for name, entry in KNOWN.items() if name != "llama"})
+    with pytest.raises(AssertionError, match="make architectures"):
+        test_the_registry_is_of_the_installed_transformers()
+
+
+def test_the_registry_is_written_by_version_and_keeps_the_others(monkeypatch, tmp_path):
+    monkeypatch.setattr(architectures, "REGISTRY", tmp_path / "architectures.json")
+    monkeypatch.setattr(architectures, "read_registry", lambda: {"4.0": {"old": {"status": "supported"}}})
+    architectures.write({"llama": measure("llama")})
+    text = (tmp_path / "architectures.json").read_text()
+    assert '"old"' in text
+    assert f'"{transformers.__version__}"' in text
