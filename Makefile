@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: experiments test conformance architectures setup lint typecheck format clean
+.PHONY: experiments test compat conformance architectures floors setup lint typecheck format clean
 
 experiments: setup  ## run all experiments on the default real model; writes reports/findings.html
 	$(BIN)/python -m pytest test_experiments
@@ -17,6 +17,19 @@ conformance: setup  ## engine against oracle on the real model, every setting on
 
 architectures: setup  ## engine against oracle on every causal-LM architecture; rewrites tempo/architectures.json
 	$(BIN)/python -m benchmarks.architectures
+
+floors: setup  ## rounding floors of the real model in three dtypes; rewrites test_experiments/floors.json
+	$(BIN)/python -m benchmarks.floors
+
+# The oldest transformers that pyproject allows, and the newest; the tests run with the pinned one in between.
+RELEASES := 5.0.0 5.24.0
+
+compat: setup  ## exactness with the other transformers releases that are supported
+	for release in $(RELEASES); do \
+	  test -d .compat/$$release || \
+	    $(BIN)/pip install --quiet --disable-pip-version-check --target .compat/$$release transformers==$$release "numpy==2.4.6" || exit 1; \
+	  PYTHONPATH=.compat/$$release $(BIN)/python -m pytest tests/test_architectures.py tests/test_engine.py || exit 1; \
+	done
 
 lint: setup
 	$(BIN)/ruff check .
@@ -38,4 +51,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) results reports/findings.html
+	rm -rf $(VENV) .compat results reports/findings.html

