@@ -5,7 +5,6 @@ Each function raises Violation where what it states does not hold.
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from dataclasses import fields
 from pathlib import Path
@@ -25,6 +24,7 @@ from tests.checks import (
     logits,
     near,
     replayed64,
+    same,
     same_runs,
 )
 
@@ -74,13 +74,11 @@ def capture_never_changes_a_run(lm: LanguageModel, case: Case) -> None:
     """Whatever is recorded, the sets and their distributions are the same to the bit."""
     settings = {"threshold": THRESHOLD, "max_steps": STEPS, **case.settings}
     bare = tempo.generate(lm, case.prompt, **settings)
-    for count in (1, 2, 3):
-        for captured in itertools.combinations(EVERYTHING, count):
-            run = tempo.generate(lm, case.prompt, capture=captured, **settings)
-            expect(run.sets == bare.sets, f"capture {captured}: sets {run.sets}, without {bare.sets}")
-            for k, (step, other) in enumerate(zip(run.steps, bare.steps, strict=True)):
-                same_distribution = bool((step.distribution == other.distribution).all())
-                expect(same_distribution, f"capture {captured}: the distribution of step {k} is another than without capture")
+    for captured in (*((name,) for name in EVERYTHING), EVERYTHING):
+        run = tempo.generate(lm, case.prompt, capture=captured, **settings)
+        expect(run.sets == bare.sets, f"capture {captured}: sets {run.sets}, without {bare.sets}")
+        for k, (step, other) in enumerate(zip(run.steps, bare.steps, strict=True)):
+            same(step.distribution, other.distribution, f"capture {captured}: distribution of step {k}, with and without")
 
 
 def company_changes_nothing_but_rounding(lm: LanguageModel, case: Case) -> None:
@@ -94,7 +92,7 @@ def company_changes_nothing_but_rounding(lm: LanguageModel, case: Case) -> None:
         tempo.RunSpec(**common | {"prompt": case.prompt, "max_width": 2, "positions": "sequential", "capture": "logits"}),
     ]
     alone = [tempo.generate_batch(lm, [spec])[0] for spec in specs]
-    batches = {f"{rows} rows": tempo.generate_batch(lm, specs, max_rows=rows) for rows in (1, 3, 16)}
+    batches = {f"{rows} rows": tempo.generate_batch(lm, specs, max_rows=rows) for rows in (2, 16)}
     batches["reversed"] = tempo.generate_batch(lm, specs[::-1])[::-1]
     for name, (spec, run, other) in (
         (name, runs) for name, batch in batches.items() for runs in zip(specs, batch, alone, strict=True)
