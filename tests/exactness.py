@@ -83,7 +83,7 @@ def cases(draw: st.DrawFn) -> Case:
     before = (members(1, 1),) * draw(st.integers(0, 1))
     after = tuple(members(1, 3) for _ in range(draw(st.integers(1, 2))))
     chosen = {name: draw(st.sampled_from(values)) for name, values in SETTINGS.items()}
-    return Case(prompt, (*before, members(2, 4), *after), pick=draw(st.integers(0, 3)), **chosen)
+    return Case(prompt, (*before, members(2, 4), *after), pick=draw(st.integers(0, 22)), **chosen)
 
 
 # What every check and every fault meets where nothing is drawn: all modes, both kinds of positions, all read-outs and

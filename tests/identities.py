@@ -8,6 +8,7 @@ Shapes: L layers, H query heads, w set width, N slots, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -99,15 +100,21 @@ def the_order_of_siblings_changes_nothing(
     readout: str = "mixture",
 ) -> None:
     """Each token's own logits, and every later distribution, to rounding; not under a causal mask or own positions."""
-    turned = [np.roll(range(len(members)), 1 + case.pick) for members in case.sets]
+    orders = [_another_order(len(members), case.pick) for members in case.sets]
     for visibility in visibilities:
         common = {"visibility": visibility, "positions": positions, "readout": readout}
         run = forced(lm, case, **common)
-        reordered = [[members[i] for i in order] for members, order in zip(case.sets, turned, strict=True)]
+        reordered = [[members[i] for i in order] for members, order in zip(case.sets, orders, strict=True)]
         other = forced(lm, case, replay=reordered, **common)
-        for k, order in enumerate(turned):
+        for k, order in enumerate(orders):
             near(logits(other, k), logits(run, k)[order], LOGITS, f"{visibility}: logits of set {k} reordered")
             near(other.steps[k].distribution, run.steps[k].distribution, PROBABILITIES, f"{visibility}: distribution of step {k}")
+
+
+def _another_order(width: int, pick: int) -> list[int]:
+    """One of the permutations of a set that are not the identity."""
+    others = list(itertools.permutations(range(width)))[1:]
+    return list(others[pick % len(others)]) if others else [0]
 
 
 def copies_under_count_weigh_like_one(
@@ -228,9 +235,9 @@ def a_mixture_is_the_truncated_marginal(lm: LanguageModel, case: Case, visibilit
     expect(distance <= 1 - mass + SLACK, f"total variation to the whole marginal {distance:.4f}, at most {1 - mass:.4f} in theory")
 
 
-def members_diverge_from_their_mixture_by_no_more_than_their_weight(lm: LanguageModel, case: Case) -> None:
+def members_diverge_from_their_mixture_by_no_more_than_their_weight(lm: LanguageModel, case: Case, readout: str = "mixture") -> None:
     """KL(b_i || m) <= -log w_i, and H(m) - sum_i w_i H(b_i) >= 0."""
-    run = forced(lm, case, readout="mixture")
+    run = forced(lm, case, readout=readout)
     for k, step in enumerate(run.steps[:-1]):
         mixture, weights = run.steps[k + 1].distribution, np.array(step.probabilities) / sum(step.probabilities)
         members = softmax(logits(run, k).astype(np.float64))
@@ -264,10 +271,11 @@ def the_cache_holds_the_prompt_and_every_sibling(lm: LanguageModel, case: Case) 
     same(run.slot_step, np.maximum(np.array(slots.sets) - len(case.prompt), -1), "the step of each slot")
 
 
-def cached_keys_stand_at_their_positions(lm: LanguageModel, case: Case, read_as: str | None = None) -> None:
+def cached_keys_stand_at_their_positions(lm: LanguageModel, case: Case, positions: str | None = None, read_as: str | None = None) -> None:
     """The position recovered from each cached key, with a rotary table made here, is P + k for every member of set k."""
-    run = forced(lm, case)
-    expected = np.array(tempo64.lattice(case.prompt, case.sets, read_as or case.positions).positions)
+    positions = positions or case.positions
+    run = forced(lm, case, positions=positions)
+    expected = np.array(tempo64.lattice(case.prompt, case.sets, read_as or positions).positions)
     assert run.keys is not None and run.raw_keys is not None
     found = recover_positions(run.keys, run.raw_keys, [exact(lm).frequencies] * lm.num_layers, int(expected.max()) + 3)
     same(found.position, expected, "positions recovered from the cache")
