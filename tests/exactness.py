@@ -25,9 +25,8 @@ class Check(NamedTuple):
 
     @property
     def name(self) -> str:
-        words = self.holds.__name__.replace("_", " ").replace("float64", "float 64")
         models = {None: "", mistral: " (sliding window)", gpt_oss: " (attention sinks)", llama1: " (one layer)"}
-        return words + models[self.model]
+        return self.holds.__name__.replace("_", " ") + models[self.model]
 
 
 def llama1() -> LanguageModel:
@@ -86,8 +85,8 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(prompt, (*before, members(2, 4), *after), pick=draw(st.integers(0, 22)), **chosen)
 
 
-# What every check and every fault meets where nothing is drawn: all modes, both kinds of positions, all read-outs and
-# weightings, two wide sets after another, widths that make slots, positions and list indices all differ.
+# What every check meets under every fault, where drawing cases would take too long: all modes, both kinds of positions,
+# all weightings, a wide set after a wide set, widths that make slots, positions and list indices all differ.
 FIXED_CASES = (
     Case((3, 17, 8, 42, 5), ((11,), (7, 30, 2), (9, 44), (21,))),
     Case((50, 1, 33), ((4, 28, 16, 39), (12, 6), (25,)), "visible", "shared", "mean_logits", "probability", pick=1),

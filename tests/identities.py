@@ -152,18 +152,20 @@ def copies_equal_one_with_log_k(
 
 
 def added_siblings_scale_all_other_weights_alike(lm: LanguageModel, case: Case, layer: int = 0) -> None:
-    """Dilution: in the first layer, keys of mass A leave a later query (1 - A) times each weight it had without them."""
-    k = case.first_wide
+    """Dilution: in the first layer, keys of mass A leave a later query (1 - A) times each weight it had without them.
+
+    So siblings share attention by their keys alone, whatever the probabilities they were chosen with.
+    """
+    k, members = case.first_wide, case.sets[case.first_wide]
     reader, first = case.sets[k + 1][:1], len(case.prompt) + sum(map(len, case.sets[:k]))
     common = {"visibility": "isolated", "positions": "shared", "weighting": "none"}
-    wide, narrow = (
-        attention(forced(lm, case, replay=(*case.sets[:k], members, reader), **common), k + 1)
-        for members in (case.sets[k], case.sets[k][:1])
-    )
-    added = range(first + 1, first + len(case.sets[k]))
-    mass = wide[layer, :, 0, added].sum(axis=0)[:, None]
-    kept = np.delete(wide[layer, :, 0], added, axis=-1)
-    near(kept, (1 - mass) * narrow[layer, :, 0], WEIGHTS, f"weights of layer {layer} on the keys that both runs have")
+    of_set = [members, *((token,) for token in members)]
+    runs = forced_together(lm, case, [common | {"replay": (*case.sets[:k], given, reader)} for given in of_set])
+    together, *alone = (attention(run, k + 1)[layer, :, 0] for run in runs)  # [H, N] each, of the one reader
+    for i, narrow in enumerate(alone):
+        others = [first + j for j in range(len(members)) if j != i]
+        mass = together[:, others].sum(axis=-1, keepdims=True)
+        near(np.delete(together, others, axis=-1), (1 - mass) * narrow, WEIGHTS, f"weights of layer {layer} with member {i} alone, scaled")
 
 
 def the_first_layer_caches_the_same_in_all_modes(lm: LanguageModel, case: Case, layer: int = 0) -> None:

@@ -17,7 +17,7 @@ from tests.faults import FAULTS
 from tests.tiny_models import exact, llama
 
 MEMBERS = st.lists(TOKENS, min_size=1, max_size=4, unique=True)
-RUNS, RULES_OF_A_RUN = 25, 12
+RUNS, RULES_OF_A_RUN = 40, 12
 LONGEST = 8  # sets
 reproducible = {"deadline": None, "derandomize": True, "database": None, "max_examples": RUNS, "stateful_step_count": RULES_OF_A_RUN}
 
@@ -125,9 +125,10 @@ TestSlots = Slots.TestCase
 TestSlots.settings = settings(**reproducible)
 
 
-@pytest.mark.parametrize(
-    "fault", ["mask by list index", "sibling values swapped", "capture one pass early", "last sibling only in the cache"]
-)
+SEEN = ("mask by list index", "sibling values swapped", "capture one pass early", "last sibling only in the cache")
+
+
+@pytest.mark.parametrize("fault", SEEN)
 def test_the_machine_sees_a_fault(fault, monkeypatch):
     FAULTS[fault](monkeypatch)
     quick = settings(**reproducible, phases=[Phase.generate], report_multiple_bugs=False)
