@@ -222,10 +222,12 @@ def only_differences_of_positions_matter(lm: LanguageModel, case: Case, moved: s
     near(logits(first, case.first_wide), branches, LOGITS, "siblings and branches of transformers, moved")
 
 
-def a_mixture_is_the_truncated_marginal(lm: LanguageModel, case: Case, visibility: str = "isolated", readout: str = "mixture") -> None:
-    """After the first wide set: sum_i w_i p(. | c, t_i), within 1 - sum_i p(t_i) of the whole marginal."""
-    k = case.first_wide
-    run = forced(lm, case, visibility=visibility, readout=readout, positions="shared")
+def a_mixture_is_the_truncated_marginal(
+    lm: LanguageModel, case: Case, visibility: str = "isolated", readout: str = "mixture", sets_later: int = 0
+) -> None:
+    """After the first wide set: sum_i w_i p(. given c, t_i), within 1 - sum_i p(t_i) of the whole marginal; not after later ones."""
+    k = case.first_wide + sets_later
+    run = forced(lm, case, visibility=visibility, readout=readout, positions="shared", replay=(*case.sets, case.sets[0]))
     path = [*case.prompt, *(members[0] for members in case.sets[:k])]
     chosen_from = softmax(plain(lm, [path])[0])
     branches = softmax(plain(lm, [[*path, token] for token in range(VOCAB)]))

@@ -21,8 +21,9 @@ EXAMPLES = 25
 # No failure in 300 cases bounds the rate of failures by 1 % (Clopper-Pearson, 95 %).
 EXAMPLES_OF_ONE_IN_A_HUNDRED = 300
 EXAMPLES_OF_A_TWIN = 8
-# Outside its preconditions an identity is off by two hundred times its bound and more, in all of 600 cases tried.
-BEYOND_ROUNDING = 100
+# Outside its preconditions an identity misses its bound by this factor at least: the nearest of 1,200 cases missed it
+# 97-fold, half of them more than 4,000-fold.
+BEYOND_ROUNDING = 20
 
 # derandomize: the same cases in every run, so that a failure in CI is a failure at the desk.
 reproducible = {"deadline": None, "derandomize": True, "database": None}
@@ -83,6 +84,7 @@ OUTSIDE = [
     Outside(identity.only_differences_of_positions_matter, moved="siblings"),
     Outside(identity.a_mixture_is_the_truncated_marginal, visibility="visible"),
     Outside(identity.a_mixture_is_the_truncated_marginal, readout="mean_logits"),
+    Outside(identity.a_mixture_is_the_truncated_marginal, sets_later=1),
     Outside(identity.cached_keys_stand_at_their_positions, positions="shared", read_as="sequential"),
 ]
 

@@ -11,11 +11,11 @@ from tests.exactness import TOKENS, cases
 from tests.llama64 import Llama64
 from tests.tiny_models import TWINS, exact, llama
 
-# Of the largest logit: what float32 arithmetic in four layers makes of a result that is exact (seen: 3e-6).
-FLOAT32 = 2e-5
+# Of the largest logit: what float32 arithmetic in four layers makes of a result that is exact (seen: 1.2e-6).
+FLOAT32 = 1e-5
 EXAMPLES = 20
-# Everything here is float64 on both sides, so what is not an identity is off by many orders of magnitude more.
-BEYOND_ROUNDING = 1e6
+# Float64 on both sides: what is no identity is off by ten orders of magnitude more than what is one.
+BEYOND_ROUNDING = 1e8
 reproducible = {"deadline": None, "derandomize": True, "database": None, "max_examples": EXAMPLES}
 MODELS = st.sampled_from([(depth, seed) for depth in (1, 2, 4) for seed in (0, 1)])
 
@@ -121,7 +121,7 @@ def test_only_differences_of_positions_matter(case, model, shift):
     model, slots = exact(llama(*model)), tempo64.lattice(case.prompt, case.sets)
     mask, positions = tempo64.allowed(slots, case.visibility), np.array(slots.positions)
     still = model(slots.tokens, positions, mask).logits
-    # angles of some thousand radians lose as many times the rounding of one
+    # an angle of some thousand radians is rounded that much more coarsely
     near(model(slots.tokens, positions + shift, mask).logits, still, EXACT * (1 + shift / 100), "all positions moved")
     one = positions + (np.arange(len(positions)) == slots.slots(case.first_wide, len(case.prompt))[0])
     with violated(by=BEYOND_ROUNDING):
