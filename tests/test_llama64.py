@@ -11,6 +11,8 @@ from tests.exactness import TOKENS, cases
 from tests.llama64 import Llama64
 from tests.tiny_models import TWINS, exact, llama
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Of the largest logit: what float32 arithmetic in four layers makes of a result that is exact (seen: 1.2e-6).
 FLOAT32 = 1e-5
 EXAMPLES = 20

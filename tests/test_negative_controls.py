@@ -15,6 +15,8 @@ from tests.exactness import CHECKS, FIXED_CASES
 from tests.faults import FAULTS
 from tests.tiny_models import llama
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TABLE = Path(__file__).parents[1] / "reports" / "published" / "faults.md"
 WRITE = "TEMPO_WRITE_TABLES"
 VIOLATED, REFUSED, PASSED = "x", "e", ""
@@ -87,4 +89,4 @@ def test_the_committed_table_is_what_was_found(matrix):
         TABLE.write_text(found, encoding="utf-8")
     committed = TABLE.read_text(encoding="utf-8") if TABLE.is_file() else ""
     changes = "\n".join(difflib.unified_diff(committed.splitlines(), found.splitlines(), "committed", "found", lineterm="", n=0))
-    assert committed == found, f"{TABLE.name} is out of date; run `{WRITE}=1 pytest {Path(__file__).name}` and commit it:\n{changes}"
+    assert committed == found, f"{TABLE.name} is out of date; run `{WRITE}=1 pytest tests/{Path(__file__).name}` and commit it:\n{changes}"

@@ -16,6 +16,8 @@ from tests.exactness import SETTINGS, TOKENS
 from tests.faults import FAULTS
 from tests.tiny_models import exact, llama
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MEMBERS = st.lists(TOKENS, min_size=1, max_size=4, unique=True)
 RUNS, RULES_OF_A_RUN = 40, 12
 LONGEST = 8  # sets
