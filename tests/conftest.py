@@ -1,6 +1,7 @@
 """Models shared by the tests: a tiny random one, and the real one that claims are about."""
 
 import pytest
+import torch
 
 import tempo
 
@@ -16,3 +17,13 @@ def real():
     """SmolLM2-135M: downloaded once. A test that needs it and cannot have it is an error, not a skip."""
     with tempo.load_model("smollm2-135m") as lm:
         yield lm
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For modules of tiny models, whose matrices are too small to share out: on busy cores two threads took four times the
+    processor time of one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

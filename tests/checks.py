@@ -1,0 +1,146 @@
+"""What the exactness checks share: the case they are given, how they run it, and how two results are compared.
+
+Shapes: w set width, N slots, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import ArrayLike
+
+import tempo
+from tempo import LanguageModel, Trace
+from tests import tempo64
+from tests.tiny_models import exact
+
+EVERYTHING = ("attention", "logits", "kv")
+# float32 on the models of tiny_models.py (up to 4 layers, logits up to about 7): six to nine times the largest difference
+# seen in 120 drawn cases of each check (1.6e-5, 1.2e-6, 2.9e-6, 1.5e-5).
+LOGITS, PROBABILITIES, WEIGHTS, STATES = 1e-4, 1e-5, 2e-5, 1e-4
+# The float64 reference against itself: twenty times what was seen (5e-15).
+EXACT = 1e-13
+
+
+class Violation(AssertionError):
+    """A check that does not hold, and by how many times its bound it is missed."""
+
+    def __init__(self, message: str, excess: float = np.inf) -> None:
+        super().__init__(message)
+        self.excess = excess
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run to check: sets to force on a prompt, the settings it has, and one number for what else is to be chosen.
+
+    At least one set is wider than one, and another set follows it.
+    """
+
+    prompt: tuple[int, ...]
+    sets: tuple[tuple[int, ...], ...]
+    visibility: str = "isolated"
+    positions: str = "shared"
+    readout: str = "mixture"
+    weighting: str = "none"
+    pick: int = 0
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {name: getattr(self, name) for name in ("visibility", "positions", "readout", "weighting")}
+
+    @property
+    def first_wide(self) -> int:
+        return next(k for k, members in enumerate(self.sets) if len(members) > 1)
+
+
+def expect(condition: bool, message: str) -> None:
+    """Nothing if it holds, else a Violation."""
+    if not condition:
+        raise Violation(message)
+
+
+def near(found: ArrayLike, expected: ArrayLike, bound: float, what: str) -> None:
+    """Nothing if two arrays have one shape and differ by no more than the bound, else a Violation."""
+    one, other = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    expect(one.shape == other.shape, f"{what}: shape {one.shape}, expected {other.shape}")
+    gap = float(np.abs(one - other).max(initial=0.0))
+    if not gap <= bound:
+        raise Violation(f"{what}: off by {gap:.2g}, expected at most {bound:.0e}", gap / bound)
+
+
+def same(found: Any, expected: Any, what: str) -> None:
+    """Nothing if two arrays (or lists) are equal to the last bit, else a Violation."""
+    one, other = np.asarray(found), np.asarray(expected)
+    expect(one.shape == other.shape, f"{what}: shape {one.shape}, expected {other.shape}")
+    unequal = int((one != other).sum())
+    expect(unequal == 0, f"{what}: {unequal} of {one.size} entries differ, expected equality to the bit")
+
+
+def same_runs(found: Trace, expected: Trace, what: str) -> None:
+    """Nothing if two runs chose and recorded the same to the last bit."""
+    expect(found.sets == expected.sets, f"{what}: sets {found.sets}, expected {expected.sets}")
+    for k, (one, other) in enumerate(zip(found.steps, expected.steps, strict=True)):
+        same(one.probabilities, other.probabilities, f"{what}: probabilities of step {k}")
+        for name in ("distribution", "logits", "attention"):
+            if (getattr(one, name) is None, getattr(other, name) is None) != (True, True):
+                same(getattr(one, name), getattr(other, name), f"{what}: {name} of step {k}")
+    for name in ("slot_token", "slot_position", "slot_step", "keys", "values", "raw_keys"):
+        if (getattr(found, name) is None, getattr(expected, name) is None) != (True, True):
+            same(getattr(found, name), getattr(expected, name), f"{what}: {name}")
+
+
+def forced(lm: LanguageModel, case: Case, **changes: Any) -> Trace:
+    """The case's sets replayed under its settings, with `changes`; everything is captured."""
+    return forced_together(lm, case, [changes])[0]
+
+
+def forced_together(lm: LanguageModel, case: Case, changes: Sequence[dict[str, Any]]) -> list[Trace]:
+    """Several variants of the case's run in one batch."""
+    common = {"prompt": case.prompt, "replay": case.sets, "capture": EVERYTHING, **case.settings}
+    return tempo.generate_batch(lm, [tempo.RunSpec(**common | change) for change in changes])
+
+
+def replayed64(lm: LanguageModel, case: Case, **changes: Any) -> tempo64.Replayed:
+    """The same in float64, from the definition."""
+    settings = {"sets": case.sets, "window": getattr(lm.model.config, "sliding_window", None), **case.settings} | changes
+    return tempo64.replay(exact(lm), case.prompt, **settings)
+
+
+def logits(run: Trace, k: int) -> np.ndarray:
+    """What each member of set k gave itself, [w, V]."""
+    step = run.steps[k]
+    assert step.logits is not None
+    expect(len(step.logits) == len(step.tokens), f"set {k} has {len(step.tokens)} members and logits of {len(step.logits)}")
+    return step.logits
+
+
+def attention(run: Trace, k: int) -> np.ndarray:
+    """[L, H, w, N_k] of set k, N_k as the definition has it."""
+    weights, width = run.steps[k].attention, len(run.steps[k].tokens)
+    assert weights is not None
+    expected = width, len(run.prompt_tokens) + sum(run.widths[: k + 1])
+    expect(weights.shape[2:] == expected, f"attention of set {k}: {weights.shape[2:]} queries and slots, expected {expected}")
+    return weights
+
+
+@torch.inference_mode()
+def plain(lm: LanguageModel, texts: Sequence[Sequence[int]], first_position: int = 0) -> np.ndarray:
+    """The next token's logits [texts, V] that transformers itself gives to texts of one length."""
+    tokens = torch.tensor([list(text) for text in texts])
+    positions = torch.arange(first_position, first_position + tokens.shape[1]).expand_as(tokens)
+    return lm.model(tokens, position_ids=positions).logits[:, -1].double().numpy()
+
+
+@contextmanager
+def violated(by: float = 1.0) -> Iterator[None]:
+    """Within the block a check must fail, and miss its bound by more than this factor."""
+    with pytest.raises(Violation) as caught:
+        yield
+    assert caught.value.excess > by, f"{caught.value}: that is no more than {by:g} times the bound"

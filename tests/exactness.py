@@ -1,0 +1,94 @@
+"""All exactness checks by name, with the model each needs, and cases to give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from hypothesis import strategies as st
+
+from tempo import LanguageModel
+from tempo.spec import POSITIONS, READOUTS, VISIBILITIES, WEIGHTINGS
+from tests import agreements, identities
+from tests.checks import Case
+from tests.tiny_models import TWINS, VOCAB, gpt_oss, llama, mistral
+
+TOKENS = st.integers(0, VOCAB - len(TWINS) - 1)  # ids of one embedding are for the checks that need copies
+SETTINGS = {"visibility": VISIBILITIES, "positions": POSITIONS, "readout": READOUTS, "weighting": WEIGHTINGS}
+
+
+class Check(NamedTuple):
+    """A statement about the engine that must hold for every case on the models it is for."""
+
+    holds: Callable[[LanguageModel, Case], None]
+    model: Callable[[], LanguageModel] | None = None  # None: a Llama of any depth
+
+    @property
+    def name(self) -> str:
+        models = {None: "", mistral: " (sliding window)", gpt_oss: " (attention sinks)", llama1: " (one layer)"}
+        return self.holds.__name__.replace("_", " ") + models[self.model]
+
+
+def llama1() -> LanguageModel:
+    return llama(1)
+
+
+CHECKS = {
+    check.name: check
+    for check in (
+        Check(identities.width_one_is_greedy_decoding),
+        Check(identities.an_isolated_sibling_is_what_it_would_be_alone),
+        Check(identities.isolated_siblings_of_the_first_wide_set_are_branches),
+        Check(identities.changing_a_sibling_leaves_the_others_bit_identical),
+        Check(identities.the_order_of_siblings_changes_nothing),
+        Check(identities.the_order_of_siblings_changes_nothing, mistral),
+        Check(identities.copies_under_count_weigh_like_one),
+        Check(identities.copies_equal_one_with_log_k),
+        Check(identities.added_siblings_scale_all_other_weights_alike),
+        Check(identities.the_first_layer_caches_the_same_in_all_modes),
+        Check(identities.one_layer_shows_siblings_to_each_other_alone, llama1),
+        Check(identities.modes_agree_until_a_wide_set_is_read),
+        Check(identities.forbidden_weights_are_exactly_zero),
+        Check(identities.only_differences_of_positions_matter),
+        Check(identities.a_mixture_is_the_truncated_marginal),
+        Check(identities.members_diverge_from_their_mixture_by_no_more_than_their_weight),
+        Check(identities.sets_are_what_reaches_the_threshold),
+        Check(identities.the_cache_holds_the_prompt_and_every_sibling),
+        Check(identities.cached_keys_stand_at_their_positions),
+        Check(agreements.outputs_equal_float64),
+        Check(agreements.outputs_equal_float64, mistral),
+        Check(agreements.captured_attention_equals_float64),
+        Check(agreements.cached_states_equal_float64),
+        Check(agreements.a_free_run_equals_the_oracle),
+        Check(agreements.a_free_run_equals_the_oracle, mistral),
+        Check(agreements.a_free_run_equals_the_oracle, gpt_oss),
+        Check(agreements.capture_never_changes_a_run),
+        Check(agreements.company_changes_nothing_but_rounding),
+        Check(agreements.a_run_leaves_nothing_behind),
+        Check(agreements.replaying_a_free_run_reproduces_it),
+        Check(agreements.saving_and_loading_is_the_identity),
+    )
+}
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Any prompt, up to one set of width one, a wide set, then one or two sets of any width; any settings."""
+
+    def members(least: int, most: int) -> tuple[int, ...]:
+        return tuple(draw(st.lists(TOKENS, min_size=least, max_size=most, unique=True)))
+
+    prompt = tuple(draw(st.lists(TOKENS, min_size=2, max_size=6)))
+    before = (members(1, 1),) * draw(st.integers(0, 1))
+    after = tuple(members(1, 3) for _ in range(draw(st.integers(1, 2))))
+    chosen = {name: draw(st.sampled_from(values)) for name, values in SETTINGS.items()}
+    return Case(prompt, (*before, members(2, 4), *after), pick=draw(st.integers(0, 22)), **chosen)
+
+
+# What every check meets under every fault, where drawing cases would take too long: all modes, both kinds of positions,
+# all weightings, a wide set after a wide set, widths that make slots, positions and list indices all differ.
+FIXED_CASES = (
+    Case((3, 17, 8, 42, 5), ((11,), (7, 30, 2), (9, 44), (21,))),
+    Case((50, 1, 33), ((4, 28, 16, 39), (12, 6), (25,)), "visible", "shared", "mean_logits", "probability", pick=1),
+    Case((14, 2, 29, 40), ((10, 36), (35,), (18, 0, 55)), "causal", "sequential", "last", "count", pick=2),
+)

@@ -1,0 +1,271 @@
+"""Deliberate faults in the engine, each planted by monkeypatch: what the exactness checks must not let through.
+
+Most are faults that implementations of TEMPO have had; those of an earlier public one are marked (earlier).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tempo import attention, engine, trace
+from tempo.cache import SlotLayer
+from tempo.layout import Layout
+from tests.planting import at_other_positions, change_attention, change_pass
+from tests.tiny_models import THETA, gpt_oss, llama, mistral
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def mask_off_by_one_slot(patch: pytest.MonkeyPatch) -> None:
+    """The mask of each generated set is one slot further than it should be."""
+
+    def change(context: attention.PassContext, runs: Any) -> None:
+        for run in runs:
+            if not run.layout.new_tokens_are_prompt():
+                rows = context.allowed[run.row, : run.num_new, : run.layout.num_slots]
+                rows.copy_(rows.roll(1, dims=-1))
+
+    change_pass(patch, change)
+
+
+def mask_by_list_index(patch: pytest.MonkeyPatch) -> None:
+    """(earlier) Siblings are masked at their index in the list of sets, where other tokens are once a set was wide."""
+
+    def change(context: attention.PassContext, runs: Any) -> None:
+        for run in runs:
+            layout, width = run.layout, run.num_new
+            if not layout.new_tokens_are_prompt():
+                index = layout.slot_set[layout.start]
+                context.allowed[run.row, :width, : layout.num_slots] = True
+                context.allowed[run.row, :width, index : index + width] = layout.block()
+
+    change_pass(patch, change)
+
+
+def one_row_broadcast(patch: pytest.MonkeyPatch) -> None:
+    """(earlier) The mask of the first query of a pass stands for all of its queries."""
+    change_pass(patch, lambda context, runs: context.allowed.copy_(context.allowed[:, :1].expand_as(context.allowed).clone()))
+
+
+def position_plus_one(patch: pytest.MonkeyPatch) -> None:
+    """Every generated set stands one position too far; the trace reports what was meant."""
+    at_other_positions(patch, lambda layout: [position + 1 for position in layout.slot_position[layout.start :]])
+
+
+def positions_by_slot(patch: pytest.MonkeyPatch) -> None:
+    """(earlier) The shared position never reaches the model, which counts slots; the trace reports what was meant."""
+    at_other_positions(patch, lambda layout: list(range(layout.start, layout.num_slots)))
+
+
+def last_sibling_only_in_the_cache(patch: pytest.MonkeyPatch) -> None:
+    """(earlier) Of each set only the last member is fed to the model, and read."""
+    append, read_out = Layout.append_set, engine.read_out
+    patch.setattr(Layout, "append_set", lambda layout, tokens, probabilities: append(layout, tokens[-1:], probabilities[-1:]))
+    patch.setattr(engine, "read_out", lambda logits, probabilities, readout: read_out(logits, [1.0], readout))
+
+
+def prompt_token_repeated(patch: pytest.MonkeyPatch) -> None:
+    """(earlier) The last prompt token is fed twice before the first set is chosen."""
+    append = Layout.append_prompt
+    patch.setattr(Layout, "append_prompt", lambda layout, tokens: append(layout, [*tokens, tokens[-1]]))
+
+
+def window_by_slot(patch: pytest.MonkeyPatch) -> None:
+    """A sliding window counts slots, so that siblings push context out of it."""
+
+    def change(context: attention.PassContext, runs: Any) -> None:
+        for run in runs:
+            context.slot_positions[run.row] = torch.arange(context.num_slots)
+            context.query_positions[run.row, : run.num_new] = torch.arange(run.layout.start, run.layout.num_slots)
+
+    change_pass(patch, change)
+
+
+def sink_ignored(patch: pytest.MonkeyPatch) -> None:
+    """Attention sinks are taken and not used."""
+    change_attention(patch, lambda module, arguments: {"s_aux": None})
+
+
+def sibling_values_swapped(patch: pytest.MonkeyPatch) -> None:
+    """The first two members of each set have each other's value in the cache."""
+    original = SlotLayer.update
+
+    @wraps(original)
+    def changed(layer: SlotLayer, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        step, values = layer.cache.step, values.clone()
+        for row in step.rows.unique():
+            of_run = torch.nonzero(step.rows == row).flatten()
+            if step.slots[of_run[0]] > 0 and len(of_run) > 1:
+                first, second = of_run[:2]
+                values[:, :, [first, second]] = values[:, :, [second, first]]
+        return original(layer, keys, values, *args, **kwargs)
+
+    patch.setattr(SlotLayer, "update", changed)
+
+
+def capture_one_pass_early(patch: pytest.MonkeyPatch) -> None:
+    """(earlier) The attention kept of a set is that of the pass that predicted it, 0 where its members are."""
+    passed: dict[tuple[int, int], Tensor] = {}  # the last query's weights [H, N] of the pass before, by run and layer
+
+    def change(context: attention.PassContext, runs: Any) -> None:
+        deliver, readers = context.record, [(run.index, run.row, run.num_new, run.layout.num_slots) for run in runs]
+
+        def record(layer: int, weights: Tensor) -> None:
+            early = torch.zeros_like(weights)
+            for index, row, width, num_slots in readers:
+                before = passed.get((index, layer))
+                if before is not None and before.shape[-1] < num_slots:  # shorter: of the same run, not of an earlier one
+                    early[row, :, :, : before.shape[-1]] = before[:, None]
+                passed[index, layer] = weights[row, :, width - 1, :num_slots].clone()
+            if deliver is not None:
+                deliver(layer, early)
+
+        context.record = record
+
+    change_pass(patch, change)
+
+
+def mode_applied_to_the_prompt(patch: pytest.MonkeyPatch) -> None:
+    """Prompt tokens are taken for siblings: under `visible` they see later ones, under `isolated` none of the prompt."""
+
+    shapes = {"isolated": torch.eye, "visible": torch.ones, "causal": lambda *size: torch.ones(*size).tril()}
+
+    def changed(layout: Layout) -> Tensor:
+        width = layout.num_slots - layout.start
+        return shapes[layout.visibility](width, width).bool()
+
+    patch.setattr(Layout, "block", changed)
+
+
+def isolated_from_later_sets_too(patch: pytest.MonkeyPatch) -> None:
+    """Under `isolated`, what comes after a set sees its first member alone."""
+
+    def change(context: attention.PassContext, runs: Any) -> None:
+        for run in runs:
+            sets = run.layout.slot_set
+            if run.spec.visibility == "isolated":
+                others = [slot for slot in range(1, run.layout.start) if sets[slot] == sets[slot - 1]]
+                context.allowed[run.row, : run.num_new, others] = False
+
+    change_pass(patch, change)
+
+
+def mode_not_wired(patch: pytest.MonkeyPatch) -> None:
+    """(earlier) The visibility is accepted and reaches no mask: siblings see all earlier slots."""
+    patch.setattr(Layout, "block", lambda layout: torch.ones((layout.num_slots - layout.start,) * 2, dtype=torch.bool).tril())
+
+
+def first_mode_stays(patch: pytest.MonkeyPatch) -> None:
+    """(earlier) A run in isolated mode leaves every later run of the process isolated."""
+    original, isolated = Layout.block, []
+
+    @wraps(original)
+    def changed(layout: Layout) -> Tensor:
+        if layout.visibility == "isolated":
+            isolated.append(True)
+        generated = not layout.new_tokens_are_prompt()
+        return torch.eye(layout.num_slots - layout.start, dtype=torch.bool) if isolated and generated else original(layout)
+
+    patch.setattr(Layout, "block", changed)
+
+
+def visible_siblings_at_own_positions(patch: pytest.MonkeyPatch) -> None:
+    """The shared position reaches the model in the other modes alone."""
+
+    def move(layout: Layout) -> list[int]:
+        return list(range(layout.start, layout.num_slots)) if layout.visibility == "visible" else layout.slot_position[layout.start :]
+
+    at_other_positions(patch, move)
+
+
+def last_member_read_out(patch: pytest.MonkeyPatch) -> None:
+    """(earlier) The last member's distribution stands for the set, whatever read-out was asked for."""
+    original = engine.read_out
+    patch.setattr(engine, "read_out", lambda logits, probabilities, readout: original(logits, probabilities, "last"))
+
+
+def weighting_not_applied(patch: pytest.MonkeyPatch) -> None:
+    """No bias reaches the attention."""
+
+    def change(context: attention.PassContext, runs: Any) -> None:
+        context.bias = None
+
+    change_pass(patch, change)
+
+
+def own_set_always_biased(patch: pytest.MonkeyPatch) -> None:
+    """The weighting reaches a set's own members in every mode, though isolated ones see no sibling."""
+    patch.setattr(Layout, "bias", lambda layout: torch.tensor(layout.slot_bias).expand(layout.num_slots - layout.start, -1))
+
+
+def threshold_halved(patch: pytest.MonkeyPatch) -> None:
+    """Tokens join a set from half the threshold on."""
+    original = engine.select
+    patch.setattr(engine, "select", lambda distribution, threshold, *rest: original(distribution, threshold / 2, *rest))
+
+
+def replayed_members_weigh_alike(patch: pytest.MonkeyPatch) -> None:
+    """In a replay the members' probabilities are forgotten."""
+    original = engine.Selection
+    patch.setattr(engine, "Selection", lambda tokens, found, *rest: original(tokens, [1 / len(found)] * len(found), *rest))
+
+
+def scale_ignored(patch: pytest.MonkeyPatch) -> None:
+    """Attention scores are not divided by the root of the head size."""
+    change_attention(patch, lambda module, arguments: {"scaling": 1.0})
+
+
+def wrong_theta(patch: pytest.MonkeyPatch) -> None:
+    """The rotary table is that of theta / 10, in the engine and in transformers alike."""
+    for lm in (llama(), llama(1), mistral(), gpt_oss()):
+        for module in lm.model.modules():
+            if "inv_freq" in module._buffers:
+                size = 2 * len(module._buffers["inv_freq"])
+                patch.setitem(module._buffers, "inv_freq", (THETA / 10) ** (-torch.arange(0, size, 2) / size))
+
+
+def capture_replaces_the_output(patch: pytest.MonkeyPatch) -> None:
+    """While weights are recorded, the output is made from them, by other arithmetic than without."""
+
+    def change(module: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        recording = arguments["tempo_pass"].record is not None
+        # a cap far above all scores changes no weight beyond rounding, and takes the path that multiplies weights
+        return {"softcap": 1e4} if recording else {}
+
+    change_attention(patch, change)
+
+
+def shorter_runs_see_the_padding(patch: pytest.MonkeyPatch) -> None:
+    """In a batch, a run may attend to slots that only longer runs have filled."""
+
+    def change(context: attention.PassContext, runs: Any) -> None:
+        for run in runs:
+            context.allowed[run.row, : run.num_new, run.layout.num_slots :] = True
+
+    change_pass(patch, change)
+
+
+def raw_keys_not_saved(patch: pytest.MonkeyPatch) -> None:
+    """One of the arrays is left out of the file."""
+    original = trace.Trace._arrays
+    patch.setattr(trace.Trace, "_arrays", lambda run: {name: array for name, array in original(run).items() if name != "raw_keys"})
+
+
+# In the order of the table; the first ten are those that the checks were made for.
+FAULTS: dict[str, Plant] = {
+    plant.__name__.replace("_", " "): plant
+    for plant in (
+        mask_off_by_one_slot, mask_by_list_index, one_row_broadcast, position_plus_one, last_sibling_only_in_the_cache,
+        prompt_token_repeated, window_by_slot, sink_ignored, sibling_values_swapped, capture_one_pass_early, mode_not_wired,
+        first_mode_stays, mode_applied_to_the_prompt, isolated_from_later_sets_too, positions_by_slot,
+        visible_siblings_at_own_positions, last_member_read_out, weighting_not_applied, own_set_always_biased,
+        threshold_halved, replayed_members_weigh_alike, scale_ignored, wrong_theta, capture_replaces_the_output,
+        shorter_runs_see_the_padding, raw_keys_not_saved,
+    )
+}  # fmt: skip

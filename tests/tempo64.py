@@ -1,0 +1,90 @@
+"""TEMPO by brute force on `Llama64`: masks, positions, bias and read-out stated once more from the definition.
+
+Shapes: P prompt tokens, N slots, w set width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tests.llama64 import Llama64, Pass, softmax
+
+
+class Lattice(NamedTuple):
+    """The slots of a prompt and sets: token, position and set of each."""
+
+    tokens: list[int]
+    positions: list[int]
+    sets: list[int]  # every prompt token is a set of its own
+
+    def slots(self, k: int, num_prompt: int) -> list[int]:
+        """Where the members of generated set k are; k = -1 is the last prompt token."""
+        return [slot for slot, of_set in enumerate(self.sets) if of_set == num_prompt + k]
+
+
+def lattice(prompt: Sequence[int], sets: Sequence[Sequence[int]], positions: str = "shared") -> Lattice:
+    """Set k stands at position P + k as a whole (`shared`), or each slot at its own index (`sequential`)."""
+    slots = [(token, i) for i, token in enumerate(prompt)]
+    slots += [(token, len(prompt) + k) for k, members in enumerate(sets) for token in members]
+    tokens, of_sets = ([slot[i] for slot in slots] for i in (0, 1))
+    return Lattice(tokens, of_sets if positions == "shared" else list(range(len(slots))), of_sets)
+
+
+def allowed(slots: Lattice, visibility: str, window: int | None = None) -> np.ndarray:
+    """Who may attend to whom, bool [N, N], query by key, one pair at a time; a window counts positions."""
+
+    def may(query: int, key: int) -> bool:
+        if window is not None and slots.positions[query] - slots.positions[key] >= window:
+            return False
+        if slots.sets[key] < slots.sets[query] or key == query:
+            return True
+        siblings = slots.sets[key] == slots.sets[query]
+        return siblings and (visibility == "visible" or (visibility == "causal" and key < query))
+
+    size = range(len(slots.tokens))
+    return np.array([[may(query, key) for key in size] for query in size])
+
+
+class Replayed(NamedTuple):
+    """What forcing the sets gives: the last entry of `distributions` is the one after the last set."""
+
+    slots: Lattice
+    distributions: list[np.ndarray]  # [V] each, one more than sets
+    out: Pass
+
+
+def replay(
+    model: Llama64, prompt: Sequence[int], sets: Sequence[Sequence[int]], *, visibility: str = "isolated",
+    positions: str = "shared", readout: str = "mixture", weighting: str = "none", window: int | None = None,
+) -> Replayed:  # fmt: skip
+    """One full pass a step, since the bias of a set needs the distribution it came from."""
+    distributions: list[np.ndarray] = []
+    key_bias, weights = [0.0] * len(prompt), np.ones(1)
+    for k in range(len(sets) + 1):
+        slots = lattice(prompt, sets[:k], positions)
+        query_set, key_set = np.array(slots.sets)[:, None], np.array(slots.sets)
+        biased = (key_set < query_set) | (visibility == "visible")  # its own set only where all siblings see each other
+        out = model(slots.tokens, slots.positions, allowed(slots, visibility, window), np.where(biased, key_bias, 0.0))
+        distributions.append(read_out(out.logits[slots.slots(k - 1, len(prompt))], weights, readout))
+        if k < len(sets):
+            weights = distributions[k][list(sets[k])]
+            weights = weights / weights.sum()
+            key_bias += _bias(weights, weighting)
+    return Replayed(slots, distributions, out)
+
+
+def _bias(weights: np.ndarray, weighting: str) -> list[float]:
+    """-log n or +log w_i on each key of a set wider than one."""
+    if len(weights) == 1 or weighting == "none":
+        return [0.0] * len(weights)
+    return [-np.log(len(weights))] * len(weights) if weighting == "count" else list(np.log(weights))
+
+
+def read_out(logits: np.ndarray, weights: np.ndarray, readout: str) -> np.ndarray:
+    """One distribution [V] from the members' logits [w, V]."""
+    if readout == "mixture":
+        return weights @ softmax(logits)
+    return softmax({"mean_logits": logits.mean(axis=0), "first": logits[0], "last": logits[-1]}[readout])

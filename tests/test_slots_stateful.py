@@ -1,0 +1,148 @@
+"""A run that grows, is replayed, loses slots, and is recorded or not, in any order, beside the same from scratch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+import tempo
+from tempo.spec import CAPTURES
+from tests import tempo64
+from tests.checks import LOGITS, PROBABILITIES, STATES, WEIGHTS, Violation, attention, expect, logits, near, same
+from tests.exactness import SETTINGS, TOKENS
+from tests.faults import FAULTS
+from tests.tiny_models import exact, llama
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MEMBERS = st.lists(TOKENS, min_size=1, max_size=4, unique=True)
+RUNS, RULES_OF_A_RUN = 40, 12
+LONGEST = 8  # sets
+reproducible = {"deadline": None, "derandomize": True, "database": None, "max_examples": RUNS, "stateful_step_count": RULES_OF_A_RUN}
+
+
+class Slots(RuleBasedStateMachine):
+    """The sets of one run, and the trace that the engine made of them last."""
+
+    @initialize(
+        depth=st.sampled_from((1, 2, 4)),
+        prompt=st.lists(TOKENS, min_size=1, max_size=5),
+        chosen=st.fixed_dictionaries({name: st.sampled_from(values) for name, values in SETTINGS.items()}),
+        members=MEMBERS,
+    )
+    def begin(self, depth, prompt, chosen, members):
+        self.lm, self.prompt, self.chosen = llama(depth), prompt, chosen
+        self.sets, self.captured, self.run = [], CAPTURES, None
+        self.force([members], kept=0)
+
+    @rule(members=MEMBERS)
+    @precondition(lambda self: len(self.sets) < LONGEST)
+    def append(self, members):
+        self.force([*self.sets, members], kept=len(self.sets))
+
+    @rule()
+    def replay(self):
+        self.force(self.sets, kept=len(self.sets))
+
+    @rule(data=st.data())
+    @precondition(lambda self: len(self.sets) > 1)
+    def prune_last_sets(self, data):
+        kept = data.draw(st.integers(1, len(self.sets) - 1))
+        self.force(self.sets[:kept], kept=kept)
+
+    @rule(data=st.data())
+    @precondition(lambda self: any(len(members) > 1 for members in self.sets))
+    def prune_a_member(self, data):
+        k = data.draw(st.sampled_from([k for k, members in enumerate(self.sets) if len(members) > 1]))
+        pruned = data.draw(st.sampled_from(self.sets[k]))
+        survivors = [token for token in self.sets[k] if token != pruned]
+        before = self.run
+        self.force([*self.sets[:k], survivors, *self.sets[k + 1 :]], kept=k)
+        if (self.chosen["visibility"], self.chosen["positions"]) == ("isolated", "shared") and before.steps[k].logits is not None:
+            kept = [i for i, token in enumerate(before.steps[k].tokens) if token != pruned]
+            if self.run.steps[k].logits is not None:
+                near(logits(self.run, k), logits(before, k)[kept], LOGITS, "logits of isolated survivors")
+
+    @rule(captured=st.sets(st.sampled_from(CAPTURES)))
+    def capture(self, captured):
+        self.captured = tuple(captured)
+        self.force(self.sets, kept=len(self.sets))
+
+    @rule(members=MEMBERS)
+    def take_the_row_of_a_longer_run(self, members):
+        """The same run where another one has left keys and values in every slot."""
+        longer = self.spec(prompt=[*self.prompt, *self.prompt], replay=[*self.sets, members], capture=())
+        self.compare(tempo.generate_batch(self.lm, [longer, self.spec()], max_rows=1)[1], self.run, kept=len(self.sets))
+
+    def spec(self, **changes):
+        return tempo.RunSpec(**{"prompt": self.prompt, "replay": self.sets, "capture": self.captured, **self.chosen} | changes)
+
+    def force(self, sets, kept):
+        """Run the sets; the first `kept` of the run before are unchanged to the bit, and all is as from scratch."""
+        before, self.sets = self.run, sets
+        self.run = tempo.generate_batch(self.lm, [self.spec()])[0]
+        if before is not None:
+            self.compare(self.run, before, kept)
+        self.compare_with_scratch()
+
+    def compare(self, run, before, kept):
+        for k in range(min(kept + 1, len(run.steps), len(before.steps))):  # set k's distribution follows from the sets before it
+            same(run.steps[k].distribution, before.steps[k].distribution, f"distribution of step {k}, before and after")
+        for k in range(kept):
+            for name in ("logits", "attention"):
+                one, other = getattr(run.steps[k], name), getattr(before.steps[k], name)
+                if one is not None and other is not None:
+                    same(one, other, f"{name} of set {k}, before and after")
+        num_slots = len(self.prompt) + sum(map(len, self.sets[:kept]))
+        if run.keys is not None and before.keys is not None:
+            for name in ("keys", "values", "raw_keys"):
+                same(getattr(run, name)[:, :, :num_slots], getattr(before, name)[:, :, :num_slots], f"{name}, before and after")
+
+    def compare_with_scratch(self):
+        scratch = tempo64.replay(exact(self.lm), self.prompt, self.sets, **self.chosen)
+        same(self.run.slot_token, scratch.slots.tokens, "tokens of the slots")
+        same(self.run.slot_position, scratch.slots.positions, "positions of the slots")
+        for k, step in enumerate(self.run.steps):
+            slots = scratch.slots.slots(k, len(self.prompt))
+            near(step.distribution, scratch.distributions[k], PROBABILITIES, f"distribution of step {k}")
+            expect((step.logits is None, step.attention is None) == self.left_out("logits", "attention"), f"capture of set {k}")
+            if step.logits is not None:
+                near(logits(self.run, k), scratch.out.logits[slots], LOGITS, f"logits of set {k}")
+            if step.attention is not None:
+                expected = scratch.out.attention[:, :, slots, : slots[-1] + 1]
+                near(attention(self.run, k), expected, WEIGHTS, f"attention of set {k}")
+        expect((self.run.keys is None,) == self.left_out("kv"), "capture of keys")
+        if self.run.keys is not None:
+            for name in ("keys", "values", "raw_keys"):
+                near(getattr(self.run, name), getattr(scratch.out, name), STATES, name)
+
+    def left_out(self, *names):
+        return tuple(name not in self.captured for name in names)
+
+
+TestSlots = Slots.TestCase
+TestSlots.settings = settings(**reproducible)
+
+
+SEEN = ("mask by list index", "sibling values swapped", "capture one pass early", "last sibling only in the cache")
+
+
+@pytest.mark.parametrize("fault", SEEN)
+def test_the_machine_sees_a_fault(fault, monkeypatch):
+    FAULTS[fault](monkeypatch)
+    quick = settings(**reproducible, phases=[Phase.generate], report_multiple_bugs=False)
+    with pytest.raises(Violation):
+        run_state_machine_as_test(Slots, settings=quick)
+
+
+def test_the_machine_reaches_the_growth_of_the_cache():
+    """What the rules above compare is short; a run past the cache's first capacity is the same to the bit as before it."""
+    sets = [[i % 60, (i + 7) % 60, (i + 23) % 60] for i in range(30)]
+    long, short = (tempo.generate(llama(), [1, 2, 3], replay=part, capture=CAPTURES) for part in (sets, sets[:15]))
+    assert short.num_slots < tempo.cache.FIRST_CAPACITY < long.num_slots
+    assert all((long.steps[k].logits == short.steps[k].logits).all() for k in range(15))
+    exactly = tempo64.replay(exact(llama()), [1, 2, 3], sets)
+    assert np.abs(long.steps[-1].logits - exactly.out.logits[-3:]).max() < LOGITS
