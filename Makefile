@@ -28,7 +28,7 @@ compat: setup  ## exactness with the other transformers releases that are suppor
 	for release in $(RELEASES); do \
 	  test -d .compat/$$release || \
 	    $(BIN)/pip install --quiet --disable-pip-version-check --target .compat/$$release transformers==$$release "numpy==2.4.6" || exit 1; \
-	  PYTHONPATH=.compat/$$release $(BIN)/python -m pytest tests/test_architectures.py tests/test_engine.py || exit 1; \
+	  PYTHONPATH=.compat/$$release $(BIN)/python -m pytest -q tests/test_architectures.py tests/test_engine.py tests/test_identities.py || exit 1; \
 	done
 
 lint: setup

@@ -11,7 +11,7 @@ import hashlib
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -123,7 +123,7 @@ class LanguageModel:
             "model": self.name,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
-            "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
+            "versions": dict(_versions()),
         }
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
@@ -205,6 +205,11 @@ class LanguageModel:
                 f"{self.vocab_size - 1}. Give integers from that range, or a string"
             )
         return value
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "transformers", "numpy")}
 
 
 def load_model(
