@@ -1,7 +1,7 @@
 """Engine against oracle on the real model: every visibility, positions, readout and weighting over twenty prompts.
 
-The oracle runs in float64, so that a deviation is the engine's own and not the sum of two roundings.
-`python -m benchmarks.conformance` prints the largest deviations and writes reports/published/conformance.json.
+`python -m benchmarks.conformance [COMPARISON ...]` prints the largest deviations and writes them to
+reports/published/conformance.json.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,16 @@ SETTINGS = [
     {"visibility": v, "positions": p, "readout": r, "weighting": w}
     for v, p, r, w in itertools.product(VISIBILITIES, POSITIONS, READOUTS, WEIGHTINGS)
 ]
-# Of a float32 engine from a float64 oracle. (Two float32 runs can each be 8e-6 off in attention, and 2e-5 apart.)
-BOUNDS = {"probabilities": 1e-5, "logits": 1e-3, "attention": 1e-5, "kv": 2e-3}
+# Both in float32: two roundings, each up to 4e-5 in attention from float64, but partly the same.
+BOUNDS = {"probabilities": 1e-5, "logits": 1e-3, "attention": 5e-5, "kv": 2e-3}
+# transformers computes softmax and norms in float32 even in a float64 model, so 1e-6 is what can be had.
+FLOAT64_BOUNDS = dict.fromkeys(BOUNDS, 1e-5) | {"logits": 1e-4, "kv": 1e-4}
+# name: (engine, oracle, every which setting, bounds). The middle one says how far float32 is from the truth, and has none.
+COMPARISONS: dict[str, tuple[str, str, int, dict[str, float]]] = {
+    "float32": ("float32", "float32", 1, BOUNDS),
+    "float32 against float64": ("float32", "float64", 1, {}),
+    "float64": ("float64", "float64", 6, FLOAT64_BOUNDS),
+}
 NUM_PROMPTS, NUM_STEPS, THRESHOLD = 20, 3, 0.06
 
 
@@ -65,22 +73,28 @@ def _largest_forbidden(run: Trace) -> float:
     return largest
 
 
-def main() -> None:
-    """Measure, print, write."""
+def main() -> int:
+    """Measure, print, write; 1 if something is beyond its bound."""
     prompts = [prompt for _, prompt in suite_prompts(NUM_PROMPTS)]
-    report: dict[str, Any] = {"prompts": prompts, "settings": len(SETTINGS), "steps": NUM_STEPS, "threshold": THRESHOLD, "dtypes": {}}
-    with tempo.load_model("smollm2-135m", dtype="float64") as oracle, tempo.load_model("smollm2-135m") as single:
-        for lm, settings in ((single, SETTINGS), (oracle, SETTINGS[::6])):
-            measured = measure(lm, oracle, prompts, settings)
-            report["dtypes"][measured["dtype"]] = measured
-            print(json.dumps(measured, indent=1), flush=True)
     target = Path("reports/published/conformance.json")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"written: {target}")
+    report: dict[str, Any] = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    report |= {"prompts": prompts, "settings": len(SETTINGS), "steps": NUM_STEPS, "threshold": THRESHOLD}
+    beyond = 0
+    for name in sys.argv[1:] or COMPARISONS:
+        engine, oracle, every, bounds = COMPARISONS[name]
+        with tempo.load_model("smollm2-135m", dtype=engine) as lm, tempo.load_model("smollm2-135m", dtype=oracle) as exact:
+            found = measure(lm, exact, prompts, SETTINGS[::every], bounds)
+        report["comparisons"] = report.get("comparisons", {}) | {name: found}
+        beyond += found["beyond_a_bound"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(json.dumps({name: found}, indent=1), flush=True)
+    return int(beyond > 0)
 
 
-def measure(lm: LanguageModel, oracle: LanguageModel, prompts: Sequence[str], settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def measure(
+    lm: LanguageModel, oracle: LanguageModel, prompts: Sequence[str], settings: Sequence[dict[str, Any]], bounds: Mapping[str, float]
+) -> dict[str, Any]:
     """The largest deviations over all prompts and settings, and how many runs are beyond a bound."""
     began = time.perf_counter()
     found = []
@@ -93,11 +107,13 @@ def measure(lm: LanguageModel, oracle: LanguageModel, prompts: Sequence[str], se
         "other_sets": len(found) - len(matched),
         "runs_with_a_wide_set": sum(f["widest"] > 1 for f in matched),
         **{name: max(f[name] for f in matched) for name in ("probabilities", "logits", "attention", "kv", "forbidden")},
-        "beyond_a_bound": sum(any(f[name] > bound for name, bound in BOUNDS.items()) for f in matched),
+        "beyond_1e-5": sum(max(f["probabilities"], f["attention"]) > 1e-5 for f in matched),
+        "bounds": dict(bounds),
+        "beyond_a_bound": sum(any(f[name] > bound for name, bound in bounds.items()) for f in matched),
         "seconds": round(time.perf_counter() - began),
         **lm.provenance(),
     }
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
