@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: experiments test compat conformance architectures floors setup lint typecheck format clean
+.PHONY: experiments test compat conformance architectures floors calibration setup lint typecheck format clean
 
 experiments: setup  ## run all experiments on the default real model; writes reports/findings.html
 	$(BIN)/python -m pytest test_experiments
@@ -30,6 +30,9 @@ compat: setup  ## exactness with the other transformers releases that are suppor
 	    $(BIN)/pip install --quiet --disable-pip-version-check --target .compat/$$release transformers==$$release "numpy==2.4.6" || exit 1; \
 	  PYTHONPATH=.compat/$$release $(BIN)/python -m pytest -q tests/test_architectures.py tests/test_engine.py tests/test_identities.py || exit 1; \
 	done
+
+calibration: setup  ## how often verdicts are false, after make experiments; writes reports/published/calibration.json and .md
+	$(BIN)/python -m benchmarks.calibration
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""From findings to what people read (terminal table, Markdown, HTML), and the JSONL that is the record behind them.
+"""From findings to what people read: terminal table, Markdown, HTML.
 
 Every string that comes from data or models passes `visible` and then the escaping of its target.
 """
@@ -6,45 +6,17 @@ Every string that comes from data or models passes `visible` and then the escapi
 from __future__ import annotations
 
 import html
-import json
 import math
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from collections.abc import Mapping, Sequence
 
 from tempo.claims import Finding
-from tempo.errors import TraceError
 from tempo.reporting.figures import Picture, forest, number, slug, to_html
 from tempo.reporting.text import visible
 
 _NUMBER = ' class="tempo-number"'
-# What a record holds as null where it is not a number.
-_NUMBERS = ("estimate", "low", "high", "effect_size", "p", "p_corrected", "control_estimate", "margin")
 MAX_LINES = 20  # of the table in a terminal: what fits above the fold of a small window
 _VERDICTS = {"REFUTED": "✕", "INCONCLUSIVE": "◇", "SUPPORTED": "●"}  # most in need of attention first
-
-
-def read_findings(path: str | Path) -> list[Finding]:
-    """The findings of a record written by experiments, the last one of each claim, config and model.
-
-    Raises TraceError if the file is missing or is no such record.
-    """
-    found: dict[tuple[str, str, str], Finding] = {}
-    try:
-        for record in read_jsonl(path):
-            numbers: dict[str, Any] = {name: math.nan if record[name] is None else record[name] for name in _NUMBERS}
-            finding = Finding(**record | numbers)
-            found[finding.claim, str(finding.context.get("config")), str(finding.context.get("model"))] = finding
-    except (KeyError, TypeError) as error:
-        raise TraceError(f"{path} is not a record of findings ({error}); run pytest test_experiments to make one") from None
-    except OSError as error:
-        raise TraceError(f"cannot read {path}: {error.strerror}; run pytest test_experiments to make it") from None
-    return list(found.values())
 
 
 def findings_table(findings: Sequence[Finding]) -> list[str]:
@@ -56,7 +28,7 @@ def findings_table(findings: Sequence[Finding]) -> list[str]:
         shown.sort(key=lambda f: f.verdict == "SUPPORTED" and f.control_holds)
     lines = [f"{'verdict':<13}{'claim':<40} {'estimate [95 % interval]':<32}{'n':>5} {'p corr.':>9}"]
     for f in shown[:room]:
-        row = f"{f.verdict:<13}{_cut(f.label, 40):<40} {_interval(f):<32}{f.n:>5} {number(f.p_corrected):>9}"
+        row = f"{f.verdict:<13}{_cut(f.label, 40):<40} {_interval(f):<32}{f.n:>5} {number(_deciding(f)[1]):>9}"
         lines.append(row + ("" if f.control_holds else " control!"))
     if rest := shown[room:]:
         counts = [f"{n} {v.lower()}" for v in _VERDICTS if (n := sum(f.verdict == v for f in rest))]
@@ -72,9 +44,20 @@ def findings_markdown(findings: Sequence[Finding]) -> str:
     for f in findings:
         control = f"{f.control}: {number(f.control_estimate)}, {_behaved(f)}"
         verdict = f"{_VERDICTS[f.verdict]} {f.verdict.lower()}"
-        cells = (verdict, f.label, f.statement, _interval(f), f"{f.n} {f.unit}s", number(f.p_corrected), control)
+        cells = (verdict, f.label, f.statement, _interval(f), f"{f.n} {f.unit}s", number(_deciding(f)[1]), control)
         lines.append("| " + " | ".join(_markdown(cell) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def findings_summary(findings: Sequence[Finding], problems: Sequence[str], notes: Sequence[str] = ()) -> str:
+    """The findings for the summary page of a CI job, in Markdown: what went wrong first, then the table."""
+    counts = [f"{n} {v.lower()}" for v in reversed(_VERDICTS) if (n := sum(f.verdict == v for f in findings))]
+    lines = [f"## tempo: {', '.join(counts) or 'no findings'}", ""]
+    lines += [f"- **regression** {_markdown(' '.join(problem.split()))}" for problem in problems]
+    lines += [f"- **invariant** {_markdown(f.label)}: {_markdown(f.reason)}" for f in findings if _violated(f)]
+    lines += [f"- **control** {_markdown(f.label)}: the check supports its own control as well" for f in findings if not f.control_holds]
+    lines += [f"- {_markdown(note)}" for note in notes]
+    return "\n".join([*lines, "", findings_markdown(findings)])
 
 
 def findings_html(findings: Sequence[Finding], pictures_by_experiment: Mapping[str, Sequence[Picture]], about: Mapping[str, str]) -> str:
@@ -97,85 +80,6 @@ def findings_html(findings: Sequence[Finding], pictures_by_experiment: Mapping[s
     return "\n".join([*parts, "</section>"])
 
 
-def append_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Append one line per record and force them to disk; half a line left by a killed run is dropped first.
-
-    NumPy values, paths and dataclasses become plain JSON; NaN and infinity become null, since JSON has neither. For one
-    writer at a time. Raises TypeError before anything is written if a record holds something else.
-    """
-    lines = [json.dumps(plain(record), allow_nan=False) + "\n" for record in records]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        if not _ends_with_newline(file):
-            file.seek(0)
-            content = file.read()
-            tail = content.rpartition(b"\n")[2]
-            if _parse(tail) is not None:
-                lines.insert(0, "\n")
-            else:
-                file.truncate(len(content) - len(tail))
-        file.write("".join(lines).encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The records of the file, without a last line that a killed run left unfinished; none if there is no file.
-
-    Raises TraceError with the line's number if any other line is not a JSON object.
-    """
-    path = Path(path)
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    records = []
-    for i, line in enumerate(lines, start=1):
-        record = _parse(line)
-        if record is not None:
-            records.append(record)
-        elif line.strip() and i < len(lines):
-            start = visible(line[:40].decode("utf-8", "replace"))
-            raise TraceError(f"{path} line {i} is not a JSON object: {start!r}; remove that line or run again")
-    return records
-
-
-def plain(value: Any) -> Any:
-    """The value as what JSON knows: dict, list, str, int, float, bool, None."""
-    match value:
-        case np.ndarray() | np.generic():
-            return plain(value.tolist())
-        case Path():
-            return str(value)
-        case Mapping():
-            return {str(plain(key)): plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [plain(item) for item in value]
-        case set() | frozenset():
-            return sorted((plain(item) for item in value), key=repr)
-        case float():
-            return value if math.isfinite(value) else None
-        case str() | int() | None:
-            return value
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    raise TypeError(f"cannot record a {type(value).__name__} as JSON; pass numbers, strings, lists, dicts or arrays")
-
-
-def _ends_with_newline(file: BinaryIO) -> bool:
-    """Whether the file is empty or its last line is complete; cheap, since a record may be long."""
-    if file.seek(0, os.SEEK_END) == 0:
-        return True
-    file.seek(-1, os.SEEK_END)
-    return file.read() == b"\n"
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:  # of JSON or of UTF-8
-        return None
-    return record if isinstance(record, dict) else None
-
-
 def _text(value: object) -> str:
     return html.escape(visible(str(value)))
 
@@ -192,6 +96,15 @@ def _markdown(cell: str) -> str:
 
 def _interval(finding: Finding) -> str:
     return f"{number(finding.estimate)} [{number(finding.low)}, {number(finding.high)}]"
+
+
+def _violated(finding: Finding) -> bool:
+    return finding.kind == "invariant" and finding.verdict == "REFUTED"
+
+
+def _deciding(finding: Finding) -> tuple[float, float]:
+    """The p, raw and corrected, that the verdict rests on: of a refutation the one against the claim."""
+    return (finding.p_against, finding.p_against_corrected) if finding.verdict == "REFUTED" else (finding.p, finding.p_corrected)
 
 
 def _behaved(finding: Finding) -> str:
@@ -239,8 +152,9 @@ def _row(f: Finding) -> str:
     verdict = f.verdict.lower()
     size = "" if math.isnan(f.effect_size) else f"<small>d<sub>z</sub> = {number(f.effect_size)}</small>"
     margin = (f"margin {number(f.margin)}: " if f.margin else "") + _text(f.margin_reason)
-    corrected = number(f.p_corrected) if f.kind == "empirical" else "exact"
-    raw = f"<small>raw {number(f.p)}</small>" if f.kind == "empirical" else "<small>invariant</small>"
+    raw_p, corrected_p = _deciding(f)
+    corrected = number(corrected_p) if f.kind == "empirical" else "exact"
+    raw = f"<small>raw {number(raw_p)}</small>" if f.kind == "empirical" else "<small>invariant</small>"
     mark = "" if f.control_holds else ' class="tempo-alarm"'
     return (
         f'<tr><td><span class="tempo-badge tempo-{slug(verdict)}">{_VERDICTS[f.verdict]} {_text(verdict)}</span></td>'
