@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fixtures.floors import rounding
 from fixtures.raw import keep_log, slot_arrays, spread
 from fixtures.session import test_claim  # noqa: F401  every claim below is a test
 from fixtures.store import Store
@@ -22,9 +23,9 @@ from tempo.reporting.figures import Picture, distributions, lines_by
 
 TV_MARGIN, KL_MARGIN = 0.02, 0.005
 MARGIN_REASON = "smaller than what running the same model in bfloat16 changes (total variation 0.02, KL 0.005 nats)"
-# Two float32 runs of the same mode in other batch shapes stay below 1e-5 in total variation; ten times that is no floor
-# any more. Measured beside the comparison on every prompt (`floor_tv`).
-IDENTICAL_TV = 1e-4
+# Ten times the largest difference between runs of the same mode in other batch shapes; also measured beside the comparison
+# on every prompt (`floor_tv`).
+IDENTICAL_TV = rounding("tv")
 TOLERATED_SHARE = 0.05  # of steps: one in twenty
 # The truth at which an equivalence should be found. A distance is never negative, so its spread is about its mean.
 HALF_REASON = "half the margin, with a spread as large: what a distance with such a mean has"
@@ -155,11 +156,11 @@ CLAIMS = (
     Claim(
         id="exp2.identical-logits",
         statement="After a wide set the modes still give identical distributions.",
-        statistic="share of prompts on which every reader agrees within 1e-4 in total variation",
+        statistic=f"share of prompts on which every reader agrees within {IDENTICAL_TV:.1e} in total variation",
         values=_below("reader_max_tv", IDENTICAL_TV),
         test="proportion",
         margin=0.95,
-        margin_reason="1e-4 is ten times the rounding floor, measured on the same prompts; one prompt in twenty may differ",
+        margin_reason="ten times the measured rounding floor; one prompt in twenty may differ",
         family="exp2",
         planned_effect=1.0,
         planned_from="identical modes agree on every prompt",

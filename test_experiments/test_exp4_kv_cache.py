@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import tempo
+from fixtures.floors import rounding
 from fixtures.raw import keep_log, slot_arrays, slot_labels
 from fixtures.session import test_claim  # noqa: F401  every claim below is a test
 from fixtures.store import Store
@@ -24,8 +25,8 @@ from tempo.reporting.figures import Picture, position_map
 # cos and sin of a float32 angle are off by eps times the angle, so keys at position 50 fit to about 1e-5; the nearest
 # wrong position misses by 1e-1 and more.
 FIT, MISFIT = 1e-3, 1e-2
-# float32 engine against float32 brute force on keys and values of magnitude up to 20
-ORACLE_TOLERANCE = 1e-3
+# Engine against brute force, on keys and values: no further apart than two runs of the engine may be.
+ORACLE_TOLERANCE = rounding("kv")
 
 
 def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[str, Any]]:
