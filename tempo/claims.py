@@ -9,21 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
-from scipy import stats
+
+from tempo import statistics
+from tempo.errors import SpecError
+from tempo.statistics import MIN_UNITS, Result
 
 Verdict = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE"]
-Test = Literal["always", "greater", "less", "equivalent", "proportion"]
+Test = Literal["always", "greater", "less", "equivalent", "proportion", "somewhere"]
+Estimand = Literal["mean", "pseudomedian"]
 Case = Mapping[str, Any]  # what an experiment measured on one prompt
+Statistic = Callable[[Case], Any]  # a number, a truth value, a map of numbers, or None
 
 ALPHA = 0.05
-# With five values the smallest one-sided sign-flip p is 1/32; one more leaves room for a correction.
-MIN_UNITS = 6
-# p = (b + 1) / (m + 1) (Phipson & Smyth 2010): the smallest p is 1e-4, fine enough for families of up to 50.
-NUM_RESAMPLES = 9999
-SEED = 20_261_123  # of permutation and bootstrap only; the same data give the same finding
+POWER = 0.9  # what a claim's number of prompts is planned for
+SCHEMA = 2  # of a finding's record; a reader refuses any other
 
 
 @dataclass(frozen=True)
@@ -34,25 +36,52 @@ class Claim:
     test: `always`: true for every prompt, an invariant whose violation fails the test;
         `greater` / `less`: the mean over prompts exceeds / stays under the margin;
         `equivalent`: the mean lies within plus or minus the margin;
-        `proportion`: the share of prompts for which it is true exceeds the margin.
+        `proportion`: the share of prompts for which it is true exceeds the margin;
+        `somewhere`: the statistic is a map, such as layers by heads, and the mean exceeds the margin in some cell of it.
     margin: the smallest effect that would matter, with its reason.
     control: the same statistic where the claim must *not* hold; if it does there too, the check proves nothing.
+    estimand: what `greater`, `less` and `equivalent` are about: the mean, or the pseudomedian, which is about a typical
+        prompt and is not moved by a few extreme ones.
     family: claims corrected together (Holm), whether or not all of them were selected to run.
+    alpha: the chance of a false verdict, of either kind together.
+    planned_effect, planned_sd, planned_from: the mean (or share) the claim is meant to detect, the spread over prompts that
+        was expected, and where both come from; `num_needed` tells from them how many prompts it takes.
+    cells: how many cells a map is expected to have, for `num_needed`.
     """
 
     id: str
     statement: str
     statistic: str
-    values: Callable[[Case], float | bool | None]
+    values: Statistic
     test: Test
     refuted_by: str
-    control: Callable[[Case], float | bool | None]
+    control: Statistic
     control_statement: str
     margin: float = 0.0
     margin_reason: str = ""
+    estimand: Estimand = "mean"
     family: str = ""
     unit: str = "prompt"
     alpha: float = ALPHA
+    planned_effect: float | None = None
+    planned_sd: float = 0.0
+    planned_from: str = ""
+    cells: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (("test", self.test, get_args(Test)), ("estimand", self.estimand, get_args(Estimand))):
+            if value not in allowed:
+                raise SpecError(f"claim {self.id}: {name}={value!r}, expected one of {', '.join(allowed)}")
+        if not 0 < self.alpha < 1:
+            raise SpecError(f"claim {self.id}: alpha={self.alpha!r}, expected a chance between 0 and 1 such as 0.05")
+        if self.test == "proportion" and not 0 <= self.margin <= 1:
+            raise SpecError(f"claim {self.id}: margin={self.margin!r}, expected a share from 0 to 1")
+        if self.test == "equivalent" and not self.margin > 0:
+            raise SpecError(
+                f"claim {self.id}: margin={self.margin!r}; nothing is shown to be within 0, give the smallest effect that matters"
+            )
+        if self.planned_effect is not None and not (self.planned_from and (self.planned_sd > 0 or self.test == "proportion")):
+            raise SpecError(f"claim {self.id}: planned_effect needs planned_sd above 0 and planned_from, which says where they come from")
 
     @property
     def kind(self) -> str:
@@ -64,7 +93,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the data said about a claim."""
+    """What the data said about a claim. Every p is two-sided; the corrected ones decide the verdict."""
 
     claim: str
     statement: str
@@ -74,20 +103,25 @@ class Finding:
     estimate: float
     low: float  # 95 % interval of the estimate
     high: float
-    effect_size: float  # mean / standard deviation over units (Cohen's dz); NaN for proportions
+    effect_size: float  # Cohen's dz of a mean, rank-biserial correlation of a pseudomedian, Cohen's h of a share
     n: int
     unit: str
     statistic: str
     test: str
     margin: float
     margin_reason: str
-    p: float
+    p: float  # that the claim's opposite would look like this; SUPPORTED needs it below alpha
     p_corrected: float
+    p_against: float  # that the claim itself would look like this; REFUTED needs it below alpha
+    p_against_corrected: float
     family: str
     control: str
     control_estimate: float
     control_holds: bool  # the control did what it must: it did not support the claim
+    estimand: str = "mean"
+    alpha: float = ALPHA
     refuted_by: str = ""
+    details: dict[str, Any] = field(default_factory=dict)  # of a map: its largest cell, how many are significant
     context: dict[str, Any] = field(default_factory=dict)  # experiment, config, variant, model
 
     @property
@@ -96,27 +130,30 @@ class Finding:
         return f"{self.claim} ({self.context['variant']})" if self.context.get("variant") else self.claim
 
     def record(self) -> dict[str, Any]:
-        """The finding as JSON-ready values: NaN becomes None."""
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+        """The finding as JSON-ready values with the schema's version: NaN becomes None."""
+        values = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+        return {"schema": SCHEMA, **values}
 
 
 def judge(claim: Claim, cases: Sequence[Case], context: Mapping[str, Any] | None = None) -> Finding:
     """The finding of one claim over `cases`, before correction for its family."""
-    result = _test(claim, _values(claim.values, cases))
-    control = _test(claim, _values(claim.control, cases))
+    result = _test(claim, _values(claim, claim.values, cases))
+    control = _test(claim, _values(claim, claim.control, cases))
     holds = control.verdict != "SUPPORTED"
-    if result.verdict == "SUPPORTED" and control.n == 0:
-        result = replace(result, verdict="INCONCLUSIVE", reason="nothing its control could act on, so it could not have failed")
     verdict, reason = result.verdict, result.reason
-    if not holds and verdict == "SUPPORTED":
+    if verdict == "SUPPORTED" and control.n == 0:
+        verdict, reason = "INCONCLUSIVE", "nothing its control could act on, so it could not have failed"
+    elif verdict == "SUPPORTED" and not holds:
         verdict, reason = "INCONCLUSIVE", f"the control supports it as well ({claim.control_statement})"
+    found = result.found
     return Finding(
         claim=claim.id, statement=claim.statement, kind=claim.kind, verdict=verdict, reason=reason,
-        estimate=result.estimate, low=result.low, high=result.high, effect_size=result.effect_size, n=result.n,
-        unit=claim.unit, statistic=claim.statistic, test=claim.test, margin=claim.margin,
-        margin_reason=claim.margin_reason, p=result.p, p_corrected=result.p, family=claim.family or claim.id,
-        control=claim.control_statement, control_estimate=control.estimate, control_holds=holds,
-        refuted_by=claim.refuted_by, context=dict(context or {}),
+        estimate=found.estimate, low=found.low, high=found.high, effect_size=found.effect_size, n=result.n,
+        unit=claim.unit, statistic=claim.statistic, test=claim.test, margin=claim.margin, margin_reason=claim.margin_reason,
+        p=found.p, p_corrected=found.p, p_against=found.p_against, p_against_corrected=found.p_against,
+        family=claim.family or claim.id, control=claim.control_statement, control_estimate=control.found.estimate,
+        control_holds=holds, estimand=claim.estimand, alpha=claim.alpha, refuted_by=claim.refuted_by,
+        details=dict(found.details or {}), context=dict(context or {}),
     )  # fmt: skip
 
 
@@ -124,23 +161,31 @@ def correct(findings: Sequence[Finding], declared: Mapping[str, int]) -> list[Fi
     """The findings with Holm-corrected p over their declared family; a verdict that does not survive is INCONCLUSIVE.
 
     `declared`: how many empirical claims each family has, run or not. A claim that was not run counts as the least
-    significant, which makes the correction of the others no weaker than it would be with it.
+    significant, which makes the correction of the others no weaker than it would be with it. The p for and those against
+    are corrected apart; as each is two-sided, false verdicts of both kinds together stay at alpha.
     """
-    corrected: dict[int, float] = {}
+    out = list(findings)
     for family in {finding.family for finding in findings}:
         members = [i for i, f in enumerate(findings) if f.family == family and f.kind == "empirical" and not math.isnan(f.p)]
-        size, running = max(declared.get(family, 0), len(members)), 0.0
-        for rank, i in enumerate(sorted(members, key=lambda i: findings[i].p)):
-            running = max(running, min(1.0, findings[i].p * (size - rank)))
-            corrected[i] = running
-    out = []
-    for i, finding in enumerate(findings):
-        finding = replace(finding, p_corrected=corrected.get(i, finding.p))
-        if finding.kind == "empirical" and finding.verdict == "SUPPORTED" and not finding.p_corrected < ALPHA:
-            reason = f"p = {finding.p:.3g} does not survive the correction for its family ({finding.p_corrected:.3g})"
-            finding = replace(finding, verdict="INCONCLUSIVE", reason=reason)
-        out.append(finding)
+        size = declared.get(family, 0)
+        supporting = statistics.holm([findings[i].p for i in members], size)
+        opposing = statistics.holm([findings[i].p_against for i in members], size)
+        for i, p, against in zip(members, supporting, opposing, strict=True):
+            out[i] = _survivor(replace(out[i], p_corrected=p, p_against_corrected=against))
     return out
+
+
+def _survivor(finding: Finding) -> Finding:
+    """The finding with its verdict, if that survived the correction."""
+    raw, corrected = {
+        "SUPPORTED": (finding.p, finding.p_corrected),
+        "REFUTED": (finding.p_against, finding.p_against_corrected),
+        "INCONCLUSIVE": (0.0, 0.0),
+    }[finding.verdict]
+    if corrected < finding.alpha:
+        return finding
+    reason = f"p = {raw:.3g} does not survive the correction for its family ({corrected:.3g})"
+    return replace(finding, verdict="INCONCLUSIVE", reason=reason)
 
 
 def declared_sizes(claims: Iterable[Claim]) -> dict[str, int]:
@@ -152,107 +197,107 @@ def declared_sizes(claims: Iterable[Claim]) -> dict[str, int]:
     return sizes
 
 
+def num_needed(claim: Claim, family_size: int = 1, power: float = POWER) -> int | None:
+    """How many units decide the claim with this power if the planned effect is true, in a family of so many claims.
+
+    The verdict to be reached is SUPPORTED if the planned effect is on the claim's side of the margin, else REFUTED. Holm's
+    correction is taken at its worst, Bonferroni's. None for an invariant and for a claim without a planned effect.
+    """
+    if claim.kind == "invariant" or claim.planned_effect is None:
+        return None
+    alpha = claim.alpha / family_size
+    if claim.test == "proportion":
+        return statistics.num_for_share(claim.planned_effect, claim.margin, alpha, power)
+    if claim.test == "equivalent":
+        distance = claim.margin - abs(claim.planned_effect)
+        # in the middle of the margins either side can fail, each with half of what is left
+        power = 1 - (1 - power) / 2 if claim.planned_effect == 0 else power
+    else:
+        distance = claim.planned_effect - claim.margin
+    if claim.test == "somewhere":
+        alpha /= claim.cells
+    if distance == 0:
+        raise SpecError(
+            f"claim {claim.id}: the planned effect {claim.planned_effect:g} is the margin; no number of {claim.unit}s tells them apart"
+        )
+    needed = statistics.num_for_mean(abs(distance), claim.planned_sd, alpha, power)
+    return math.ceil(needed / statistics.LEAST_EFFICIENCY) if claim.estimand == "pseudomedian" else needed
+
+
+def _only(estimate: float = math.nan, low: float = math.nan, high: float = math.nan) -> Result:
+    return Result(estimate, low, high, math.nan, math.nan, math.nan)
+
+
+_NOTHING = _only()
+
+
 @dataclass(frozen=True)
-class _Result:
+class _Outcome:
     verdict: Verdict
     reason: str
-    estimate: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    effect_size: float = math.nan
-    n: int = 0
-    p: float = math.nan
+    n: int
+    found: Result = _NOTHING
 
 
-def _values(statistic: Callable[[Case], float | bool | None], cases: Sequence[Case]) -> np.ndarray:
-    values = [statistic(case) for case in cases]
-    return np.array([float(value) for value in values if value is not None], dtype=np.float64)
+def _values(claim: Claim, statistic: Statistic, cases: Sequence[Case]) -> np.ndarray:
+    """The statistic of every case that has something to say: [n], or [n, ...] of maps."""
+    found = [value for value in map(statistic, cases) if value is not None]
+    try:
+        values = np.array(found, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"claim {claim.id}: its statistic gives no numbers, or maps of different shapes ({error})") from None
+    if claim.test in ("always", "proportion") and not np.isin(values[np.isfinite(values)], (0, 1)).all():
+        raise SpecError(f"claim {claim.id}: test={claim.test!r} needs a statistic that is true or false, got {values[:3].tolist()}")
+    if len(values) and (values.ndim > 1) != (claim.test == "somewhere"):
+        raise SpecError(
+            f"claim {claim.id}: test={claim.test!r} with values of shape {values.shape[1:]}; `somewhere` is for maps, only maps"
+        )
+    return values
 
 
-def _test(claim: Claim, values: np.ndarray) -> _Result:
+def _test(claim: Claim, values: np.ndarray) -> _Outcome:
     n = len(values)
     if n == 0:
-        return _Result("INCONCLUSIVE", "no prompt has anything to say about it", n=0)
+        return _Outcome("INCONCLUSIVE", "no prompt has anything to say about it", n)
     if not np.isfinite(values).all():
-        return _Result("INCONCLUSIVE", f"{int((~np.isfinite(values)).sum())} of {n} values are not finite", n=n)
+        return _Outcome("INCONCLUSIVE", f"{int((~np.isfinite(values)).sum())} of {values.size} values are not finite", n)
     if claim.test == "always":
         return _always(values)
     if n < MIN_UNITS:
-        return _Result("INCONCLUSIVE", f"{n} {claim.unit}s, at least {MIN_UNITS} are needed", float(values.mean()), n=n)
+        return _Outcome("INCONCLUSIVE", f"{n} {claim.unit}s, at least {MIN_UNITS} are needed", n, _only(float(values.mean())))
     if claim.test == "proportion":
-        return _proportion(claim, values)
-    if np.ptp(values) == 0:
-        mean = float(values[0])
-        return _Result("INCONCLUSIVE", f"all {n} values are {mean:.3g}: no spread to judge by", mean, mean, mean, n=n)
-    return _mean(claim, values)
+        return _decide(claim, n, statistics.share(int(values.sum()), n, claim.margin))
+    if np.ptp(values) <= statistics.TIE * np.abs(values).max():
+        mean = float(values.flat[0])
+        return _Outcome("INCONCLUSIVE", f"all {n} values are {mean:.3g}: no spread to judge by", n, _only(mean, mean, mean))
+    if claim.test == "somewhere":
+        return _decide(claim, n, statistics.somewhere(values, claim.margin))
+    test = statistics.pseudomedian if claim.estimand == "pseudomedian" else statistics.mean
+    return _decide(claim, n, test(values, claim.test, claim.margin))
 
 
-def _always(values: np.ndarray) -> _Result:
-    """True for every unit; the interval is Clopper-Pearson's for the share of units for which it is."""
+def _always(values: np.ndarray) -> _Outcome:
+    """True for every unit; the interval is Clopper and Pearson's for the share of units for which it is."""
     n, held = len(values), int(values.sum())
-    interval = stats.binomtest(held, n).proportion_ci(0.95, "exact")
-    shares = held / n, float(interval.low), float(interval.high)
+    found = statistics.share(held, n, 1.0)._replace(effect_size=math.nan, p=math.nan, p_against=math.nan)
     if held == n:
-        return _Result("SUPPORTED", f"true for all {n}", *shares, n=n)
-    return _Result("REFUTED", f"violated by {n - held} of {n}", *shares, n=n)
+        return _Outcome("SUPPORTED", f"true for all {n}", n, found)
+    return _Outcome("REFUTED", f"violated by {n - held} of {n}", n, found)
 
 
-def _proportion(claim: Claim, values: np.ndarray) -> _Result:
-    """Exact binomial test of a share against the margin (Clopper-Pearson interval)."""
-    n, held = len(values), int(values.sum())
-    above = stats.binomtest(held, n, claim.margin, "greater").pvalue if claim.margin < 1 else 1.0
-    below = stats.binomtest(held, n, claim.margin, "less").pvalue
-    interval = stats.binomtest(held, n).proportion_ci(0.95, "exact")
-    verdict, reason = _decide(claim, float(above), float(below))
-    return _Result(verdict, reason, held / n, float(interval.low), float(interval.high), n=n, p=float(above))
-
-
-def _mean(claim: Claim, values: np.ndarray) -> _Result:
-    """Sign-flip tests of the mean against the margin, with a BCa bootstrap interval over units."""
-    margin = claim.margin
-    if claim.test == "greater":
-        p, against = _sign_flip(values - margin, "greater"), _sign_flip(values - margin, "less")
-    elif claim.test == "less":
-        p, against = _sign_flip(values - margin, "less"), _sign_flip(values - margin, "greater")
-    else:  # two one-sided tests (Schuirmann 1987)
-        p = max(_sign_flip(values + margin, "greater"), _sign_flip(values - margin, "less"))
-        against = min(1.0, 2 * min(_sign_flip(values - margin, "greater"), _sign_flip(values + margin, "less")))
-    low, high = _interval(values)
-    verdict, reason = _decide(claim, p, against)
-    effect = float(values.mean() / values.std(ddof=1))
-    return _Result(verdict, reason, float(values.mean()), low, high, effect, len(values), p)
-
-
-def _decide(claim: Claim, p: float, against: float) -> tuple[Verdict, str]:
+def _decide(claim: Claim, n: int, found: Result) -> _Outcome:
     wanted = {
         "greater": f"above {claim.margin:g}",
         "less": f"below {claim.margin:g}",
         "equivalent": f"within ±{claim.margin:g}",
         "proportion": f"a share above {claim.margin:g}",
+        "somewhere": f"above {claim.margin:g} somewhere",
     }[claim.test]
-    if p < claim.alpha:
-        return "SUPPORTED", f"{wanted} (p = {p:.2g})"
-    if against < claim.alpha:
-        return "REFUTED", f"not {wanted}: the opposite is (p = {against:.2g})"
-    return "INCONCLUSIVE", f"neither {wanted} (p = {p:.2g}) nor the opposite (p = {against:.2g}) is shown"
-
-
-def _sign_flip(differences: np.ndarray, alternative: str) -> float:
-    """One-sided sign-flip permutation p of the mean against 0, exact for few units."""
-
-    def mean(sample: np.ndarray, axis: int) -> np.ndarray:
-        return sample.mean(axis=axis)
-
-    rng = np.random.default_rng(SEED)
-    result = stats.permutation_test(
-        (differences,), mean, permutation_type="samples", vectorized=True, n_resamples=NUM_RESAMPLES,
-        alternative=alternative, rng=rng,
-    )  # fmt: skip
-    return float(result.pvalue)
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % BCa bootstrap interval of the mean over units."""
-    rng = np.random.default_rng(SEED)
-    result = stats.bootstrap((values,), np.mean, n_resamples=NUM_RESAMPLES, method="BCa", rng=rng)
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    if found.details:
+        wanted += f" ({found.details['significant']} of {found.details['cells']} cells, most in {found.details['cell']})"
+    if found.p < claim.alpha:
+        return _Outcome("SUPPORTED", f"{wanted} (p = {found.p:.2g})", n, found)
+    if found.p_against < claim.alpha:
+        return _Outcome("REFUTED", f"not {wanted}: the opposite is (p = {found.p_against:.2g})", n, found)
+    reason = f"neither {wanted} (p = {found.p:.2g}) nor the opposite (p = {found.p_against:.2g}) is shown"
+    return _Outcome("INCONCLUSIVE", reason + (f"; {found.note}" if found.note else ""), n, found)

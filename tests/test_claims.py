@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tempo import claims
+from tempo import statistics
 from tempo.claims import ALPHA, MIN_UNITS, Claim, correct, declared_sizes, judge
 
 # Enough for p-values down to 1/200; the smallest alpha used here is 0.01.
@@ -22,7 +22,7 @@ TOO_MANY = ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / NUM_SIMULATIONS)
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(claims, "NUM_RESAMPLES", FEW_RESAMPLES)
+    monkeypatch.setattr(statistics, "NUM_RESAMPLES", FEW_RESAMPLES)
 
 
 def make_claim(test="greater", **changes):
