@@ -26,6 +26,8 @@ MARGIN_REASON = "smaller than what running the same model in bfloat16 changes (t
 # any more. Measured beside the comparison on every prompt (`floor_tv`).
 IDENTICAL_TV = 1e-4
 TOLERATED_SHARE = 0.05  # of steps: one in twenty
+# The truth at which an equivalence should be found. A distance is never negative, so its spread is about its mean.
+HALF_REASON = "half the margin, with a spread as large: what a distance with such a mean has"
 
 
 def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[str, Any]]:
@@ -159,6 +161,8 @@ CLAIMS = (
         margin=0.95,
         margin_reason="1e-4 is ten times the rounding floor, measured on the same prompts; one prompt in twenty may differ",
         family="exp2",
+        planned_effect=1.0,
+        planned_from="identical modes agree on every prompt",
         refuted_by="a share that is significantly below 95 %",
         control=_below("one_step_tv", IDENTICAL_TV),
         control_statement="the distribution one step earlier in the same run",
@@ -172,6 +176,9 @@ CLAIMS = (
         margin=TV_MARGIN,
         margin_reason=MARGIN_REASON,
         family="exp2",
+        planned_effect=TV_MARGIN / 2,
+        planned_sd=TV_MARGIN / 2,
+        planned_from=HALF_REASON,
         refuted_by="a mean significantly above 0.02",
         control=lambda case: case["one_step_tv"],
         control_statement="the distribution one step earlier in the same run",
@@ -185,6 +192,9 @@ CLAIMS = (
         margin=TV_MARGIN,
         margin_reason=MARGIN_REASON,
         family="exp2",
+        planned_effect=TV_MARGIN / 2,
+        planned_sd=TV_MARGIN / 2,
+        planned_from=HALF_REASON,
         refuted_by="a mean significantly above 0.02",
         control=lambda case: case["one_step_tv"],
         control_statement="the distribution one step earlier in the same run",
@@ -198,6 +208,9 @@ CLAIMS = (
         margin=TOLERATED_SHARE,
         margin_reason="one token in twenty",
         family="exp2",
+        planned_effect=TOLERATED_SHARE / 2,
+        planned_sd=TOLERATED_SHARE / 2,
+        planned_from=HALF_REASON,
         refuted_by="a mean significantly above 0.05",
         control=lambda case: case["one_step_top10_differs"],
         control_statement="the same against the distribution one step earlier",
@@ -211,6 +224,9 @@ CLAIMS = (
         margin=TOLERATED_SHARE,
         margin_reason="one step in twenty",
         family="exp2",
+        planned_effect=TOLERATED_SHARE / 2,
+        planned_sd=0.052,
+        planned_from="half the margin; the spread of a share of about nine steps, (0.025 * 0.975 / 9) ** 0.5",
         refuted_by="a share significantly above 0.05",
         control=lambda case: case["one_step_selection_differs"],
         control_statement="the same against the distribution one step earlier",
