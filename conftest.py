@@ -1,3 +1,3 @@
 """The harness's pytest plugins: options and evidence, then what a session shows."""
 
-pytest_plugins = ["fixtures.session", "fixtures.report"]
+pytest_plugins = ["fixtures.session", "fixtures.regression", "fixtures.report"]

@@ -7,9 +7,10 @@ one number for each prompt. "No difference" is an equivalence test against a mar
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -80,8 +81,12 @@ class Claim:
             raise SpecError(
                 f"claim {self.id}: margin={self.margin!r}; nothing is shown to be within 0, give the smallest effect that matters"
             )
-        if self.planned_effect is not None and not (self.planned_from and (self.planned_sd > 0 or self.test == "proportion")):
+        if self.planned_effect is None:
+            return
+        if not (self.planned_from and (self.planned_sd > 0 or self.test == "proportion")):
             raise SpecError(f"claim {self.id}: planned_effect needs planned_sd above 0 and planned_from, which says where they come from")
+        if self.margin == (abs(self.planned_effect) if self.test == "equivalent" else self.planned_effect):
+            raise SpecError(f"claim {self.id}: the planned effect is the margin, and no number of {self.unit}s tells them apart")
 
     @property
     def kind(self) -> str:
@@ -190,11 +195,7 @@ def _survivor(finding: Finding) -> Finding:
 
 def declared_sizes(claims: Iterable[Claim]) -> dict[str, int]:
     """How many empirical claims each family declares."""
-    sizes: dict[str, int] = {}
-    for claim in claims:
-        if claim.kind == "empirical":
-            sizes[claim.family or claim.id] = sizes.get(claim.family or claim.id, 0) + 1
-    return sizes
+    return dict(Counter(claim.family or claim.id for claim in claims if claim.kind == "empirical"))
 
 
 def num_needed(claim: Claim, family_size: int = 1, power: float = POWER) -> int | None:
@@ -216,23 +217,14 @@ def num_needed(claim: Claim, family_size: int = 1, power: float = POWER) -> int 
         distance = claim.planned_effect - claim.margin
     if claim.test == "somewhere":
         alpha /= claim.cells
-    if distance == 0:
-        raise SpecError(
-            f"claim {claim.id}: the planned effect {claim.planned_effect:g} is the margin; no number of {claim.unit}s tells them apart"
-        )
     needed = statistics.num_for_mean(abs(distance), claim.planned_sd, alpha, power)
     return math.ceil(needed / statistics.LEAST_EFFICIENCY) if claim.estimand == "pseudomedian" else needed
 
 
-def _only(estimate: float = math.nan, low: float = math.nan, high: float = math.nan) -> Result:
-    return Result(estimate, low, high, math.nan, math.nan, math.nan)
+_NOTHING = Result(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
 
 
-_NOTHING = _only()
-
-
-@dataclass(frozen=True)
-class _Outcome:
+class _Outcome(NamedTuple):
     verdict: Verdict
     reason: str
     n: int
@@ -264,12 +256,14 @@ def _test(claim: Claim, values: np.ndarray) -> _Outcome:
     if claim.test == "always":
         return _always(values)
     if n < MIN_UNITS:
-        return _Outcome("INCONCLUSIVE", f"{n} {claim.unit}s, at least {MIN_UNITS} are needed", n, _only(float(values.mean())))
+        found = _NOTHING._replace(estimate=float(values.mean()))
+        return _Outcome("INCONCLUSIVE", f"{n} {claim.unit}s, at least {MIN_UNITS} are needed", n, found)
     if claim.test == "proportion":
         return _decide(claim, n, statistics.share(int(values.sum()), n, claim.margin))
     if np.ptp(values) <= statistics.TIE * np.abs(values).max():
-        mean = float(values.flat[0])
-        return _Outcome("INCONCLUSIVE", f"all {n} values are {mean:.3g}: no spread to judge by", n, _only(mean, mean, mean))
+        same = float(values.flat[0])
+        found = _NOTHING._replace(estimate=same, low=same, high=same)
+        return _Outcome("INCONCLUSIVE", f"all {n} values are {same:.3g}: no spread to judge by", n, found)
     if claim.test == "somewhere":
         return _decide(claim, n, statistics.somewhere(values, claim.margin))
     test = statistics.pseudomedian if claim.estimand == "pseudomedian" else statistics.mean

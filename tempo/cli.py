@@ -210,7 +210,8 @@ def report(
     """Write the findings as Markdown and as a picture, from the record alone; no model is run."""
     from tempo.reporting.figures import forest
     from tempo.reporting.figures import save as save_picture
-    from tempo.reporting.findings import findings_markdown, read_findings
+    from tempo.reporting.findings import findings_markdown
+    from tempo.reporting.records import read_findings
 
     findings = read_findings(results / "findings.jsonl")
     picture = forest([finding for finding in findings if finding.kind == "empirical"])

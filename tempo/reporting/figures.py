@@ -328,8 +328,8 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
 def _forest_row(ax: Axes, row: int, finding: Finding, scale: float, left: float, right: float) -> None:
     unit = finding.margin / scale
     begin, end = {
-        "always": (0.995, right), "proportion": (finding.margin, right), "greater": (unit, right), "somewhere": (unit, right), "less": (left, unit),
-        "equivalent": (-unit, unit),
+        "always": (0.995, right), "proportion": (finding.margin, right), "greater": (unit, right), "less": (left, unit),
+        "somewhere": (unit, right), "equivalent": (-unit, unit),
     }[finding.test]  # fmt: skip
     ax.add_patch(Rectangle((begin, row - 0.4), end - begin, 0.8, facecolor=_INK, alpha=0.13, lw=0))
     colour, symbol = _SYMBOLS[finding.verdict]

@@ -1,0 +1,123 @@
+"""The registered claims: their power for the effect they register, and their verdicts on a model compared with itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from benchmarks.simulation import FEWER, MAP, RESAMPLES, RESAMPLES_CORRECTED, SIMULATIONS, SIZES, far_away, identity, plain_claim
+from fixtures.study import EXPERIMENTS, Study, families
+from tempo import statistics
+from tempo.claims import Claim, declared_sizes, judge, num_needed
+from tempo.reporting.records import read_jsonl
+
+
+def studies() -> list[Study]:
+    """The experiments beside the tests."""
+    found = []
+    for path in sorted(EXPERIMENTS.glob("test_exp*.py")):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+        found.append(module.STUDY)
+    return found
+
+
+def read_cases(results: Path) -> dict[str, list[dict[str, Any]]]:
+    """The cases of every config under `results`, by the config's name."""
+    configs = [family for study in studies() for family in families(study.experiment)]
+    found = {f.name: [record["case"] for record in read_jsonl(results / f.config.results / "cases.jsonl")] for f in configs}
+    if missing := [name for name, cases in found.items() if not cases]:
+        raise SystemExit(f"no cases of {', '.join(missing)} under {results}/; run pytest test_experiments first, or name its --results")
+    return found
+
+
+def registered_power(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The power of every registered claim for the effect it registers, at the suite's size, corrected for its whole family."""
+    statistics.NUM_RESAMPLES = RESAMPLES_CORRECTED
+    rows = []
+    for study in studies():
+        found = families(study.experiment)
+        sizes = declared_sizes(claim for _ in found for claim in study.claims)
+        for claim in study.claims:
+            if claim.planned_effect is None:
+                continue
+            size = sizes[claim.family or claim.id]
+            tested = replace(claim, values=identity, control=far_away, alpha=claim.alpha / size)
+            real = [v for case in cases[found[0].name] if (v := claim.values(case)) is not None]
+            rows.append({
+                "claim": claim.id, "effect": claim.planned_effect, "sd": claim.planned_sd, "family": size,
+                "needed": num_needed(claim, size), **_power(tested, np.array(real, dtype=np.float64)),
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
+
+
+def _power(claim: Claim, real: np.ndarray) -> dict[str, float]:
+    """Shares of the right verdict among samples of 160: of a normal shape, and of the measured values' own shape."""
+    effect, n = float(claim.planned_effect or 0.0), max(SIZES)
+    inside = abs(effect) < claim.margin if claim.test == "equivalent" else (effect < claim.margin) == (claim.test == "less")
+    right = "SUPPORTED" if inside else "REFUTED"
+    if claim.test == "proportion":
+        held = np.arange(n + 1)
+        verdicts = [judge(claim, [True] * h + [False] * (n - h)).verdict == right for h in held]
+        return {"power": float(stats.binom.pmf(held, n, effect)[verdicts].sum())}
+    shapes: dict[str, Callable[[np.random.Generator], np.ndarray]] = {}
+    if claim.test == "somewhere":
+        one = np.zeros(MAP)
+        one[0, 0] = 1
+        shapes["power"] = lambda rng: (
+            rng.normal(claim.margin - claim.planned_sd, claim.planned_sd, (n, *MAP)) + one * (effect - claim.margin + claim.planned_sd)
+        )
+    else:
+        shapes["power"] = lambda rng: rng.normal(effect, claim.planned_sd, n)
+        if np.ptp(real) > 0:
+            scaled = (real - real.mean()) / real.std()
+            shapes["power_real_shape"] = lambda rng: effect + claim.planned_sd * rng.choice(scaled, n)
+    rng, rounds = np.random.default_rng(0), FEWER // 4
+    return {name: float(np.mean([judge(claim, list(draw(rng))).verdict == right for _ in range(rounds)])) for name, draw in shapes.items()}
+
+
+SAME_MODE = {  # by config: (what a mode against itself measures, the margin beyond which it would be a difference)
+    "exp1_attention_weights_isolated": ("context_tv_same_mode", 0.02),
+    "exp2_logits_comparison": ("floor_tv", 0.02),
+    "exp3_cross_parallel_attention": ("same_mode_kl", 0.005),
+}
+PAIRS = {  # by config: two measures of the same prompt
+    "exp2_logits_comparison": ("reader_tv", "one_step_tv"),
+    "exp3_cross_parallel_attention": ("shared_previous_score", "distance_one_score"),
+    "exp5_edge_case_high_parallelism": ("mode_tv", "bfloat16_tv"),
+}
+
+
+def real_model(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Verdicts on what a real model gave: a mode against itself, and paired measures with their labels shuffled."""
+    statistics.NUM_RESAMPLES = RESAMPLES
+    rng = np.random.default_rng(0)
+    rows = []
+    for config, (key, margin) in SAME_MODE.items():
+        values = np.array([case[key] for case in cases[config] if case[key] is not None])
+        for n in SIZES:
+            claim = plain_claim("greater", margin=margin)
+            verdicts = [judge(claim, list(rng.choice(values, n, replace=False))).verdict for _ in range(FEWER)]
+            rows.append({"data": f"the same mode twice: {config} {key} above {margin:g}", "n": n, "draws": FEWER,
+                         "false": verdicts.count("SUPPORTED") / FEWER, "most": float(values.max())})  # fmt: skip
+    for config, (one, other) in PAIRS.items():
+        pairs = [(case[one], case[other]) for case in cases[config] if case[one] is not None and case[other] is not None]
+        differences = np.array([a - b for a, b in pairs])
+        for n in SIZES:
+            shuffled = [rng.choice(differences, n, replace=False) * rng.choice([-1.0, 1.0], n) for _ in range(SIMULATIONS)]
+            verdicts = [judge(plain_claim("greater"), list(values)).verdict for values in shuffled]
+            rows.append({"data": f"labels shuffled: {config} {one} against {other}", "n": n, "draws": SIMULATIONS,
+                         "false": 1 - verdicts.count("INCONCLUSIVE") / SIMULATIONS})  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows

@@ -1,0 +1,119 @@
+"""The record behind reports: JSON lines that survive a killed run, and the findings read back from them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tempo.claims import SCHEMA, Finding
+from tempo.errors import TraceError
+from tempo.reporting.text import visible
+
+
+def read_findings(path: str | Path) -> list[Finding]:
+    """The findings of a record written by experiments, the last one of each claim, config and model.
+
+    Raises TraceError if the file is missing, is no such record, or was written with another version of the schema.
+    """
+    found: dict[tuple[str, str, str], Finding] = {}
+    try:
+        for record in read_jsonl(path):
+            if (seen := record.pop("schema", "none")) != SCHEMA:
+                raise TraceError(
+                    f"{path} holds a finding of schema {seen!r}, this tempo reads {SCHEMA}; delete the file and run pytest "
+                    "test_experiments again, which reads the measured cases and runs no model for them"
+                )
+            values: dict[str, Any] = {name: math.nan if value is None else value for name, value in record.items()}
+            finding = Finding(**values)
+            found[finding.claim, str(finding.context.get("config")), str(finding.context.get("model"))] = finding
+    except TypeError as error:
+        raise TraceError(f"{path} is not a record of findings ({error}); run pytest test_experiments to make one") from None
+    except OSError as error:
+        raise TraceError(f"cannot read {path}: {error.strerror}; run pytest test_experiments to make it") from None
+    return list(found.values())
+
+
+def append_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Append one line per record and force them to disk; half a line left by a killed run is dropped first.
+
+    NumPy values, paths and dataclasses become plain JSON; NaN and infinity become null, since JSON has neither. For one
+    writer at a time. Raises TypeError before anything is written if a record holds something else.
+    """
+    lines = [json.dumps(plain(record), allow_nan=False) + "\n" for record in records]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if not _ends_with_newline(file):
+            file.seek(0)
+            content = file.read()
+            tail = content.rpartition(b"\n")[2]
+            if _parse(tail) is not None:
+                lines.insert(0, "\n")
+            else:
+                file.truncate(len(content) - len(tail))
+        file.write("".join(lines).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """The records of the file, without a last line that a killed run left unfinished; none if there is no file.
+
+    Raises TraceError with the line's number if any other line is not a JSON object.
+    """
+    path = Path(path)
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    records = []
+    for i, line in enumerate(lines, start=1):
+        record = _parse(line)
+        if record is not None:
+            records.append(record)
+        elif line.strip() and i < len(lines):
+            start = visible(line[:40].decode("utf-8", "replace"))
+            raise TraceError(f"{path} line {i} is not a JSON object: {start!r}; remove that line or run again")
+    return records
+
+
+def plain(value: Any) -> Any:
+    """The value as what JSON knows: dict, list, str, int, float, bool, None."""
+    match value:
+        case np.ndarray() | np.generic():
+            return plain(value.tolist())
+        case Path():
+            return str(value)
+        case Mapping():
+            return {str(plain(key)): plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case set() | frozenset():
+            return sorted((plain(item) for item in value), key=repr)
+        case float():
+            return value if math.isfinite(value) else None
+        case str() | int() | None:
+            return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    raise TypeError(f"cannot record a {type(value).__name__} as JSON; pass numbers, strings, lists, dicts or arrays")
+
+
+def _ends_with_newline(file: BinaryIO) -> bool:
+    """Whether the file is empty or its last line is complete; cheap, since a record may be long."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read() == b"\n"
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # of JSON or of UTF-8
+        return None
+    return record if isinstance(record, dict) else None
