@@ -74,13 +74,13 @@ def _cell(job: tuple[str, Scenario]) -> dict[str, Any]:
 
 def main(results: Path) -> None:
     """Measure, print, write."""
-    cases = read_cases(results)
+    cases, made_by = read_cases(results), statistics_sha256()  # at once, as the file may be edited during the run
     jobs = [("null", s) for s in null_scenarios()] + [("power", s) for s in power_scenarios()]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         registered, real = pool.submit(registered_power, cases), pool.submit(real_model, cases)
         found = list(pool.map(_cell, jobs))
         report = {
-            "statistics_sha256": statistics_sha256(), "alpha": ALPHA, "standard_errors": STANDARD_ERRORS, "resamples": RESAMPLES,
+            "statistics_sha256": made_by, "alpha": ALPHA, "standard_errors": STANDARD_ERRORS, "resamples": RESAMPLES,
             "numpy": np.__version__, "scipy": scipy.__version__,
             "null": [r for r in found if r.pop("kind") == "null"] + exact_share_rates(),
             "power": found[len(null_scenarios()) :], "registered": registered.result(), "real": real.result(),

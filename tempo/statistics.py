@@ -59,7 +59,8 @@ def mean(values: np.ndarray, direction: Direction, margin: float) -> Result:
     where the tail is too long for so few values (`skew_note`).
     """
     p, against = _directed(one_sided_mean, values, direction, margin)
-    effect = float(values.mean() / values.std(ddof=1))
+    scaled = _scaled(values)
+    effect = float(scaled.mean() / scaled.std(ddof=1))
     return Result(float(values.mean()), *bca_interval(values), effect, p, against, skew_note(values))
 
 
@@ -91,12 +92,13 @@ def somewhere(maps: np.ndarray, margin: float) -> Result:
     studentised bootstrap, as for one mean: sign flips alone give skewed cells false verdicts nearly always.
     """
     n = len(maps)
-    cells = maps.reshape(n, -1).astype(np.float64)
-    varied = np.ptp(cells, axis=0) > 0
+    cells = maps.reshape(n, -1).astype(np.float64) - margin
+    varied = np.ptp(cells, axis=0) > TIE * np.abs(cells).max(axis=0)
     if not varied.any():
-        flat = float(cells.mean())
+        flat = float(cells.mean()) + margin
         return Result(flat, flat, flat, math.nan, 1.0, 1.0, "no cell has any spread")
-    centred = cells[:, varied] - margin
+    scale = _largest(cells[:, varied])
+    centred = cells[:, varied] / scale
     t = _t(centred.mean(axis=0), (centred**2).mean(axis=0), n)
     rng = np.random.default_rng(SEED)
     signs = rng.choice([-1.0, 1.0], size=(NUM_RESAMPLES, n))
@@ -106,24 +108,24 @@ def somewhere(maps: np.ndarray, margin: float) -> Result:
     booted = _t(counts @ residuals / n, counts @ residuals**2 / n, n)
     corrected = np.max([_tail(null.max(axis=1)[:, None], t) for null in (flipped, booted)], axis=0)
     below = np.max([_tail(-null, -t) for null in (flipped, booted)], axis=0)
-    unvaried_below = bool((cells[:, ~varied] < margin).all())
+    unvaried_below = bool((cells[:, ~varied] < 0).all())
     best = int(t.argmax())
     at = np.unravel_index(np.flatnonzero(varied)[best], maps.shape[1:])
     widest = np.nan_to_num(np.abs(booted), nan=np.inf).max(axis=1)
     half = float(np.quantile(widest, CONFIDENCE, method="higher")) * float(centred[:, best].std(ddof=1)) / math.sqrt(n)
-    half = half if math.isfinite(half) else math.nan
-    estimate = float(centred[:, best].mean()) + margin
+    half = half * scale if math.isfinite(half) else math.nan
+    estimate = float(centred[:, best].mean()) * scale + margin
     details = {"cell": [int(i) for i in at], "cells": cells.shape[1], "significant": int((2 * corrected < 1 - CONFIDENCE).sum())}
     p = min(1.0, 2 * float(corrected.min()))
     against = min(1.0, 2 * float(below.max())) if unvaried_below else 1.0
-    effect = estimate / float(centred[:, best].std(ddof=1))
+    effect = estimate / scale / float(centred[:, best].std(ddof=1))
     return Result(estimate, estimate - half, estimate + half, effect, p, against, details=details)
 
 
 def one_sided_mean(values: np.ndarray) -> tuple[float, float]:
     """One-sided p that the mean of `values` [n] exceeds 0, and that it is below; 1 where it cannot be tested."""
-    pairs = zip(sign_flip(values), bootstrap_t(values), strict=True)
-    greater, less = (max(pair) for pair in pairs)
+    scaled = _scaled(values)
+    greater, less = (max(pair) for pair in zip(sign_flip(scaled), bootstrap_t(scaled), strict=True))
     if skew_note(values):
         return (greater, 1.0) if _skewness(values) > 0 else (1.0, less)
     return greater, less
@@ -171,8 +173,9 @@ def bca_interval(values: np.ndarray) -> tuple[float, float]:
     rng = np.random.default_rng(SEED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of degenerate data: the NaN says it
-        found = stats.bootstrap((values,), np.mean, n_resamples=NUM_RESAMPLES, confidence_level=CONFIDENCE, method="BCa", rng=rng)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+        found = stats.bootstrap((_scaled(values),), np.mean, n_resamples=NUM_RESAMPLES, confidence_level=CONFIDENCE, method="BCa", rng=rng)
+    scale = _largest(values)
+    return float(found.confidence_interval.low) * scale, float(found.confidence_interval.high) * scale
 
 
 def hodges_lehmann(values: np.ndarray) -> tuple[float, float, float]:
@@ -267,7 +270,16 @@ def _tail(null: Any, observed: Any) -> Any:
     return ((~(null < observed - slack)).sum(axis=0) + 1) / (len(null) + 1)
 
 
+def _largest(values: np.ndarray) -> float:
+    """The largest size among `values`, never 0: what they are divided by, so that no square over- or underflows."""
+    return max(float(np.abs(values).max()), float(np.finfo(np.float64).tiny))
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    return values / _largest(values)
+
+
 def _skewness(values: np.ndarray) -> float:
-    scaled = values - values.mean()
-    scaled = scaled / max(float(np.abs(scaled).max()), float(np.finfo(np.float64).tiny))
+    scaled = _scaled(values)
+    scaled = _scaled(scaled - scaled.mean())
     return float((scaled**3).mean() / max(float((scaled**2).mean()) ** 1.5, TIE))

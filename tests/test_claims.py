@@ -1,4 +1,4 @@
-"""tempo.claims: verdicts on data whose answer is known, their correction, and how often null data fool them."""
+"""tempo.claims: verdicts on data whose answer is known, what cannot be decided, and their correction."""
 
 import json
 import math
@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tempo import statistics
-from tempo.claims import ALPHA, MIN_UNITS, Claim, correct, declared_sizes, judge
+from tempo.claims import ALPHA, MIN_UNITS, SCHEMA, Claim, correct, declared_sizes, judge, num_needed
+from tempo.errors import SpecError
 
-# Enough for p-values down to 1/200; the smallest alpha used here is 0.01.
-FEW_RESAMPLES = 199
-NUM_SIMULATIONS = 200
-# Three standard errors of a share of NUM_SIMULATIONS whose expectation is ALPHA: one true null in 740 goes beyond.
-TOO_MANY = ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / NUM_SIMULATIONS)
+# Enough for a two-sided p down to 1/200; the smallest alpha used here is 0.01.
+FEW_RESAMPLES = 399
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +94,7 @@ def test_planted_data_get_their_verdict(test, margin, values, verdict):
 
 @pytest.mark.parametrize(("test", "wanted"), [("greater", "above 0.5"), ("less", "below 0.5"), ("equivalent", "within ±0.5")])
 def test_the_reason_says_what_was_asked_and_how_it_came_out(test, wanted):
-    reasons = {judge(make_claim(test, margin=0.5), spread(mean)).reason for mean in (-3.0, 0.0, 0.5, 3.0)}
+    reasons = {judge(make_claim(test, margin=0.5), spread(mean, sd=0.5)).reason for mean in (-3.0, 0.0, 0.5, 3.0)}
     assert all(wanted in reason for reason in reasons)
     assert any(reason.startswith(wanted) for reason in reasons)
     assert any(reason.startswith(f"not {wanted}: the opposite is") for reason in reasons)
@@ -163,9 +161,10 @@ def test_a_proportion_is_clopper_pearson_and_exact_binomial(n, data, margin):
     low = stats.beta.ppf(0.025, held, n - held + 1) if held else 0.0
     high = stats.beta.ppf(0.975, held + 1, n - held) if held < n else 1.0
     assert np.allclose((finding.estimate, finding.low, finding.high), (held / n, low, high), atol=1e-9)
-    assert math.isclose(finding.p, stats.binom.sf(held - 1, n, margin) if margin < 1 else 1.0, rel_tol=1e-9)
-    below = stats.binom.cdf(held, n, margin)
-    assert finding.verdict == ("SUPPORTED" if finding.p < ALPHA else "REFUTED" if below < ALPHA else "INCONCLUSIVE")
+    above, below = (min(1.0, 2 * p) for p in (stats.binom.sf(held - 1, n, margin), stats.binom.cdf(held, n, margin)))
+    assert math.isclose(finding.p, above, rel_tol=1e-9, abs_tol=1e-12)
+    assert math.isclose(finding.p_against, below, rel_tol=1e-9, abs_tol=1e-12)
+    assert finding.verdict == ("SUPPORTED" if above < ALPHA else "REFUTED" if below < ALPHA else "INCONCLUSIVE")
     if 0 < held < n:
         wilson = stats.binomtest(held, n).proportion_ci(0.95, "wilson")
         assert abs(finding.low - wilson.low) + abs(finding.high - wilson.high) > 1e-3
@@ -178,18 +177,11 @@ def test_an_invariant_has_the_interval_of_a_proportion():
     assert judge(make_claim("always"), [True] * 10).low < finding.low
 
 
-def test_few_units_are_judged_by_all_their_signs():
-    values = [0.3, 1.1, 0.7, 2.0, 0.4, 0.9]
-    assert judge(make_claim(), values).p == 1 / 2**6
-    assert judge(make_claim(), [-0.1, *values[1:]]).p == 2 / 2**6
-    assert judge(make_claim(), [*values, 0.5]).p == 1 / 2**7
-    assert judge(make_claim("less"), values).p == 1.0
-
-
-def test_many_units_have_a_p_that_is_never_zero():
+def test_every_p_is_two_sided_and_none_is_zero():
     finding = judge(make_claim(), spread(100.0, n=40))
-    assert finding.p == 1 / (FEW_RESAMPLES + 1)
-    assert finding.p > 0
+    assert finding.p == 2 / (FEW_RESAMPLES + 1)
+    assert finding.p_against == 1.0
+    assert judge(make_claim("less"), spread(100.0, n=40)).p_against == finding.p
 
 
 def test_the_same_data_give_the_same_finding_and_other_data_another():
@@ -204,7 +196,8 @@ def test_the_same_data_give_the_same_finding_and_other_data_another():
 def test_the_effect_size_is_the_mean_in_standard_deviations():
     finding = judge(make_claim(), spread(1.5, sd=3.0))
     assert math.isclose(finding.effect_size, 0.5)
-    assert math.isnan(judge(make_claim("proportion", margin=0.5), [True] * 20).effect_size)
+    assert math.isclose(judge(make_claim("proportion", margin=0.5), [True] * 20).effect_size, math.pi / 2)  # Cohen's h
+    assert judge(make_claim(estimand="pseudomedian"), spread(9.0)).effect_size == 1.0  # all ranks on one side
 
 
 def test_the_interval_holds_the_mean_of_most_samples():
@@ -216,7 +209,7 @@ def test_the_interval_holds_the_mean_of_most_samples():
 
 
 def test_a_stricter_alpha_asks_for_more():
-    values = spread(0.45)
+    values = spread(0.6)
     p = judge(make_claim(), values).p
     assert 0.01 < p < 0.05
     assert judge(make_claim(), values).verdict == "SUPPORTED"
@@ -243,10 +236,26 @@ def test_a_claim_whose_control_never_applied_could_not_have_failed():
 
 def findings_with(ps, family="f", **changes):
     """Findings of claims c0, c1, ... with these p-values, supported where p < ALPHA."""
-    base = judge(make_claim(family=family), spread(1.0))
+    base = replace(judge(make_claim(family=family), spread(1.0)), p_against=1.0, p_against_corrected=1.0)
     return [
         replace(base, claim=f"c{i}", p=p, p_corrected=p, verdict="SUPPORTED" if p < ALPHA else "INCONCLUSIVE", **changes)
         for i, p in enumerate(ps)
+    ]
+
+
+def turned(findings):
+    """The same findings about the opposite: what was shown is refuted."""
+    swap = {"SUPPORTED": "REFUTED", "REFUTED": "SUPPORTED", "INCONCLUSIVE": "INCONCLUSIVE"}
+    return [
+        replace(
+            f,
+            verdict=swap[f.verdict],
+            p=f.p_against,
+            p_corrected=f.p_against_corrected,
+            p_against=f.p,
+            p_against_corrected=f.p_corrected,
+        )
+        for f in findings
     ]
 
 
@@ -315,11 +324,26 @@ def test_invariants_and_findings_without_p_are_no_members():
     assert correct([invariant, real, undecided], {"f": 2})[1].p_corrected == 0.06
 
 
-def test_a_correction_supports_nothing_and_spares_refutations():
-    refuted = [replace(finding, verdict="REFUTED") for finding in findings_with([0.9, 0.99])]
-    undecided = findings_with([0.2])
-    assert [finding.verdict for finding in correct(refuted + undecided, {"f": 9})] == ["REFUTED", "REFUTED", "INCONCLUSIVE"]
+@pytest.mark.parametrize("ps", [[0.01, 0.04, 0.03, 0.005], [0.02, 0.02], [0.0001]])
+def test_a_refutation_needs_correcting_as_much_as_support(ps):
+    size = {"f": len(ps) + 1}
+    supported, refuted = correct(findings_with(ps), size), correct(turned(findings_with(ps)), size)
+    assert refuted == turned(supported)
+    assert {finding.verdict for finding in correct(turned(findings_with([0.02, 0.03])), {"f": 3})} == {"INCONCLUSIVE"}
+    assert {finding.verdict for finding in correct(turned(findings_with([0.02, 0.03])), {"f": 2})} == {"REFUTED"}
+
+
+def test_a_correction_gives_no_verdict_that_was_not_there():
+    assert [f.verdict for f in correct(findings_with([0.2]), {"f": 9})] == ["INCONCLUSIVE"]
+    blind = [replace(f, verdict="INCONCLUSIVE", reason="the control supports it as well") for f in findings_with([0.001])]
+    assert correct(blind, {"f": 1}) == blind
     assert correct([], {"f": 3}) == []
+
+
+def test_a_verdict_survives_at_the_alpha_of_its_own_claim():
+    strict = [replace(f, alpha=0.01) for f in findings_with([0.009, 0.009])]
+    assert {f.verdict for f in correct(strict, {"f": 1})} == {"INCONCLUSIVE"}  # two members make a family of two
+    assert {f.verdict for f in correct(strict[:1], {"f": 1})} == {"SUPPORTED"}
 
 
 def test_declared_sizes_counts_empirical_claims_by_family():
@@ -334,49 +358,120 @@ def test_declared_sizes_counts_empirical_claims_by_family():
     assert judge(made[3], spread(1.0)).family == "d"
 
 
-DRAWS = {
-    "normal": lambda rng, n: rng.normal(0, 1, n),
-    # Skewness 1. The sign flip assumes symmetry: at skewness 2 (exponential) its true level is 9.5 % where the long
-    # tail lies beyond the margin, and 2.6 % on the other side.
-    "skewed": lambda rng, n: rng.gamma(4, 1, n) - 4,
-    "ties": lambda rng, n: rng.choice([-1.0, 0.0, 0.0, 1.0], n),
-}
+LAYERS, HEADS = 3, 4
 
 
-# Their controls are plain constants, for which the claim is plainly wrong: cheap, and never in the way.
-NULL_CLAIMS = {
-    "greater": make_claim("greater", control=lambda case: 0.0),
-    "equivalent": make_claim("equivalent", margin=2.0, control=lambda case: 20.0),
-}
+def maps(means, n=40, seed=0):
+    """n maps of layers by heads whose cells have these means, each with a spread of one."""
+    noise = np.random.default_rng(seed).normal(0, 1, (n, LAYERS, HEADS))
+    return list(noise - noise.mean(axis=0) + means)
 
 
-def share_supported(claim, draw, shift, seed=0):
-    rng = np.random.default_rng(seed)
-    verdicts = [judge(claim, draw(rng, 40) + shift).verdict for _ in range(NUM_SIMULATIONS)]
-    return verdicts.count("SUPPORTED") / NUM_SIMULATIONS
+def hot(value, elsewhere=0.0):
+    means = np.full((LAYERS, HEADS), elsewhere)
+    means[1, 2] = value
+    return means
 
 
-@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
-def test_null_data_seldom_support_a_claim_of_more(draw):
-    assert share_supported(NULL_CLAIMS["greater"], draw, 0.0) <= TOO_MANY
+MAP_CLAIM = make_claim("greater", control=lambda case: 0 * case)
+MAP_CLAIM = replace(MAP_CLAIM, test="somewhere", margin=0.5)
 
 
-@pytest.mark.parametrize("side", [-1, 1])
-@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
-def test_data_at_the_margin_seldom_support_equivalence(draw, side):
-    assert share_supported(NULL_CLAIMS["equivalent"], draw, 2.0 * side) <= TOO_MANY
+def test_a_map_is_searched_for_the_cell_that_exceeds_the_margin():
+    finding = judge(MAP_CLAIM, maps(hot(2.0)))
+    assert finding.verdict == "SUPPORTED"
+    assert finding.details == {"cell": [1, 2], "cells": 12, "significant": 1}
+    assert "1 of 12 cells, most in [1, 2]" in finding.reason
+    assert math.isclose(finding.estimate, 2.0)
+    assert judge(MAP_CLAIM, maps(hot(0.5, 0.5))).verdict == "INCONCLUSIVE"
+    assert judge(MAP_CLAIM, maps(hot(-1.0, -1.0))).verdict == "REFUTED"
+    assert judge(MAP_CLAIM, maps(hot(0.5, -1.0))).verdict == "INCONCLUSIVE"  # one cell may be there: not refuted
 
 
-@pytest.mark.parametrize(("test", "shift"), [("greater", 0.5), ("equivalent", 1.0)])
-def test_the_calibration_sees_data_that_are_not_null(test, shift):
-    claim = NULL_CLAIMS[test]
-    assert share_supported(claim, DRAWS["normal"], shift) > 0.5
+def test_a_cell_pays_for_all_the_cells_it_was_picked_from():
+    values = maps(hot(0.9))
+    alone = judge(make_claim("greater", margin=0.5), [case[1, 2] for case in values])
+    assert alone.p < judge(MAP_CLAIM, values).p
 
 
-@pytest.mark.parametrize(("test", "shift"), [("greater", 0.0), ("equivalent", 2.0)])
-def test_the_calibration_sees_a_test_that_is_too_easy(test, shift):
-    sloppy = replace(NULL_CLAIMS[test], alpha=4 * ALPHA)
-    assert share_supported(sloppy, DRAWS["normal"], shift) > TOO_MANY
+def test_a_typical_prompt_is_not_moved_by_an_extreme_one():
+    values = [*spread(0.1, n=39, sd=0.5), 200.0]
+    mean, typical = judge(make_claim(margin=1.0), values), judge(make_claim(estimand="pseudomedian", margin=1.0), values)
+    assert (mean.verdict, typical.verdict) == ("INCONCLUSIVE", "REFUTED")
+    assert typical.estimate < 0.2 < 5 < mean.estimate
+    assert judge(make_claim(estimand="pseudomedian", margin=1.0), np.array(values) + 2).verdict == "SUPPORTED"
+
+
+def test_data_too_skewed_for_so_few_prompts_say_so():
+    tail = [0.1] * 18 + [0.2, 3.0]
+    finding = judge(make_claim("less", margin=1.0), tail)
+    assert finding.verdict == "INCONCLUSIVE"
+    assert "too few for data this skewed to show that the mean is below anything" in finding.reason
+    assert judge(make_claim("less", margin=1.0), tail * 40).verdict == "SUPPORTED"
+    assert judge(make_claim("greater", margin=-1.0), tail).verdict == "SUPPORTED"  # with the tail, not against it
+
+
+BAD_CLAIMS = [
+    ({"test": "bigger"}, "test='bigger', expected one of always, greater"),
+    ({"estimand": "mode"}, "estimand='mode', expected one of mean, pseudomedian"),
+    ({"alpha": 5}, "alpha=5, expected a chance"),
+    ({"test": "proportion", "margin": 95}, "margin=95, expected a share"),
+    ({"test": "equivalent", "margin": 0.0}, "nothing is shown to be within 0"),
+    ({"planned_effect": 1.0}, "planned_effect needs planned_sd above 0 and planned_from"),
+    ({"planned_effect": 0.0, "planned_sd": 1.0, "planned_from": "a pilot"}, "the planned effect is the margin"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_CLAIMS)
+def test_a_claim_that_makes_no_sense_is_refused_when_it_is_registered(change, message):
+    with pytest.raises(SpecError, match=message):
+        replace(make_claim(), **change)
+
+
+@pytest.mark.parametrize(
+    ("test", "values", "message"),
+    [
+        ("always", [0.5] * 10, "needs a statistic that is true or false"),
+        ("greater", ["a"] * 10, "gives no numbers"),
+        ("greater", [[1.0, 2.0]] * 10, "`somewhere` is for maps"),
+        ("somewhere", [1.0] * 10, "`somewhere` is for maps"),
+        ("somewhere", [[1.0], [1.0, 2.0]] * 5, "maps of different shapes"),
+    ],
+)
+def test_a_statistic_of_the_wrong_kind_is_an_error_that_names_the_claim(test, values, message):
+    with pytest.raises(SpecError, match=f"claim c1: .*{message}"):
+        judge(replace(make_claim(), test=test, control=lambda case: case), values)
+
+
+def planned(effect=1.0, sd=1.0, **changes):
+    return make_claim(**{"planned_effect": effect, "planned_sd": sd, "planned_from": "a pilot", **changes})
+
+
+def test_the_number_of_prompts_needed_is_the_textbook_one():
+    assert num_needed(planned(0.5), power=0.8) == 34  # G*Power: t test, one sample, dz 0.5, two tails
+    assert num_needed(planned(0.5), power=0.9) == 44
+    assert num_needed(planned(0.5, margin=0.3), power=0.8) > num_needed(planned(0.5), power=0.8)
+    assert num_needed(planned(-0.5), power=0.8) == num_needed(planned(0.5), power=0.8)  # to refute takes as many
+    assert num_needed(planned(0.5), 5) > num_needed(planned(0.5))
+    assert num_needed(planned(0.5, estimand="pseudomedian")) > num_needed(planned(0.5))
+    assert num_needed(replace(planned(0.5), test="somewhere", cells=270)) > num_needed(planned(0.5), 7)
+    assert num_needed(planned(0.0, test="equivalent", margin=0.5)) > num_needed(planned(0.5))
+    assert num_needed(make_claim("proportion", margin=0.95, planned_effect=1.0, planned_from="none fails"), 5) == 104
+    assert num_needed(make_claim()) is None
+
+
+@pytest.mark.parametrize(("effect", "test"), [(0.6, "greater"), (0.0, "equivalent")])
+def test_so_many_prompts_do_reach_the_verdict(effect, test):
+    settings = {"greater": {"control": lambda case: 0.0}, "equivalent": {"margin": 0.6, "control": lambda case: 9.0}}[test]
+    claim = planned(effect, test=test, **settings)
+    rng = np.random.default_rng(0)
+    reached = {
+        n: np.mean([judge(claim, rng.normal(effect, 1, n)).verdict == "SUPPORTED" for _ in range(200)])
+        for n in (num_needed(claim), num_needed(claim) // 2)
+    }
+    enough, half = reached.values()
+    assert enough > 0.9 - 3 * math.sqrt(0.9 * 0.1 / 200)
+    assert half < 0.8
 
 
 @pytest.mark.parametrize(("test", "margin", "values", "verdict"), PLANTED, ids=lambda value: None if np.ndim(value) else str(value))
@@ -387,6 +482,7 @@ def test_a_record_is_strict_json(test, margin, values, verdict):
     assert record == finding.record()
     assert record["verdict"] == verdict
     assert record["context"] == context
+    assert record["schema"] == SCHEMA
 
 
 @pytest.mark.parametrize("values", [[], [math.nan] * 9, [1.0] * 9, [1.0] * 3], ids=["none", "nan", "no spread", "few"])
