@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from fixtures.store import Store
 from tempo import ResultsError
+from tempo.claims import SCHEMA
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,8 +25,9 @@ def run_pytest(*arguments, plugin=None, **environment):
     if plugin:
         command += ["-p", plugin.stem]
         path = f"{plugin.parent}{os.pathsep}{path}"
+    inherited = {name: value for name, value in os.environ.items() if name not in ("CI", "GITHUB_STEP_SUMMARY")}
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path} | environment, check=False
+        command, cwd=ROOT, capture_output=True, text=True, env=inherited | {"PYTHONPATH": path} | environment, check=False
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -34,7 +37,8 @@ def everything(tmp_path_factory):
     """All experiments over a few prompts: (exit code, output, results folder, report)."""
     folder = tmp_path_factory.mktemp("everything")
     report = folder / "findings.html"
-    code, output = run_pytest("--prompts", 12, "--results", folder / "results", "--html", report, "--self-contained-html")
+    records = ("--junit-xml", folder / "junit.xml", "--summary", folder / "summary.md")
+    code, output = run_pytest("--prompts", 12, "--results", folder / "results", "--html", report, "--self-contained-html", *records)
     return code, output, folder / "results", report
 
 
@@ -71,9 +75,36 @@ def test_findings_are_records_with_unit_n_interval_and_control(everything):
         assert f["unit"] == "prompt"
         assert f["control"]
         assert f["n"] <= 13
+        assert f["schema"] == SCHEMA
         if f["verdict"] == "SUPPORTED":
             assert f["low"] <= f["estimate"] <= f["high"]
             assert f["control_holds"]
+
+
+def test_the_junit_record_holds_each_finding_as_plain_properties(everything):
+    _, _, results, _ = everything
+    cases = ET.parse(results.parent / "junit.xml").iter("testcase")
+    properties = {case.get("name"): {p.get("name"): p.get("value") for p in case.iter("property")} for case in cases}
+    of_claims = {name: found for name, found in properties.items() if "verdict" in found}
+    assert len(of_claims) >= 40
+    for found in of_claims.values():
+        record = json.loads(found["finding"])
+        assert found["verdict"] == record["verdict"]
+        for name in ("estimate", "low", "n", "p", "p_against_corrected"):
+            assert (float(found[name]) if name in found else None) == record[name]
+
+
+def test_the_summary_of_a_ci_job_has_counts_and_the_table(everything, tmp_path):
+    _, _, results, _ = everything
+    summary = (results.parent / "summary.md").read_text()
+    assert summary.startswith("## tempo: ")
+    assert "| verdict | claim |" in summary
+    assert "exp3.isolated-is-zero" in summary
+    job = tmp_path / "job.md"
+    job.write_text("another step's\n")
+    run_pytest("--prompts", 12, "--results", results, "-k", "exp4", "--html", tmp_path / "r.html", GITHUB_STEP_SUMMARY=str(job))
+    assert job.read_text().startswith("another step's\n## tempo: ")
+    assert "exp3" not in job.read_text()
 
 
 class Tags(HTMLParser):
@@ -119,6 +150,114 @@ def test_selecting_an_experiment_runs_nothing_else(tmp_path):
     code, output = run_pytest("--prompts", 6, "--results", tmp_path / "results", "-k", "exp3", "--html", tmp_path / "r.html")
     assert code == 0, output[-2000:]
     assert sorted(p.name for p in (tmp_path / "results").iterdir()) == ["exp3_cross_parallel", "findings.jsonl"]
+
+
+def test_collecting_says_how_many_prompts_each_claim_needs_and_runs_nothing(tmp_path):
+    arguments = ("--collect-only", "-k", "exp2", "--results", tmp_path / "results")
+    code, output = run_pytest(*arguments)
+    assert code == 0, output[-2000:]
+    lines = [line for line in output.splitlines() if line.startswith("tempo: exp2.")]
+    assert len(lines) == 5
+    assert any("exp2.same-selection" in line and "68 prompts tell 0.025 (sd 0.052) from 0.05" in line for line in lines)
+    assert not any("TOO FEW" in line for line in lines)
+    assert not (tmp_path / "results").exists()
+    _, few = run_pytest(*arguments, "--prompts", 20)
+    assert sum("TOO FEW: 21 are planned" in line for line in few.splitlines()) == 2
+
+
+# The earlier implementation's own fault: whatever mode is asked for, siblings are isolated.
+MODE_NOT_WIRED = (
+    "import torch\nfrom tempo import layout\noriginal = layout.Layout.block\n"
+    "def block(self):\n    made = original(self)\n    return made if self.start == 0 else made & torch.eye(len(made), dtype=torch.bool)\n"
+    "layout.Layout.block = block\n"
+)
+
+
+@pytest.fixture
+def run_with_expectations(tmp_path):
+    """Runs exp3 against expectations in a folder of one's own: (exit code, output), with a fault in the engine or none."""
+
+    def run(*arguments, fault="", **environment):
+        plugin = tmp_path / f"planted_{'fault' if fault else 'nothing'}.py"
+        plugin.write_text(
+            f"from pathlib import Path\nfrom fixtures import expectations\nexpectations.FOLDER = Path({str(tmp_path)!r})\n{fault}"
+        )
+        results = tmp_path / ("faulty" if fault else "results")
+        shared = ("--prompts", 20, "--results", results, "-k", "exp3", "--html", tmp_path / "r.html")
+        return run_pytest(*shared, *arguments, plugin=plugin, **environment)
+
+    return run
+
+
+def failed(output):
+    return [line for line in output.splitlines() if line.startswith("FAILED")]
+
+
+def test_a_fault_flips_a_verdict_and_turns_the_run_red_and_without_it_all_is_green(run_with_expectations, tmp_path):
+    code, output = run_with_expectations()
+    assert (code, failed(output)) == (0, []), output[-2000:]
+    assert "no expectation in" in output  # a new model: a notice
+    code, output = run_with_expectations("--update-expectations")
+    assert code == 0, output[-2000:]
+    assert "expectations written to" in output
+    code, output = run_with_expectations()
+    assert (code, failed(output)) == (0, []), output[-2000:]
+    assert "no expectation in" not in output
+    code, output = run_with_expectations("--summary", tmp_path / "summary.md", fault=MODE_NOT_WIRED)
+    assert code == 1
+    assert any("exp3.score-above-zero" in line and "expected SUPPORTED" in line and "found INCONCLUSIVE" in line for line in failed(output))
+    assert "**regression** exp3.score-above-zero: expected SUPPORTED" in (tmp_path / "summary.md").read_text()
+    assert "exp3.score-above-zero" in (tmp_path / "faulty/findings.jsonl").read_text()  # written before it was asserted
+    code, output = run_with_expectations()
+    assert (code, failed(output)) == (0, []), output[-2000:]
+
+
+def test_expectations_are_not_rewritten_in_ci_nor_for_claims_left_out(run_with_expectations, tmp_path):
+    code, output = run_with_expectations("--update-expectations", CI="true")
+    assert code == 4
+    assert "refused in CI" in output
+    assert not (tmp_path / "tiny.yaml").exists()
+    assert run_with_expectations("--update-expectations", CI="false")[0] == 0
+    before = (tmp_path / "tiny.yaml").read_text()
+    assert run_with_expectations("--update-expectations", "-k", "exp3.does-something", fault=MODE_NOT_WIRED)[0] == 0
+    after = (tmp_path / "tiny.yaml").read_text()
+    assert before != after
+    changed = set(before.splitlines()) ^ set(after.splitlines())
+    assert "exp3.more-than-uniform" not in "".join(changed)
+    code, output = run_with_expectations("--update-expectations", "--prompts", 12)
+    assert code == 4
+    assert "12 cannot replace that" in output or "13 cannot replace that" in output
+    assert (tmp_path / "tiny.yaml").read_text() == after
+
+
+def test_strict_claims_fails_on_what_is_refuted(everything, tmp_path):
+    _, _, results, _ = everything
+    arguments = ("--prompts", 12, "--results", results, "-k", "exp2", "--html", tmp_path / "r.html")
+    refuted = [json.loads(line) for line in (results / "findings.jsonl").read_text().splitlines()]
+    refuted = {f["claim"] for f in refuted if f["verdict"] == "REFUTED" and f["claim"].startswith("exp2")}
+    assert refuted
+    assert run_pytest(*arguments)[0] == 0
+    code, output = run_pytest(*arguments, "--strict-claims")
+    assert code == 1
+    assert len(failed(output)) == len(refuted)
+    assert all("--strict-claims" in line for line in failed(output))
+
+
+def test_a_claim_that_cannot_be_judged_loses_no_other_finding(tmp_path):
+    plugin = tmp_path / "bad_statistic.py"
+    plugin.write_text(
+        "from tempo import claims\noriginal = claims._values\n"
+        "def broken(claim, statistic, cases):\n"
+        "    if claim.id == 'exp4.every-sibling-is-cached':\n        raise KeyError('no such measure')\n"
+        "    return original(claim, statistic, cases)\nclaims._values = broken\n"
+    )
+    arguments = ("--prompts", 6, "--results", tmp_path / "results", "-k", "exp4", "--html", tmp_path / "r.html")
+    code, output = run_pytest(*arguments, plugin=plugin)
+    assert code == 1
+    assert len(failed(output)) == 1
+    assert "exp4.every-sibling-is-cached could not be judged: KeyError: 'no such measure'" in output
+    findings = [json.loads(line)["claim"] for line in (tmp_path / "results/findings.jsonl").read_text().splitlines()]
+    assert len(findings) == 5
 
 
 FAULTS = {
