@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: experiments test conformance setup lint typecheck format clean
+.PHONY: experiments test conformance calibration setup lint typecheck format clean
 
 experiments: setup  ## run all experiments on the default real model; writes reports/findings.html
 	$(BIN)/python -m pytest test_experiments
@@ -14,6 +14,9 @@ test: setup  ## the library's own tests, on tiny models and on the real one
 
 conformance: setup  ## engine against oracle on the real model, every setting on twenty prompts; writes reports/published/conformance.json
 	$(BIN)/python -m benchmarks.conformance
+
+calibration: setup  ## how often verdicts are false, after make experiments; writes reports/published/calibration.json and .md
+	$(BIN)/python -m benchmarks.calibration
 
 lint: setup
 	$(BIN)/ruff check .

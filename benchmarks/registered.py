@@ -35,7 +35,10 @@ def studies() -> list[Study]:
 def read_cases(results: Path) -> dict[str, list[dict[str, Any]]]:
     """The cases of every config under `results`, by the config's name."""
     configs = [family for study in studies() for family in families(study.experiment)]
-    found = {f.name: [record["case"] for record in read_jsonl(results / f.config.results / "cases.jsonl")] for f in configs}
+    found = {}
+    for family in configs:
+        cases = [record["case"] for record in read_jsonl(results / family.config.results / "cases.jsonl")]
+        found[family.name] = list({case["prompt"]: case for case in cases}.values())  # the newest of each prompt
     if missing := [name for name, cases in found.items() if not cases]:
         raise SystemExit(f"no cases of {', '.join(missing)} under {results}/; run pytest test_experiments first, or name its --results")
     return found

@@ -15,18 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tempo.claims import Finding
+from tempo.claims import SCHEMA, Finding
 from tempo.errors import TempoError, TraceError
 from tempo.reporting import figures
 from tempo.reporting.figures import number, slug, to_html
-from tempo.reporting.findings import (
-    append_jsonl,
-    findings_html,
-    findings_markdown,
-    findings_table,
-    plain,
-    read_jsonl,
-)
+from tempo.reporting.findings import findings_html, findings_markdown, findings_summary, findings_table
+from tempo.reporting.records import append_jsonl, plain, read_findings, read_jsonl
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -58,7 +52,8 @@ def finding(claim: str = "exp2.close", verdict: str = "SUPPORTED", **changes) ->
     base = Finding(
         claim=claim, statement="modes agree", kind="empirical", verdict=verdict, reason="within ±0.02",
         estimate=0.00312, low=0.0025, high=0.0039, effect_size=0.4, n=160, unit="prompt", statistic="TV",
-        test="equivalent", margin=0.02, margin_reason="bfloat16", p=1e-4, p_corrected=4e-4, family="exp2",
+        test="equivalent", margin=0.02, margin_reason="bfloat16", p=1e-4, p_corrected=4e-4,
+        p_against=1.0, p_against_corrected=1.0, family="exp2",
         control="sequential positions", control_estimate=0.31, control_holds=True,
         context={"experiment": "exp2", "model": "tiny", "n_prompts": 161},
     )  # fmt: skip
@@ -233,7 +228,7 @@ def test_the_forest_prints_every_estimate_and_tells_verdicts_apart_by_more_than_
     assert outlines[0] == outlines[3]
 
 
-@pytest.mark.parametrize("test", ["always", "greater", "less", "equivalent", "proportion"])
+@pytest.mark.parametrize("test", ["always", "greater", "less", "equivalent", "proportion", "somewhere"])
 @pytest.mark.parametrize("value", [0.0, 1.0, -40.0, math.nan, math.inf])
 def test_the_forest_draws_any_finding(test, value):
     for margin in (0.0, 0.05):
@@ -446,7 +441,7 @@ def test_a_record_that_json_cannot_hold_is_refused_before_anything_is_written(tm
 def test_a_finding_is_a_record(tmp_path):
     append_jsonl(tmp_path / "f.jsonl", [finding(p=math.nan).record(), plain(finding(p=math.nan))])
     first, second = read_jsonl(tmp_path / "f.jsonl")
-    assert first == second
+    assert first == {"schema": SCHEMA, **second}
     assert first["p"] is None
     assert first["n"] == 160
 
@@ -479,3 +474,49 @@ def test_garbage_elsewhere_is_an_error_that_names_the_line(tmp_path, garbage):
 
 def test_no_file_is_no_records(tmp_path):
     assert read_jsonl(tmp_path / "none.jsonl") == []
+
+
+def test_findings_come_back_from_their_record_the_last_of_each_claim(tmp_path):
+    first, second = finding(estimate=0.1), finding(estimate=math.nan, context={"config": "a", "model": "tiny"})
+    append_jsonl(tmp_path / "f.jsonl", [f.record() for f in (first, second, replace(second, n=7))])
+    one, two = read_findings(tmp_path / "f.jsonl")
+    assert one == first
+    assert (two.n, math.isnan(two.estimate)) == (7, True)
+
+
+@pytest.mark.parametrize("schema", [1, 3, "2", None])
+def test_a_record_of_another_schema_is_refused_with_what_to_do(tmp_path, schema):
+    record = {**finding().record(), "schema": schema}
+    append_jsonl(tmp_path / "f.jsonl", [finding().record(), record])
+    with pytest.raises(TraceError, match=f"schema {schema!r}, this tempo reads 2; delete the file and run"):
+        read_findings(tmp_path / "f.jsonl")
+
+
+def test_what_is_no_finding_is_refused(tmp_path):
+    append_jsonl(tmp_path / "f.jsonl", [{"schema": 2, "claim": "c"}])
+    with pytest.raises(TraceError, match="is not a record of findings"):
+        read_findings(tmp_path / "f.jsonl")
+
+
+def test_a_refutation_is_shown_with_the_p_against_the_claim():
+    refuted = finding(verdict="REFUTED", p=0.9, p_corrected=1.0, p_against=0.001, p_against_corrected=0.0333)
+    shown = "\n".join(findings_table([refuted])), findings_markdown([refuted]), findings_html([refuted], {}, {})
+    assert all("0.0333" in text for text in shown)
+    assert not any("0.0333" in text for text in (findings_markdown([replace(refuted, verdict="INCONCLUSIVE")]),))
+
+
+def test_the_summary_says_what_went_wrong_first():
+    found = [finding(), finding("b", "REFUTED", control_holds=False)]
+    summary = findings_summary(found, ["exp2.close: expected REFUTED,\n found SUPPORTED"], ["a notice"])
+    lines = summary.splitlines()
+    assert lines[0] == "## tempo: 1 supported, 1 refuted"
+    assert lines[2] == "- **regression** exp2.close: expected REFUTED, found SUPPORTED"
+    assert lines[3].startswith("- **control** b")
+    assert lines[4] == "- a notice"
+    assert findings_markdown(found).strip() in summary
+    assert "regression" not in findings_summary(found, [])
+
+
+def test_a_hostile_summary_stays_text():
+    summary = findings_summary(hostile_findings(), ["<script>|</script>"])
+    assert "<script>" not in summary

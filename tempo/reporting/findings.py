@@ -28,7 +28,7 @@ def findings_table(findings: Sequence[Finding]) -> list[str]:
         shown.sort(key=lambda f: f.verdict == "SUPPORTED" and f.control_holds)
     lines = [f"{'verdict':<13}{'claim':<40} {'estimate [95 % interval]':<32}{'n':>5} {'p corr.':>9}"]
     for f in shown[:room]:
-        row = f"{f.verdict:<13}{_cut(f.label, 40):<40} {_interval(f):<32}{f.n:>5} {number(f.p_corrected):>9}"
+        row = f"{f.verdict:<13}{_cut(f.label, 40):<40} {_interval(f):<32}{f.n:>5} {number(_deciding(f)[1]):>9}"
         lines.append(row + ("" if f.control_holds else " control!"))
     if rest := shown[room:]:
         counts = [f"{n} {v.lower()}" for v in _VERDICTS if (n := sum(f.verdict == v for f in rest))]
@@ -44,7 +44,7 @@ def findings_markdown(findings: Sequence[Finding]) -> str:
     for f in findings:
         control = f"{f.control}: {number(f.control_estimate)}, {_behaved(f)}"
         verdict = f"{_VERDICTS[f.verdict]} {f.verdict.lower()}"
-        cells = (verdict, f.label, f.statement, _interval(f), f"{f.n} {f.unit}s", number(f.p_corrected), control)
+        cells = (verdict, f.label, f.statement, _interval(f), f"{f.n} {f.unit}s", number(_deciding(f)[1]), control)
         lines.append("| " + " | ".join(_markdown(cell) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -97,6 +97,11 @@ def _interval(finding: Finding) -> str:
     return f"{number(finding.estimate)} [{number(finding.low)}, {number(finding.high)}]"
 
 
+def _deciding(finding: Finding) -> tuple[float, float]:
+    """The p, raw and corrected, that the verdict rests on: of a refutation the one against the claim."""
+    return (finding.p_against, finding.p_against_corrected) if finding.verdict == "REFUTED" else (finding.p, finding.p_corrected)
+
+
 def _behaved(finding: Finding) -> str:
     if not finding.control_holds:
         return "SUPPORTS IT TOO: this check proves nothing"
@@ -142,8 +147,9 @@ def _row(f: Finding) -> str:
     verdict = f.verdict.lower()
     size = "" if math.isnan(f.effect_size) else f"<small>d<sub>z</sub> = {number(f.effect_size)}</small>"
     margin = (f"margin {number(f.margin)}: " if f.margin else "") + _text(f.margin_reason)
-    corrected = number(f.p_corrected) if f.kind == "empirical" else "exact"
-    raw = f"<small>raw {number(f.p)}</small>" if f.kind == "empirical" else "<small>invariant</small>"
+    raw_p, corrected_p = _deciding(f)
+    corrected = number(corrected_p) if f.kind == "empirical" else "exact"
+    raw = f"<small>raw {number(raw_p)}</small>" if f.kind == "empirical" else "<small>invariant</small>"
     mark = "" if f.control_holds else ' class="tempo-alarm"'
     return (
         f'<tr><td><span class="tempo-badge tempo-{slug(verdict)}">{_VERDICTS[f.verdict]} {_text(verdict)}</span></td>'
