@@ -12,6 +12,7 @@ from tempo.reporting.answers import scenario
 from tempo.reporting.findings import SIGNS, interval, markdown_cell
 from tempo.reporting.text import number, visible
 
+UNCHANGED = "nothing to speak of"
 HEAD = ("claim", "verdict", "effect [95 % interval]", "difference", "what changed")
 
 
@@ -25,7 +26,7 @@ class Comparison:
 
     @property
     def changed(self) -> list[tuple[Finding | None, Finding | None]]:
-        return [pair for pair in self.pairs if what_changed(*pair) != "nothing to speak of"]
+        return [pair for pair in self.pairs if what_changed(*pair) != UNCHANGED]
 
 
 def compare_findings(first: Sequence[Finding], second: Sequence[Finding], names: tuple[str, str]) -> Comparison:
@@ -46,7 +47,7 @@ def what_changed(one: Finding | None, two: Finding | None) -> str:
             return "effect: the intervals do not overlap"
     elif one.estimate != two.estimate and not (math.isnan(one.estimate) and math.isnan(two.estimate)):
         return "effect, without intervals to compare"
-    return "nothing to speak of"
+    return UNCHANGED
 
 
 def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -64,7 +65,12 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 def comparison_markdown(comparison: Comparison) -> str:
     """The comparison as Markdown."""
-    lines = [f"# {markdown_cell(comparison.names[0])} against {markdown_cell(comparison.names[1])}", "", markdown_cell(_said(comparison)), ""]
+    lines = [
+        f"# {markdown_cell(comparison.names[0])} against {markdown_cell(comparison.names[1])}",
+        "",
+        markdown_cell(_said(comparison)),
+        "",
+    ]
     lines += ["| " + " | ".join(HEAD) + " |", "|---|---|---|--:|---|"]
     lines += ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in comparison_rows(comparison)]
     return "\n".join(lines) + "\n"

@@ -44,10 +44,10 @@ def report_html(report: Report, against: Comparison | None = None) -> str:
     start, body, tests = rest.partition("<body>")
     tests, _, end = tests.rpartition("</body>")
     style, script = (files("tempo.reporting").joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    fold = f'<details class="tempo-tests" id="tempo-tests"><summary>Tests of this session</summary>{tests}</details>' if report.tests else ""
-    return (
-        f"{before}{head}<style>\n{style}</style>\n</head>{start}{body}\n{fragment(report, against)}\n{fold}\n<script>\n{script}</script>\n</body>{end}"
+    fold = (
+        f'<details class="tempo-tests" id="tempo-tests"><summary>Tests of this session</summary>{tests}</details>' if report.tests else ""
     )
+    return f"{before}{head}<style>\n{style}</style>\n</head>{start}{body}\n{fragment(report, against)}\n{fold}\n<script>\n{script}</script>\n</body>{end}"
 
 
 def title_of(report: Report) -> str:
@@ -132,9 +132,7 @@ def _card(answer: Answer) -> str:
 def _section(section: Section, findings: Sequence[Finding]) -> str:
     """One config: its verdicts in a line, its figures, its evidence."""
     own = [f for f in findings if f.context.get("config") == section.config]
-    verdicts = "".join(
-        f'<li><a href="#claim-{slug(f.label)}">{_text(f.statement)}</a> <b>{_text(f.verdict.lower())}</b></li>' for f in own
-    )
+    verdicts = "".join(f'<li><a href="#claim-{slug(f.label)}">{_text(f.statement)}</a> <b>{_text(f.verdict.lower())}</b></li>' for f in own)
     pictures = "\n".join(map(to_html, section.pictures))
     problem = f'<p class="tempo-alarm">No pictures: {_text(section.problem)}</p>' if section.problem else ""
     settings = "".join(f"<dt>{_text(k)}</dt><dd>{_text(_json(v))}</dd>" for k, v in section.settings.items())

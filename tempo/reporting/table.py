@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from tempo.claims import Finding
-from tempo.reporting.findings import SIGNS, behaved, deciding_p, interval
+from tempo.reporting.findings import SIGNS, behaved, deciding, interval
 from tempo.reporting.text import number, slug, visible
 
 _WIDTH, _HEIGHT = 150, 22  # of the drawn effect, in CSS pixels
@@ -36,25 +36,24 @@ def claims_table(findings: Sequence[Finding]) -> str:
 
 def _row(f: Finding, seen: set[str]) -> str:
     verdict = f.verdict.lower()
-    p, side = deciding_p(f)
-    shown_p = f"{number(p)}<small>{side}</small>" if f.kind == "empirical" else "exact<small>invariant</small>"
+    raw, p = deciding(f)
+    against = ", against it" if f.verdict == "REFUTED" else ""
+    shown_p = f"{number(p)}<small>raw {number(raw)}{against}</small>" if f.kind == "empirical" else "exact<small>invariant</small>"
+    own, shared = f"claim-{slug(f.label)}", f"claim-{slug(f.claim)}"  # of this config; of the claim, for its first config
+    also = f'<span id="{shared}"></span>' if shared != own and shared not in seen else ""
+    seen |= {own, shared}
     mark = "" if f.control_holds else ' class="tempo-alarm"'
     cells = (
         f'<td data-label="Verdict" data-value="{list(SIGNS).index(f.verdict)}">'
         f'<span class="tempo-badge tempo-{verdict}">{SIGNS[f.verdict]} {verdict}</span></td>',
-        f'<td data-label="Claim" data-value="{_text(f.label)}"><code>{_text(f.label)}</code><br>{_text(f.statement)}{_how(f)}</td>',
+        f'<td data-label="Claim" data-value="{_text(f.label)}">{also}<code>{_text(f.label)}</code><br>{_text(f.statement)}{_how(f)}</td>',
         f'<td data-label="Effect" data-value="{_value(f.estimate)}" class="tempo-number">{effect_svg(f)}<br>{interval(f)}</td>',
         f'<td data-label="n" data-value="{f.n}" class="tempo-number">{f.n}<small>{_text(f.unit)}{"" if f.n == 1 else "s"}</small></td>',
         f'<td data-label="p" data-value="{_value(p)}" class="tempo-number">{shown_p}</td>',
         f'<td data-label="Control" data-value="{_value(f.control_estimate)}"{mark}>{_text(f.control)}'
         f"<small>{number(f.control_estimate)}: {_text(behaved(f))}</small></td>",
     )
-    anchors = ""
-    for name in dict.fromkeys((f"claim-{slug(f.label)}", f"claim-{slug(f.claim)}")):  # of this config; of the claim's first
-        if name not in seen:
-            seen.add(name)
-            anchors += f' id="{name}"' if not anchors else ""
-    return f'<tr{anchors} data-verdict="{verdict}">{"".join(cells)}</tr>'
+    return f'<tr id="{own}" data-verdict="{verdict}">{"".join(cells)}</tr>'
 
 
 def _how(f: Finding) -> str:
