@@ -43,7 +43,7 @@ class Findings:
         if not found or not all(f.control_holds for f in found):
             return None
         verdicts = {f.verdict for f in found}
-        return {("SUPPORTED",): True, ("REFUTED",): False}.get(tuple(verdicts))
+        return True if verdicts == {"SUPPORTED"} else False if verdicts == {"REFUTED"} else None
 
     def zero(self, claim: str) -> Truth:
         """Whether the statistic was exactly 0 on every prompt, which leaves a test nothing to judge by; None if not measured."""

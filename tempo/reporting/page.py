@@ -26,7 +26,7 @@ ASKED = (
     "At each step every token that reaches a probability threshold is appended, all at one position. Do such siblings attend to "
     "each other when they may (visible), and is what the model then says any different from when they may not (isolated)?"
 )
-_EMPTY = "<!DOCTYPE html>\n<html>\n<head>\n<meta charset=\"utf-8\"/>\n<title>tempo</title>\n</head>\n<body>\n</body>\n</html>\n"  # fmt: skip
+_EMPTY = '<!DOCTYPE html>\n<html>\n<head>\n<meta charset="utf-8"/>\n<title>tempo</title>\n</head>\n<body>\n</body>\n</html>\n'
 
 
 def report_html(report: Report, against: Comparison | None = None) -> str:
@@ -44,10 +44,10 @@ def report_html(report: Report, against: Comparison | None = None) -> str:
     start, body, tests = rest.partition("<body>")
     tests, _, end = tests.rpartition("</body>")
     style, script = (files("tempo.reporting").joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    fold = (
-        f'<details class="tempo-tests" id="tempo-tests"><summary>Tests of this session</summary>{tests}</details>' if report.tests else ""
-    )
-    return f"{before}{head}<style>\n{style}</style>\n</head>{start}{body}\n{fragment(report, against)}\n{fold}\n<script>\n{script}</script>\n</body>{end}"
+    if report.tests:
+        tests = f'<details class="tempo-tests" id="tempo-tests"><summary>Tests of this session</summary>{tests}</details>'
+    ours = fragment(report, against)
+    return f"{before}{head}<style>\n{style}</style>\n</head>{start}{body}\n{ours}\n{tests}\n<script>\n{script}</script>\n</body>{end}"
 
 
 def title_of(report: Report) -> str:
@@ -141,10 +141,12 @@ def _section(section: Section, findings: Sequence[Finding]) -> str:
     evidence += f"<dt>fingerprint</dt><dd>{_text(section.fingerprint)}</dd></dl>"
     evidence += f"<pre>{_text(section.text)}</pre>" if section.text else ""
     evidence += f"<pre>{_lines(section.analysis)}</pre>" if section.analysis else ""
+    name = f"{_text(section.experiment)}: {_text(section.title)} <small>{_text(section.config)}</small>"
     return (
-        f'<section id="{section.anchor}"><h2>{_text(section.experiment)}: {_text(section.title)} <small>{_text(section.config)}</small></h2>'
-        f'{problem}<details class="tempo-verdicts"><summary>{len(own)} claims</summary><ul>{verdicts}</ul></details>'
-        f'<div class="tempo-pictures">{pictures}</div><details><summary>Evidence: config, sets and raw numbers</summary>{evidence}</details></section>'
+        f'<section id="{section.anchor}"><h2>{name}</h2>{problem}'
+        f'<details class="tempo-verdicts"><summary>{len(own)} claims</summary><ul>{verdicts}</ul></details>'
+        f'<div class="tempo-pictures">{pictures}</div>'
+        f"<details><summary>Evidence: config, sets and raw numbers</summary>{evidence}</details></section>"
     )
 
 

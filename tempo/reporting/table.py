@@ -89,7 +89,8 @@ def effect_svg(f: Finding) -> str:
     mark = f'<circle class="tempo-mark" cx="{at(f.estimate)}" cy="{middle}" r="4"/>' if math.isfinite(f.estimate) else ""
     width = max(0.0, float(at(end)) - float(at(start)))
     return (
-        f'<svg class="tempo-effect tempo-{verdict}" width="{_WIDTH}" height="{_HEIGHT}" viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-hidden="true">'
+        f'<svg class="tempo-effect tempo-{verdict}" width="{_WIDTH}" height="{_HEIGHT}" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        f'aria-hidden="true">'
         f'<rect x="{at(start)}" y="1" width="{width:.1f}" height="{_HEIGHT - 2}"/>'
         f'<line class="tempo-zero" x1="{at(0.0)}" x2="{at(0.0)}" y1="0" y2="{_HEIGHT}"/>{bar}{mark}</svg>'
     )

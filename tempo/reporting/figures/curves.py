@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -95,7 +96,7 @@ def bars(groups: Mapping[str, Sequence[float]], labels: Sequence[str], xlabel: s
         at = np.arange(len(labels))
         for i, (name, heights) in enumerate(drawn.items()):
             colour = (BLUE, VERMILLION, GREEN, PURPLE)[i % 4]
-            style = {"fc": colour, "ec": colour} if i % 2 == 0 else {"fc": "none", "ec": colour, "hatch": "////"}
+            style: dict[str, Any] = {"fc": colour, "ec": colour} if i % 2 == 0 else {"fc": "none", "ec": colour, "hatch": "////"}
             ax.bar(at + share * (i - (len(drawn) - 1) / 2), heights, 0.9 * share, lw=1, label=name, **style)
         ax.set_xticks(at, [printable(label) for label in labels])
         ax.set(xlabel=printable(xlabel), ylabel=printable(ylabel))

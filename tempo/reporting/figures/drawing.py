@@ -67,7 +67,7 @@ def to_html(picture: Picture) -> str:
 
 def save(picture: Picture, folder: str | Path) -> list[Path]:
     """Write `<folder>/<name>.svg`, its background light or dark as the viewer prefers, and `<name>.png`; the paths of both."""
-    style = "svg{color:#222;background:#fff}@media(prefers-color-scheme:dark){svg{color:#ddd;background:#111}}"
+    style = "text{pointer-events:none}svg{color:#222;background:#fff}@media(prefers-color-scheme:dark){svg{color:#ddd;background:#111}}"
     head, body = picture.svg.split(">", 1)
     path = Path(folder) / f"{picture.name}.svg"
     path.parent.mkdir(parents=True, exist_ok=True)
