@@ -125,12 +125,11 @@ def _keep(context: Context, source: Trace, isolated: Trace, visible: Trace, read
     arrays |= {f"{mode}_logits_{k:03d}": s.logits for mode, trace in both.items() for k, s in enumerate(trace.steps)}
     store.arrays("logits_distributions", **slot_arrays(source), **arrays)
     store.json("kl_divergence", {"readers": list(readers), "unit": "nats", "first": "isolated", "second": "visible"})
-    worst = sorted(readers, key=lambda r: -r["tv"])[:MOST_DIFFERENT]
-    shown = {int(r["step"]): {int(t) for x in both.values() for t in np.argsort(-x.steps[int(r["step"])].distribution)[:20]} for r in worst}
-    rows = [
-        {"step": int(r["step"]), "tv": r["tv"], "texts": {t: context.lm.token_text(t) for t in sorted(shown[int(r["step"])])}}
-        for r in worst
-    ]
+    rows = []
+    for reader in sorted(readers, key=lambda r: -r["tv"])[:MOST_DIFFERENT]:
+        k = int(reader["step"])
+        shown = {int(t) for trace in both.values() for t in np.argsort(-trace.steps[k].distribution)[:20]}
+        rows.append({"step": k, "tv": reader["tv"], "texts": {t: context.lm.token_text(t) for t in sorted(shown)}})
     store.json("most_different", {"steps": rows})
     lines = [f"{context.prompt!r}: {source.text}", "step width lag      tv      kl  top1 top10"]
     lines += [
