@@ -14,6 +14,7 @@ from tempo.reporting.text import number
 
 Truth = bool | None
 UNDETERMINED = "Undetermined"
+NBSP = "\u00a0"
 TITLE = "Does a language model handle several tokens at the same position just fine?"
 
 
@@ -59,7 +60,7 @@ class Findings:
         def one(f: Finding) -> str:
             low, mid, high = (number(100 * x if percent else x) for x in (f.low, f.estimate, f.high))
             where = f" ({f.context['variant']})" if len(found) > 1 and f.context.get("variant") else ""
-            return f"{mid}{' %' if percent else ''} [{low}, {high}]{where}"
+            return f"{mid}{NBSP + '%' if percent else ''} [{low}, {high}]{where}"
 
         return ", ".join(map(one, found)) or "not measured"
 
@@ -125,7 +126,7 @@ def scenario(findings: Sequence[Finding]) -> Answer:
 
 
 def _alternatives(letters: Sequence[str]) -> str:
-    return " or ".join(letters)
+    return " or ".join(filter(None, (", ".join(letters[:-1]), letters[-1])))
 
 
 def _numbers(f: Findings) -> str:
@@ -225,8 +226,17 @@ def recommended_mode(findings: Sequence[Finding]) -> Answer:
         "D": "The modes are not interchangeable: choose one, name it with every result, and never mix runs of both.",
     }.get(found, "Present evidence does not tell the modes apart or together: name the mode with every result.")
     rule = "Needs whether parallel tokens are handled well (exp7), repaired by weighting (exp11) and useful in text (exp13)."
-    which = "Which mode is better"
-    return Answer("Which mode should one use?", UNDETERMINED, f"{says} {which}: {_missing(f, 'exp7', 'exp11', 'exp13')}.", rule, ())
+    if absent := [name for name in ("exp7", "exp11", "exp13") if not f.has(name)]:
+        says += f" Which is better is undetermined without {', '.join(absent)}, not built yet."
+    return Answer("Which mode should one use?", UNDETERMINED, says, rule)
+
+
+def just_fine(findings: Sequence[Finding]) -> Answer:
+    """The question of the title: exp7 would answer it, with exp11 and exp13; until then undetermined."""
+    f = Findings(findings)
+    rule = "Needs the distance to the exact branch mixture (exp7), what weighting repairs (exp11) and text that is read (exp13)."
+    text = f"Whether the model copes just fine is {_missing(f, 'exp7', 'exp11', 'exp13')}."
+    return Answer(TITLE, UNDETERMINED, text, rule)
 
 
 def questions(findings: Sequence[Finding]) -> tuple[Answer, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 from tempo.claims import Finding
-from tempo.reporting.answers import TITLE, Answer, questions, recommended_mode, scenario
+from tempo.reporting.answers import TITLE, UNDETERMINED, Answer, just_fine, questions, recommended_mode, scenario
 from tempo.reporting.comparison import Comparison, comparison_html
 from tempo.reporting.figures.drawing import to_html
 from tempo.reporting.figures.forest import forest
@@ -72,13 +72,13 @@ def fragment(report: Report, against: Comparison | None = None) -> str:
 
 def _top(report: Report) -> str:
     """What was asked, what was found, how sure it is, what to do: to be read without scrolling."""
-    found, mode = scenario(report.findings), recommended_mode(report.findings)
+    mode = recommended_mode(report.findings)
     conditions = [report.model, *sorted({str(f.context["dtype"]) for f in report.findings if f.context.get("dtype")})]
     conditions += [f"{_range(f.context['n_prompts'] for f in report.findings if f.context.get('n_prompts'))} prompts"]
     conditions += [report.about["Made"]] if "Made" in report.about else []
     entries = [
         ("Asked", _text(ASKED)),
-        ("Found", f'<b class="tempo-answer">{_text(found.short)}</b>. {_text(found.text)}'),
+        ("Found", found_html(report)),
         ("How sure", " ".join(_text(line) for line in certainty(report))),
         ("What to do", _text(mode.text)),
     ]
@@ -92,6 +92,13 @@ def _top(report: Report) -> str:
         f'<header><p class="tempo-kicker">{_text(" · ".join(filter(None, conditions)))}</p><h1>{TITLE}</h1>{alarms}'
         f'<dl class="tempo-brief">{brief}</dl><nav aria-label="Sections">{nav}</nav></header>'
     )
+
+
+def found_html(report: Report) -> str:
+    """The scenario in words and numbers, and that it does not answer the title's question, as long as nothing does."""
+    found, fine = scenario(report.findings), just_fine(report.findings)
+    named = "Scenario undetermined" if found.short == UNDETERMINED else f"Scenario {found.short}"
+    return f'<b class="tempo-answer">{_text(named)}.</b> {_text(found.text)} {_text(fine.text)}'
 
 
 def certainty(report: Report) -> list[str]:

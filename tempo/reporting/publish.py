@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from tempo.errors import ResultsError
-from tempo.reporting.answers import TITLE, questions, recommended_mode, scenario
+from tempo.reporting.answers import TITLE, just_fine, questions, recommended_mode, scenario
 from tempo.reporting.comparison import Comparison, comparison_markdown
 from tempo.reporting.figures.drawing import Picture, save
 from tempo.reporting.figures.forest import forest
@@ -71,9 +71,8 @@ def report_markdown(report: Report, main: Picture) -> str:
     found, mode = scenario(report.findings), recommended_mode(report.findings)
     lines = [f"# {TITLE}", "", f"*{markdown_cell(report.model)}*", ""]
     lines += [f"**{markdown_cell(line)}**\n" for line in alarms_of(report)]
-    brief = (
-        ("Asked", ASKED), ("Found", f"{found.short}. {found.text}"), ("How sure", " ".join(certainty(report))), ("What to do", mode.text),
-    )  # fmt: skip
+    said = f"{found.short}. {found.text} {just_fine(report.findings).text}"
+    brief = ("Asked", ASKED), ("Found", said), ("How sure", " ".join(certainty(report))), ("What to do", mode.text)
     lines += ["| | |", "|---|---|", *(f"| **{name}** | {markdown_cell(said)} |" for name, said in brief), ""]
     lines += ["## The questions", "", "| question | answer | the data | rule |", "|---|---|---|---|"]
     for answer in (*questions(report.findings), found, mode):

@@ -40,6 +40,7 @@ _RC: dict[Any, Any] = {
     "axes.titlelocation": "left", "axes.axisbelow": True, "legend.frameon": False, "grid.color": INK,
     "grid.alpha": 0.15, "grid.linewidth": 0.5, "image.interpolation": "none", "savefig.transparent": True,
 }  # fmt: skip
+_COLUMN = 600  # CSS pixels of half a page: wider pictures get a row of their own
 _XLINK = "{http://www.w3.org/1999/xlink}"
 
 
@@ -58,8 +59,10 @@ class Picture:
 def to_html(picture: Picture) -> str:
     """The picture as a <figure>, with its text alternative for all readers; it scrolls where it can shrink no further."""
     title, caption, alt = (html.escape(visible(text)) for text in (picture.title, picture.caption, picture.alt))
+    width = re.search(r' width="(\d+)"', picture.svg)
+    wide = " tempo-wide" if width and int(width[1]) > _COLUMN else ""
     return (
-        f'<figure class="tempo-figure"><div class="tempo-scroll" tabindex="0" role="region" aria-label="{title}">'
+        f'<figure class="tempo-figure{wide}"><div class="tempo-scroll" tabindex="0" role="region" aria-label="{title}">'
         f"{picture.svg}</div><figcaption><strong>{title}.</strong> {caption}</figcaption>"
         f"<details><summary>As text</summary><p>{alt}</p></details></figure>"
     )

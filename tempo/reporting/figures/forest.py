@@ -51,7 +51,7 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
                 _forest_row(ax, row, finding, scale, left, right)
             ax.axvline(0.0, color=INK, lw=0.6, alpha=0.6)
             ax.set(xlim=(left, right), ylim=(len(members) - 0.4, -0.6), xlabel=label)
-            ax.set_yticks(range(len(members)), [clip(f.label, 34) for f, _ in members])
+            ax.set_yticks(range(len(members)), [clip(f.label, 48) for f, _ in members])
             ax.tick_params(axis="y", length=0)
 
     count = {v: sum(f.verdict == v for f in findings) for v in SYMBOLS}
@@ -63,7 +63,7 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
     alt = ", ".join(f"{n} {v.lower()}" for v, n in count.items()) + ". " + "; ".join(
         f"{f.label}: {number(f.estimate)} [{number(f.low)}, {number(f.high)}] {f.verdict.lower()}" for f in findings
     )  # fmt: skip
-    return picture(title, caption, alt, (9.5, 0.6 + 0.27 * len(findings) + 0.5 * len(panels)), draw)
+    return picture(title, caption, alt, (10.5, 0.6 + 0.27 * len(findings) + 0.5 * len(panels)), draw)
 
 
 def _forest_row(ax: Axes, row: int, finding: Finding, scale: float, left: float, right: float) -> None:

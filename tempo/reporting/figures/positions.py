@@ -75,9 +75,10 @@ def set_lattice(prompt: str, steps: Sequence[Mapping[str, Any]], title: str = "T
                 _member(ax, k, y, text, probability, f"tip-{k}", len(step["texts"]) - len(shown) if row == len(shown) - 1 else 0)
                 here.append((k, y, probability))
             total = sum(probability for *_, probability in here) or 1.0
+            faint = 0.15 if len(before) * len(here) <= 16 else 0.03  # many lines must not drown the boxes
             for x, y, weight in before:
                 for _, other, probability in here:
-                    alpha = 0.15 + 0.6 * weight * probability / total
+                    alpha = faint + 0.6 * weight * probability / total
                     ax.plot([x + 0.40 if x >= 0 else x, k - 0.40], [y, other], color=INK, lw=0.8, alpha=alpha, zorder=0)
             before = [(x, y, probability / total) for x, y, probability in here]
         ax.set(xlim=(-2.2, len(steps) - 0.4), ylim=(tallest / 2 + 0.4, -tallest / 2 - 0.4), xlabel="position of the set")
