@@ -59,8 +59,8 @@ def test_a_verdict_that_flips_shows_both_and_what_may_have_caused_it(expected):
 def test_an_estimate_that_leaves_its_tolerance_is_a_regression_though_the_verdict_holds(expected):
     moved = found(VALUES + 0.1)
     assert moved.verdict == "SUPPORTED"
-    assert "expected 1 within 0.0" in check(moved, expected, MADE).failure
-    assert "found 1.1 [" in check(moved, expected, MADE).failure
+    assert "expected SUPPORTED, 1 within 0.0" in check(moved, expected, MADE).failure
+    assert "found SUPPORTED, 1.1 [" in check(moved, expected, MADE).failure
 
 
 def test_a_quick_look_may_be_undecided_but_not_the_opposite(expected):
@@ -76,7 +76,7 @@ def test_a_quick_look_has_a_tolerance_of_its_own_size(expected):
     part = VALUES[::8]
     assert check(found(part + 0.1), expected, MADE) == expectations.Check()
     beyond = check(found(part + 1.0), expected, MADE).failure
-    assert "widened to so few prompts), found 1.98" in beyond
+    assert "widened to so few prompts), found SUPPORTED, 1.98" in beyond
     assert check(found(VALUES + 0.1), expected, MADE).failure  # which over all prompts is too much
 
 
