@@ -141,7 +141,7 @@ def attend(findings: Sequence[Finding]) -> Answer:
     """Question 1."""
     f = Findings(findings)
     attends, zero, works = f.truth(ATTENDS), f.zero(ATTENDS), f.truth("exp3.does-something")
-    short = "No" if zero else UNDETERMINED if every(attends, f.truth(ISOLATED_ZERO)) is None else "Yes" if attends else "No"
+    short = "No" if zero or attends is False else "Yes" if every(attends, f.truth(ISOLATED_ZERO)) else UNDETERMINED
     uniform = {True: "more than", False: "no more than", None: "undecided whether more than"}[f.truth(MORE_THAN_UNIFORM)]
     does = {True: "it does change", False: "it hardly changes", None: "undecided whether it changes"}[works]
     text = (

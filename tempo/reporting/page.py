@@ -107,7 +107,8 @@ def certainty(report: Report) -> list[str]:
     counts = [f"{n} {v.lower()}" for v in ("SUPPORTED", "REFUTED", "INCONCLUSIVE") if (n := sum(f.verdict == v for f in found))]
     behaved = sum(f.control_holds for f in found)
     controls = "all of their negative controls behaved" if behaved == len(found) else f"{behaved} of {len(found)} negative controls behaved"
-    lines = [f"{len(found)} claims registered beforehand: {', '.join(counts) or 'none'}; {controls}."]
+    claims = "claim" if len(found) == 1 else "claims"
+    lines = [f"{len(found)} {claims} registered beforehand: {', '.join(counts) or 'none'}; {controls}."]
     if report.quick_look:
         lines.append(f"A quick look at {report.quick_look} prompts of the suite only.")
     lines.append("95 % intervals over prompts, p Holm-corrected. One model and short English prompts: no more than that.")
