@@ -34,7 +34,8 @@ def report_html(report: Report, against: Comparison | None = None) -> str:
     page = report.tests or _EMPTY
     page = re.sub(r'<a href="https?://[^"]*">(.*?)</a>', r"\1", page)  # the page is to hold no external reference
     page = re.sub(r'<h1 id="title">(.*?)</h1>', r'<h2 id="title">Tests of this session</h2>', page)
-    page = re.sub(r"<title[^>]*>.*?</title>", f"<title>{_text(title_of(report))}</title>", page, count=1, flags=re.DOTALL)
+    title = f"<title>{_text(title_of(report))}</title>"
+    page = re.sub(r"<title[^>]*>.*?</title>", lambda _: title, page, count=1, flags=re.DOTALL)
     page = page.replace("<html>", '<html lang="en">', 1)
     head = (
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"/>\n'

@@ -122,12 +122,13 @@ def summary(trace: Trace) -> Text:
 
 def comparison_table(comparison: Comparison) -> list[Table | Text]:
     """The claims that differ between two records, and how many do not."""
-    from tempo.reporting.comparison import HEAD, UNCHANGED, comparison_rows  # only this command waits for SciPy
+    from tempo.reporting.comparison import UNCHANGED, comparison_rows  # only this command waits for SciPy
 
     changed = [row for row in comparison_rows(comparison) if row[-1] != UNCHANGED]
-    table = new_table(*HEAD)
-    for row in changed:
-        table.add_row(*(Text(visible(cell)) for cell in row))
+    table = new_table("claim", "what changed")
+    table.columns[0].no_wrap = True
+    for claim, verdict, effect, _, what in changed:
+        table.add_row(Text(visible(claim)), Text(visible(f"{what}: {verdict}\n{effect}")))
     same = len(comparison.pairs) - len(changed)
     first, second = (f"{name}: {scenario}" for name, scenario in zip(comparison.names, comparison.scenarios, strict=True))
     return [Text(visible(f"first {first}; second {second}")), table, Text(f"{same} of {len(comparison.pairs)} claims: {UNCHANGED}", "dim")]
