@@ -150,7 +150,7 @@ def test_the_hostile_check_can_fail(tmp_path):
     head, main, body = report_html(hostile(tmp_path)).partition("<main")
     unescaped = head + main + body.replace("&lt;img", "<img", 1)
     assert "img" in Outside(unescaped).tags
-    assert Outside(unescaped).handlers == ["onerror"]
+    assert set(Outside(unescaped).handlers) == {"onerror"}
     assert "\\x1b" in visible(ATTACK)
     assert "\x1b" in ATTACK
 
