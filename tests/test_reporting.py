@@ -506,13 +506,18 @@ def test_a_refutation_is_shown_with_the_p_against_the_claim():
 
 
 def test_the_summary_says_what_went_wrong_first():
-    found = [finding(), finding("b", "REFUTED", control_holds=False)]
+    found = [
+        finding(),
+        finding("b", "REFUTED", control_holds=False),
+        finding("i", "REFUTED", kind="invariant", reason="violated by 1 of 9"),
+    ]
     summary = findings_summary(found, ["exp2.close: expected REFUTED,\n found SUPPORTED"], ["a notice"])
     lines = summary.splitlines()
-    assert lines[0] == "## tempo: 1 supported, 1 refuted"
+    assert lines[0] == "## tempo: 1 supported, 2 refuted"
     assert lines[2] == "- **regression** exp2.close: expected REFUTED, found SUPPORTED"
-    assert lines[3].startswith("- **control** b")
-    assert lines[4] == "- a notice"
+    assert lines[3] == "- **invariant** i: violated by 1 of 9"
+    assert lines[4].startswith("- **control** b")
+    assert lines[5] == "- a notice"
     assert findings_markdown(found).strip() in summary
     assert "regression" not in findings_summary(found, [])
 

@@ -54,6 +54,7 @@ def findings_summary(findings: Sequence[Finding], problems: Sequence[str], notes
     counts = [f"{n} {v.lower()}" for v in reversed(_VERDICTS) if (n := sum(f.verdict == v for f in findings))]
     lines = [f"## tempo: {', '.join(counts) or 'no findings'}", ""]
     lines += [f"- **regression** {_markdown(' '.join(problem.split()))}" for problem in problems]
+    lines += [f"- **invariant** {_markdown(f.label)}: {_markdown(f.reason)}" for f in findings if _violated(f)]
     lines += [f"- **control** {_markdown(f.label)}: the check supports its own control as well" for f in findings if not f.control_holds]
     lines += [f"- {_markdown(note)}" for note in notes]
     return "\n".join([*lines, "", findings_markdown(findings)])
@@ -95,6 +96,10 @@ def _markdown(cell: str) -> str:
 
 def _interval(finding: Finding) -> str:
     return f"{number(finding.estimate)} [{number(finding.low)}, {number(finding.high)}]"
+
+
+def _violated(finding: Finding) -> bool:
+    return finding.kind == "invariant" and finding.verdict == "REFUTED"
 
 
 def _deciding(finding: Finding) -> tuple[float, float]:
