@@ -156,16 +156,20 @@ def bootstrap_t(values: np.ndarray) -> tuple[float, float]:
 
 
 def one_sided_ranks(values: np.ndarray) -> tuple[float, float]:
-    """One-sided p that the pseudomedian of `values` [n] exceeds 0, and that it is below: Wilcoxon's signed ranks, exactly.
+    """One-sided p that the pseudomedian of `values` [n] exceeds 0, and that it is below: Wilcoxon's signed ranks.
 
-    The statistic is the number of pairs' means beyond 0 (Tukey 1949), so that the test is the inverse of Hodges and
-    Lehmann's interval also for tied data, whose ranks would be about something else; means of exactly 0 count against.
+    The statistic is the number of pairs' means beyond 0 (Tukey 1949), which also for tied data is about the pseudomedian;
+    means of exactly 0 count against. Its distribution is exact where the data are symmetric. Skewed data vary more than that
+    (5.7 % instead of 5 % for an exponential), so the larger p counts of that and of the statistic over its own spread.
     """
     pairs, chances = _pair_means(values), _signed_rank_chances(len(values))
     slack = TIE * float(np.abs(values).max())
     counts = int((pairs > slack).sum()), int((pairs < -slack).sum())
-    above, below = (min(1.0, float(chances[count:].sum())) for count in counts)
-    return above, below
+    exact = [min(1.0, float(chances[count:].sum())) for count in counts]
+    signs = np.sign(values[:, None] + values).mean(axis=1)
+    with np.errstate(divide="ignore"):
+        t = signs.mean() / (2 * signs.std(ddof=1) / math.sqrt(len(values))) if signs.any() else 0.0
+    return max(exact[0], float(stats.t.sf(t, len(values) - 1))), max(exact[1], float(stats.t.cdf(t, len(values) - 1)))
 
 
 def bca_interval(values: np.ndarray) -> tuple[float, float]:

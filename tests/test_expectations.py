@@ -87,7 +87,9 @@ def test_a_model_without_expectations_is_a_notice_and_a_published_one_a_failure(
     assert "no expectation" in published.failure
     unknown = found(claim="exp9.other")
     assert "no expectation" in check(unknown, expected, MADE).failure
-    assert "no expectation" in check(unknown, expected, MADE, own_config=True).notice
+    own = check(found(VALUES - 1), expected, MADE, own_config=True)
+    assert "a config of one's own is compared with no expectation" in own.notice
+    assert not own.failure
 
 
 def test_an_update_rewrites_the_claims_it_was_given_and_no_others():

@@ -424,15 +424,15 @@ def test_the_page_test_can_fail():
 def test_the_headline_counts_what_is_in_the_findings():
     found = [finding(), finding("b", "REFUTED"), finding("c", "REFUTED", control_holds=False)]
     text = Page(findings_html(found, {}, {})).text
-    assert "3 claims registered beforehand: 1 supported, 2 refuted; 2 of 3 negative controls behaved." in text
+    assert "3 registered claims: 1 supported, 2 refuted; 2 of 3 negative controls behaved." in text
     assert "tiny · 161 prompts" in text
     assert "Negative control did not behave: c." in text
     assert "did not behave" not in Page(findings_html(found[:2], {}, {})).text
 
 
 def test_findings_without_context_and_no_findings_at_all_still_make_a_page():
-    assert "1 claim registered beforehand: 1 supported" in Page(findings_html([finding(context={})], {}, {})).text
-    assert "0 claims registered beforehand: none" in Page(findings_html([], {}, {})).text
+    assert "1 registered claim: 1 supported" in Page(findings_html([finding(context={})], {}, {})).text
+    assert "0 registered claims: none" in Page(findings_html([], {}, {})).text
 
 
 def test_a_control_that_misbehaves_or_was_not_measured_is_not_called_good():
@@ -557,13 +557,18 @@ def test_a_refutation_is_shown_with_the_p_against_the_claim():
 
 
 def test_the_summary_says_what_went_wrong_first():
-    found = [finding(), finding("b", "REFUTED", control_holds=False)]
+    found = [
+        finding(),
+        finding("b", "REFUTED", control_holds=False),
+        finding("i", "REFUTED", kind="invariant", reason="violated by 1 of 9"),
+    ]
     summary = findings_summary(found, ["exp2.close: expected REFUTED,\n found SUPPORTED"], ["a notice"])
     lines = summary.splitlines()
-    assert lines[0] == "## tempo: 1 supported, 1 refuted"
+    assert lines[0] == "## tempo: 1 supported, 2 refuted"
     assert lines[2] == "- **regression** exp2.close: expected REFUTED, found SUPPORTED"
-    assert lines[3].startswith("- **control** b")
-    assert lines[4] == "- a notice"
+    assert lines[3] == "- **invariant** i: violated by 1 of 9"
+    assert lines[4].startswith("- **control** b")
+    assert lines[5] == "- a notice"
     assert findings_markdown(found).strip() in summary
     assert "regression" not in findings_summary(found, [])
 

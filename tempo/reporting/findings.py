@@ -52,9 +52,9 @@ def findings_summary(findings: Sequence[Finding], problems: Sequence[str], notes
     counts = [f"{n} {v.lower()}" for v in reversed(SIGNS) if (n := sum(f.verdict == v for f in findings))]
     lines = [f"## tempo: {', '.join(counts) or 'no findings'}", ""]
     lines += [f"- **regression** {markdown_cell(' '.join(problem.split()))}" for problem in problems]
-    lines += [
-        f"- **control** {markdown_cell(f.label)}: the check supports its own control as well" for f in findings if not f.control_holds
-    ]
+    lines += [f"- **invariant** {markdown_cell(f.label)}: {markdown_cell(f.reason)}" for f in findings if violated(f)]
+    blind = [markdown_cell(f.label) for f in findings if not f.control_holds]
+    lines += [f"- **control** {label}: the check supports its own control as well" for label in blind]
     lines += [f"- {markdown_cell(note)}" for note in notes]
     return "\n".join([*lines, "", findings_markdown(findings)])
 
@@ -71,6 +71,10 @@ def markdown_cell(cell: str) -> str:
 
 def interval(finding: Finding) -> str:
     return f"{number(finding.estimate)} [{number(finding.low)}, {number(finding.high)}]"
+
+
+def violated(finding: Finding) -> bool:
+    return finding.kind == "invariant" and finding.verdict == "REFUTED"
 
 
 def deciding(finding: Finding) -> tuple[float, float]:

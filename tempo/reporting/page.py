@@ -17,6 +17,7 @@ from tempo.reporting.answers import TITLE, UNDETERMINED, Answer, just_fine, ques
 from tempo.reporting.comparison import Comparison, comparison_html
 from tempo.reporting.figures.drawing import to_html
 from tempo.reporting.figures.forest import forest
+from tempo.reporting.findings import violated
 from tempo.reporting.report import Report, Section
 from tempo.reporting.table import claims_table
 from tempo.reporting.text import slug, visible
@@ -109,7 +110,7 @@ def certainty(report: Report) -> list[str]:
     behaved = sum(f.control_holds for f in found)
     controls = "all of their negative controls behaved" if behaved == len(found) else f"{behaved} of {len(found)} negative controls behaved"
     claims = "claim" if len(found) == 1 else "claims"
-    lines = [f"{len(found)} {claims} registered beforehand: {', '.join(counts) or 'none'}; {controls}."]
+    lines = [f"{len(found)} registered {claims}: {', '.join(counts) or 'none'}; {controls}."]
     if report.quick_look:
         lines.append(f"A quick look at {report.quick_look} prompts of the suite only.")
     lines.append("95 % intervals over prompts, p Holm-corrected. One model and short English prompts: no more than that.")
@@ -118,7 +119,7 @@ def certainty(report: Report) -> list[str]:
 
 def alarms_of(report: Report) -> list[str]:
     """What makes the harness itself doubtful, before anything it says."""
-    broken = [f.label for f in report.findings if f.kind == "invariant" and f.verdict == "REFUTED"]
+    broken = [f.label for f in report.findings if violated(f)]
     blind = [f.label for f in report.findings if not f.control_holds]
     lines = [f"Invariant violated: {', '.join(broken)}. The harness is not sound; trust nothing below."] if broken else []
     return lines + ([f"Negative control did not behave: {', '.join(blind)}. These checks prove nothing."] if blind else [])
