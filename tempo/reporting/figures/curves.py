@@ -79,7 +79,7 @@ def distributions(
     rest = ", ".join(f"{number(max(0.0, 1 - d[tokens].sum()))} ({n})" for n, d in zip(names, (p, q), strict=True))
     caption = (
         f"The {len(tokens)} tokens that are most probable in either. Probability not shown: {rest}. "
-        f"Total variation over all {len(p)} tokens: {number(distance)}."
+        f"Total variation over all {len(p)} tokens: {number(distance)}. Where a token's bars differ, {names[1]} changed its probability."
     )
     said = "; ".join(f"{text(t)}: {number(p[t])} and {number(q[t])}" for t in tokens[:5])
     alt = f"Paired bars of {names[0]} and {names[1]}, total variation {number(distance)}. Most probable: {said}."

@@ -65,8 +65,8 @@ def set_lattice(prompt: str, steps: Sequence[Mapping[str, Any]], title: str = "T
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
         tallest = max((min(len(step["texts"]), MOST_MEMBERS) for step in steps), default=1)
-        ax.text(-0.42, 0, clip(prompt, 24), va="center", ha="right", fontsize=8)
-        before = [(-0.40, 0.0, 1.0)]
+        ax.text(-0.85, 0, clip(prompt, 24), va="center", ha="right", fontsize=8)
+        before = [(-0.80, 0.0, 1.0)]  # the prompt, whose end is read by the first set
         for k, step in enumerate(steps):
             shown = list(zip(step["texts"], step["probabilities"], strict=True))[:MOST_MEMBERS]
             here = []
@@ -81,7 +81,7 @@ def set_lattice(prompt: str, steps: Sequence[Mapping[str, Any]], title: str = "T
                     alpha = faint + 0.6 * weight * probability / total
                     ax.plot([x + 0.40 if x >= 0 else x, k - 0.40], [y, other], color=INK, lw=0.8, alpha=alpha, zorder=0)
             before = [(x, y, probability / total) for x, y, probability in here]
-        ax.set(xlim=(-2.2, len(steps) - 0.4), ylim=(tallest / 2 + 0.4, -tallest / 2 - 0.4), xlabel="position of the set")
+        ax.set(xlim=(-2.6, len(steps) - 0.4), ylim=(tallest / 2 + 0.4, -tallest / 2 - 0.4), xlabel="position of the set")
         ax.set_xticks(range(len(steps)), [str(step["position"]) for step in steps])
         ax.set_yticks([])
         ax.spines["left"].set_visible(False)
@@ -92,7 +92,7 @@ def set_lattice(prompt: str, steps: Sequence[Mapping[str, Any]], title: str = "T
         "fuller the more probable its token, and the number is its probability. A line between every two boxes, as every member is read by "
         "the whole next set. Point at a box to see all of its set."
     )
-    size = (max(5.0, 0.92 * (len(steps) + 2)), 1.1 + 0.34 * min(max(widths, default=1), MOST_MEMBERS))
+    size = (max(5.0, 0.92 * (len(steps) + 2.4)), 1.1 + 0.34 * min(max(widths, default=1), MOST_MEMBERS))
     alt = f"Lattice of sets after the prompt {visible(prompt)!r}. " + " ".join(tips)
     return picture(title, caption, alt, size, draw, [tip for tip in tips])
 
