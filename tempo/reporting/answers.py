@@ -115,7 +115,8 @@ def scenario(findings: Sequence[Finding]) -> Answer:
     question = "Which scenario is it?"
     for letter, name, words, _ in SCENARIOS:
         if held[letter]:
-            return Answer(question, f"{letter}: {name}", _numbers(f), f"{letter}: {words}", SCENARIO_CLAIMS)
+            claims = tuple(claim for claim in SCENARIO_CLAIMS if claim in words)
+            return Answer(question, f"{letter}: {name}", _numbers(f), f"{letter}: {words}", claims)
     rules = "; ".join(f"{letter}: {words}" for letter, _, words, _ in SCENARIOS)
     if open_ones := [letter for letter in held if held[letter] is None]:
         unknown = [claim for claim in SCENARIO_CLAIMS if f.truth(claim) is None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
@@ -17,10 +18,10 @@ from tempo.reporting.answers import TITLE, UNDETERMINED, Answer, just_fine, ques
 from tempo.reporting.comparison import Comparison, comparison_html
 from tempo.reporting.figures.drawing import to_html
 from tempo.reporting.figures.forest import forest
-from tempo.reporting.findings import violated
+from tempo.reporting.findings import deciding, violated
 from tempo.reporting.report import Report, Section
 from tempo.reporting.table import claims_table
-from tempo.reporting.text import slug, visible
+from tempo.reporting.text import number, slug, visible
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 ASKED = (
@@ -111,10 +112,21 @@ def certainty(report: Report) -> list[str]:
     controls = "all of their negative controls behaved" if behaved == len(found) else f"{behaved} of {len(found)} negative controls behaved"
     claims = "claim" if len(found) == 1 else "claims"
     lines = [f"{len(found)} registered {claims}: {', '.join(counts) or 'none'}; {controls}."]
+    if ps := _deciding_ps(report):
+        lines.append(f"Behind the scenario stand {len(ps)} verdicts with corrected p of at most {number(max(ps))}.")
     if report.quick_look:
         lines.append(f"A quick look at {report.quick_look} prompts of the suite only.")
     lines.append("95 % intervals over prompts, p Holm-corrected. One model and short English prompts: no more than that.")
     return lines
+
+
+def _deciding_ps(report: Report) -> list[float]:
+    """The corrected p of each verdict that the scenario rests on; none if it is undetermined."""
+    found = scenario(report.findings)
+    if found.short == UNDETERMINED:
+        return []
+    behind = [f for f in report.findings if f.claim in found.claims and f.verdict != "INCONCLUSIVE"]
+    return [p for f in behind if math.isfinite(p := deciding(f)[1])]
 
 
 def alarms_of(report: Report) -> list[str]:
