@@ -148,7 +148,7 @@ def test_the_report_made_again_without_pytest_is_the_same_to_the_byte(everything
 
 def test_hostile_names_and_prompts_stay_text_in_page_terminal_and_paths(tmp_path):
     config = tmp_path / "<img src=x onerror=alert(1)>\x1b[31m.yaml"
-    prompt = json.dumps("<script>alert(1)</script> \x00\x1b[2J\u202e \U0001f600")
+    prompt = r'"<script>alert(1)</script> \x00\x1b[2J\u202e \U0001f600"'
     config.write_text(CONFIG.replace("Once upon a time", prompt).replace("0.05", "0.02"))
     report = tmp_path / "r.html"
     arguments = ("--prompts", 6, "--results", tmp_path / "results", "--html", report, "--self-contained-html")
