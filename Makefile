@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: experiments test compat conformance architectures floors calibration setup lint typecheck format clean
+.PHONY: experiments test compat browser conformance architectures floors calibration setup lint typecheck format clean
 
 experiments: setup  ## run all experiments on the default real model; writes reports/findings.html
 	$(BIN)/python -m pytest test_experiments
 
 test: setup  ## the library's own tests, on tiny models and on the real one
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --ignore tests/browser
+
+browser: setup  ## the report in a real browser; screenshots in reports/screenshots/. TEMPO_REPORT=FILE adds a report of one's own
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	command -v chromium || command -v chromium-browser || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+	$(BIN)/python -m pytest tests/browser
 
 conformance: setup  ## engine against oracle on the real model, every setting on twenty prompts; writes reports/published/conformance.json
 	$(BIN)/python -m benchmarks.conformance

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -18,7 +17,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import tempo
-from tempo.errors import ResultsError, TempoError
+from tempo.errors import TempoError
 from tempo.reporting import terminal
 from tempo.reporting.text import visible
 from tempo.spec import VISIBILITIES, Positions, Readout, RunSpec, TokenIds, Visibility, Weighting, load_yaml
@@ -243,23 +242,27 @@ def _list_architectures(as_json: bool) -> None:
 @app.command()
 def report(
     results: Annotated[Path, typer.Option(metavar="DIR", help="The results folder of the experiments.")] = Path("results"),
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write findings.md and findings.svg.")] = Path("reports"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the report.")] = Path("reports"),
+    against: Annotated[Path | None, typer.Option(metavar="DIR", help="Another results folder to compare with: before, or model A.")] = None,
 ) -> None:
-    """Write the findings as Markdown and as a picture, from the record alone; no model is run."""
-    from tempo.reporting.figures import forest
-    from tempo.reporting.figures import save as save_picture
-    from tempo.reporting.findings import findings_markdown
-    from tempo.reporting.records import read_findings
+    """Make the report again from the records alone; no model is run.
 
-    findings = read_findings(results / "findings.jsonl")
-    picture = forest([finding for finding in findings if finding.kind == "empirical"])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "findings.md").write_text(findings_markdown(findings), encoding="utf-8")
-        save_picture(replace(picture, name="findings"), out)
-    except OSError as error:
-        raise ResultsError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from None
-    _write(f"written: {visible(str(out))}/findings.md, {visible(str(out))}/findings.svg\n")
+    Writes findings.html, findings.md, findings.svg and .png, every figure under figures/, and with --against comparison.md.
+    """
+    from tempo.reporting.comparison import compare_findings
+    from tempo.reporting.publish import publish
+    from tempo.reporting.report import read_report
+
+    found, comparison = read_report(results), None
+    if against:
+        other = read_report(against)
+        names = f"{against} ({other.model})", f"{results} ({found.model})"
+        comparison = compare_findings(other.findings, found.findings, names)
+        table = terminal.comparison_table(comparison)
+        _show(_console(), *table)
+    written = publish(found, results, out, comparison)
+    named = ", ".join(visible(str(path)) for path in written if path.parent == out)
+    _write(f"written: {named}, and {sum(path.parent != out for path in written)} files under {visible(str(out))}/figures/\n")
 
 
 class Settings(RunSpec):

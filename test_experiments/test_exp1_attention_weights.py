@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fixtures.raw import keep_attention, keep_log, slot_labels
+from fixtures.raw import keep_attention, keep_log, lattice, slot_labels
 from fixtures.session import test_claim  # noqa: F401  every claim below is a test
 from fixtures.store import Store
 from fixtures.study import Context, Run, Study, mean, wide_steps
@@ -131,8 +131,8 @@ CLAIMS = (
 
 
 def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    """Heatmaps of the family's own prompt, and where over layers and heads the modes differ."""
-    found = []
+    """The sets and heatmaps of the family's own prompt, and where over layers and heads the modes differ."""
+    found = [lattice(store)]
     labels = store.load_json("labels")
     if labels["wide"]:
         arrays, k, slots = store.load("attention_weights"), labels["wide"][0], labels["slots"][0]

@@ -20,7 +20,7 @@ from fixtures.study import Context, Run, Study, wide_steps
 from tempo import Trace
 from tempo.claims import Case, Claim
 from tempo.metrics import RecoveredPositions, recover_positions
-from tempo.reporting.figures import Picture, position_map
+from tempo.reporting.figures import Picture, key_similarity, position_map
 
 # cos and sin of a float32 angle are off by eps times the angle, so keys at position 50 fit to about 1e-5; the nearest
 # wrong position misses by 1e-1 and more.
@@ -181,9 +181,13 @@ CLAIMS = (
 
 
 def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    """The map from physical slot to logical position, as recovered."""
-    rows = store.load_json("rope_positions")["physical_to_logical"]
-    return [position_map(*([row[key] for row in rows] for key in ("slot", "recovered", "expected", "text")))]
+    """The map from physical slot to logical position, as recovered, and what that position does to the cached keys."""
+    rows, arrays = store.load_json("rope_positions")["physical_to_logical"], store.load("kv_cache_states")
+    slots, recovered, expected, texts = ([row[key] for row in rows] for key in ("slot", "recovered", "expected", "text"))
+    return [
+        position_map(slots, recovered, expected, texts),
+        key_similarity(arrays["isolated_keys"], arrays["isolated_raw_keys"], recovered, texts),
+    ]
 
 
 STUDY = Study("exp4", "KV cache", measure, CLAIMS, pictures)

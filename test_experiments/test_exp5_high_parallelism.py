@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 import tempo
 from fixtures.floors import rounding
-from fixtures.raw import keep_attention, keep_log, spread
+from fixtures.raw import keep_attention, keep_log, lattice, spread
 from fixtures.session import test_claim  # noqa: F401  every claim below is a test
 from fixtures.store import Store
 from fixtures.study import Context, Run, Study, mean, wide_steps
@@ -19,13 +19,14 @@ from tempo import LanguageModel, Trace
 from tempo.capture import trace_bytes
 from tempo.claims import Case, Claim
 from tempo.metrics import total_variation
-from tempo.reporting.figures import Picture, lines_by
+from tempo.reporting.figures import Picture, bars, lines_by
 
 ROW_SUM_TOLERANCE = 1e-5
 # Engine against brute force, on probabilities: no further apart than two runs of the engine may be.
 ORACLE_TOLERANCE = rounding("probability")
 SHUFFLE_SEED = 11  # of the control that pairs widths with other steps
 NUM_SHUFFLES = 50
+WIDTH_CLASSES = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 48))  # about even on a logarithmic scale
 TIMED_WIDTHS = (1, 2, 4, 8, 16, 32)
 TIMED_REPEATS = 5
 
@@ -212,24 +213,45 @@ def _shuffled_correlation(case: Case) -> float | None:
 
 
 def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    """Agreement by width over the suite, and what a step costs by width."""
-    found = []
+    """The sets of the family's own prompt; widths, agreement by width over the suite, and what a step costs by width."""
+    found = [lattice(store), _widths(cases)]
     points = []
-    for low, high in ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 48)):
+    for low, high in WIDTH_CLASSES:
         per_prompt = [np.mean(tvs) for case in cases if (tvs := [s["tv"] for s in case["steps"] if low <= s["width"] <= high])]
         if len(per_prompt) >= 5:
             points.append(((low * high) ** 0.5, *spread(per_prompt)))
     if points:
-        caption = "Total variation between modes at the reader, by the width of the set just read; mean and 95 % interval over prompts."
+        caption = (
+            "Total variation between modes at the reader, by the width of the set just read; mean and 95 % interval over prompts. A rise "
+            "to the right means that the modes agree less as sets grow."
+        )
         found.append(
             lines_by({"isolated against visible": points}, "width of the set just read", "total variation", "Agreement by width", caption)
         )
     timing = next((case["timing"] for case in cases if "timing" in case), None)
     if timing:
         costs = [(t["width"], t["ratio"], t["ratio"], t["ratio"]) for t in timing]
-        caption = "Time of one step by its width, as a ratio to a step of one token (medians of 5, one run, widths in turn)."
+        caption = (
+            "Time of one step by its width, as a ratio to a step of one token (medians of 5, one run, widths in turn). As long as it stays "
+            "far below the width itself, siblings are cheaper than as many separate runs."
+        )
         found.append(lines_by({"this machine": costs}, "siblings in a step", "time, ratio to one", "What siblings cost", caption))
     return found
+
+
+def _widths(cases: Sequence[Mapping[str, Any]]) -> Picture:
+    """How wide the sets are: of the first step, where all prompts have one, and of all later ones."""
+    first, later = [case["widths"][0] for case in cases], [width for case in cases for width in case["widths"][1:]]
+    shares = {
+        name: [sum(low <= width <= high for width in widths) / max(1, len(widths)) for low, high in WIDTH_CLASSES]
+        for name, widths in (("first step", first), ("later steps", later))
+    }
+    labels = [str(low) if low == high else f"{low}-{high}" for low, high in WIDTH_CLASSES]
+    caption = (
+        f"Share of sets by width, {len(first)} first steps and {len(later)} later ones of {len(cases)} prompts. Wide sets are what this "
+        "experiment is about: where there are few, the intervals beside them are wide."
+    )
+    return bars(shares, labels, "members of a set", "share of sets", "How wide the sets are", caption)
 
 
 STUDY = Study("exp5", "High parallelism", measure, CLAIMS, pictures)

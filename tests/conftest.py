@@ -1,9 +1,14 @@
 """Models shared by the tests: a tiny random one, and the real one that claims are about."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
 import tempo
+
+# `make browser` installs what these need
+collect_ignore = [] if find_spec("playwright") else ["browser"]
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,9 @@ from tempo.claims import SCHEMA
 ROOT = Path(__file__).resolve().parent.parent
 
 
+RECORDS = {"findings.jsonl", "report.json", "tests.html"}  # what every session leaves beside the folders of its experiments
+
+
 def run_pytest(*arguments, plugin=None, **environment):
     """(exit code, output) of `pytest test_experiments --model tiny` with more arguments, and a fault to plant."""
     command = [sys.executable, "-m", "pytest", "test_experiments", "--model", "tiny", "-q", "-p", "no:cacheprovider", *map(str, arguments)]
@@ -112,10 +115,11 @@ class Tags(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.references, self.text = [], []
+        self.references, self.text, self.handlers = [], [], []
 
     def handle_starttag(self, tag, attrs):
         self.references += [value for name, value in attrs if name in ("src", "href") and value]
+        self.handlers += [f"{name}={value}" for name, value in attrs if name.startswith("on")]
 
     def handle_data(self, data):
         self.text.append(data)
@@ -125,12 +129,57 @@ def test_the_report_is_one_file_with_the_findings_and_no_outside_reference(every
     _, _, _, report = everything
     page = Tags()
     page.feed(report.read_text(encoding="utf-8"))
-    outside = [r for r in page.references if not r.startswith(("#", "data:")) and "pypi.python.org/pypi/pytest-html" not in r]
+    outside = [r for r in page.references if not r.startswith(("#", "data:"))]
     assert not outside
     text = " ".join(page.text)
     assert "exp3.isolated-is-zero" in text
     assert "Verdict" in text
     assert report.stat().st_size < 5_000_000
+
+
+def test_the_report_made_again_without_pytest_is_the_same_to_the_byte(everything, tmp_path):
+    _, _, results, report = everything
+    command = [sys.executable, "-m", "tempo.cli", "report", "--results", results, "--out", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert (tmp_path / "findings.html").read_bytes() == report.read_bytes()
+    figures = {path.suffix for path in (tmp_path / "figures").iterdir()}
+    assert figures == {".svg", ".png"}
+
+
+def test_hostile_names_and_prompts_stay_text_in_page_terminal_and_paths(tmp_path):
+    config = tmp_path / "<img src=x onerror=alert(1)>\x1b[31m.yaml"
+    prompt = r'"<script>alert(1)</script> \x00\x1b[2J\u202e \U0001f600"'
+    config.write_text(CONFIG.replace("Once upon a time", prompt).replace("0.05", "0.02"))
+    report = tmp_path / "r.html"
+    arguments = ("--prompts", 6, "--results", tmp_path / "results", "--html", report, "--self-contained-html")
+    code, output = run_pytest("--config", config, *arguments)
+    assert code == 0, output[-2000:]
+    assert not set(output) & set("\x00\x1b\u202e")
+    page = Tags()
+    page.feed(report.read_text(encoding="utf-8"))
+    assert not set(report.read_text(encoding="utf-8")) & set("\x00\x1b\u202e")
+    assert "<script>alert(1)</script>" in " ".join(page.text)
+    assert not any("onerror" in handler for handler in page.handlers)
+    names = {path.name for path in (tmp_path / "results").rglob("*")}
+    assert not any(set(name) & set("<>\x1b ") for name in names)
+
+
+def test_a_picture_that_fails_takes_no_finding_with_it_but_is_said(tmp_path):
+    plugin = tmp_path / "no_pictures.py"
+    plugin.write_text("from fixtures import raw\nfrom tempo.reporting import figures\n"
+                      "def broken(*_, **__):\n    raise ValueError('cannot draw')\nfigures.position_map = broken\n")  # fmt: skip
+    arguments = ("--prompts", 6, "--results", tmp_path / "results", "-k", "exp4", "--html", tmp_path / "r.html")
+    code, output = run_pytest(*arguments, plugin=plugin)
+    assert code == 1
+    assert "no pictures of exp4_kv_cache_inspection: ValueError: cannot draw" in output
+    assert "exp4.every-sibling-is-cached" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_progress_is_plain_lines_without_a_terminal_and_colours_are_off(everything):
+    _, output, _, _ = everything
+    assert "tempo: measuring 91 prompt cases" in output
+    assert "\x1b" not in output
+    assert "\r" not in output
 
 
 def test_a_second_session_reads_the_cases_and_runs_no_model(everything, tmp_path):
@@ -149,7 +198,7 @@ def test_a_second_session_reads_the_cases_and_runs_no_model(everything, tmp_path
 def test_selecting_an_experiment_runs_nothing_else(tmp_path):
     code, output = run_pytest("--prompts", 6, "--results", tmp_path / "results", "-k", "exp3", "--html", tmp_path / "r.html")
     assert code == 0, output[-2000:]
-    assert sorted(p.name for p in (tmp_path / "results").iterdir()) == ["exp3_cross_parallel", "findings.jsonl"]
+    assert {p.name for p in (tmp_path / "results").iterdir()} == RECORDS | {"exp3_cross_parallel"}
 
 
 def test_collecting_says_how_many_prompts_each_claim_needs_and_runs_nothing(tmp_path):
@@ -304,7 +353,7 @@ def test_a_config_of_ones_own_runs_its_experiment_alone(tmp_path):
     assert code == 0, output[-2000:]
     log = json.loads((tmp_path / "results/mine/generation_log.json").read_text())
     assert log["manifest"]["config"]["prompt"] == "Once upon a time"
-    assert sorted(p.name for p in (tmp_path / "results").iterdir()) == ["findings.jsonl", "mine"]
+    assert {p.name for p in (tmp_path / "results").iterdir()} == RECORDS | {"mine"}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import HORIZONTALS
 from rich.table import Table
@@ -16,6 +16,9 @@ from rich.text import Text
 from tempo.reporting.text import visible
 from tempo.spec import VISIBILITIES
 from tempo.trace import Trace
+
+if TYPE_CHECKING:
+    from tempo.reporting.comparison import Comparison
 
 # Lower ends of the probability colours. The number beside each colour says the same without it.
 SHADES = ((0.5, "green"), (0.2, "yellow"), (0.0, "red"))
@@ -115,3 +118,17 @@ def summary(trace: Trace) -> Text:
     if trace.ended:
         parts.append(f"{len(trace.ended)} end-of-sequence tokens that did not lead were left out")
     return Text("; ".join(parts), "dim")
+
+
+def comparison_table(comparison: Comparison) -> list[Table | Text]:
+    """The claims that differ between two records, and how many do not."""
+    from tempo.reporting.comparison import UNCHANGED, comparison_rows  # only this command waits for SciPy
+
+    changed = [row for row in comparison_rows(comparison) if row[-1] != UNCHANGED]
+    table = new_table("claim", "what changed")
+    table.columns[0].no_wrap = True
+    for claim, verdict, effect, _, what in changed:
+        table.add_row(Text(visible(claim)), Text(visible(f"{what}: {verdict}\n{effect}")))
+    same = len(comparison.pairs) - len(changed)
+    first, second = (f"{name}: {scenario}" for name, scenario in zip(comparison.names, comparison.scenarios, strict=True))
+    return [Text(visible(f"first {first}; second {second}")), table, Text(f"{same} of {len(comparison.pairs)} claims: {UNCHANGED}", "dim")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import unicodedata
 
 # Controls, formats (direction marks, zero width), line and paragraph separators, surrogates, private use: characters
@@ -19,3 +21,24 @@ def visible(text: str) -> str:
 
 def _escape(char: str) -> str:
     return char.encode("unicode_escape").decode()
+
+
+def printable(text: str) -> str:
+    """`visible`, and without the two noncharacters that XML forbids."""
+    return re.sub("[\ufffe\uffff]", lambda char: f"\\u{ord(char[0]):04x}", visible(text))
+
+
+def number(x: float | None) -> str:
+    """x with three significant digits; 'n/a' for NaN and None."""
+    if x is None or math.isnan(x):
+        return "n/a"
+    if math.isinf(x):
+        return "∞" if x > 0 else "-∞"
+    if x == 0 or 1e-4 <= abs(x) < 1e3:
+        return f"{x:.3g}"
+    return f"{x:.0f}" if 1e3 <= abs(x) < 1e6 else re.sub(r"e([+-])0?", r"e\1", f"{x:.3g}").replace("e+", "e")
+
+
+def slug(text: str) -> str:
+    """The text as lower-case ASCII words joined by hyphens, for ids and file names."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "untitled"

@@ -1,0 +1,160 @@
+"""What all pictures share: colours, token labels, and how matplotlib's output becomes inline SVG and PNG.
+
+Axes and text are drawn in `currentColor`, data in hues with a contrast of at least 3 to white and to #111, so that a
+picture reads in light and in dark mode. Token texts are hostile: they go through `visible` and are never mathtext.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import re
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+
+from tempo.reporting.text import printable, slug, visible
+
+INK = "#010203"  # stands for `currentColor` while matplotlib draws; used for nothing else
+# Those of Okabe & Ito's colour-blind-safe hues that have contrast >= 3 to white and to #111.
+BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#B5679B"
+SYMBOLS = {"SUPPORTED": (GREEN, "o"), "REFUTED": (VERMILLION, "X"), "INCONCLUSIVE": (PURPLE, "D")}
+_MAX_LABELS = 48  # token labels along an axis that can still be told apart at the widest picture
+_LABEL_LENGTH = 14
+WIDTH = 7.5  # inches at 96 CSS pixels
+_DPI = 110  # of a PNG: sharp enough beside text, and some ten kilobytes
+_RC: dict[Any, Any] = {
+    "svg.fonttype": "none", "svg.hashsalt": "tempo", "text.parse_math": False, "axes.formatter.use_mathtext": False,
+    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9, "axes.unicode_minus": True,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.titlesize": 9,
+    "axes.titlelocation": "left", "axes.axisbelow": True, "legend.frameon": False, "grid.color": INK,
+    "grid.alpha": 0.15, "grid.linewidth": 0.5, "image.interpolation": "none", "savefig.transparent": True,
+}  # fmt: skip
+_COLUMN = 600  # CSS pixels of half a page: wider pictures get a row of their own
+_XLINK = "{http://www.w3.org/1999/xlink}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An SVG that can stand inline in HTML, with what to see in it and a text alternative."""
+
+    name: str  # slug, of ids and file names
+    title: str
+    caption: str
+    alt: str
+    svg: str
+    png: bytes = field(default=b"", repr=False)  # the same on white, for a paper or a slide
+
+
+def to_html(picture: Picture) -> str:
+    """The picture as a <figure>, with its text alternative for all readers; it scrolls where it can shrink no further."""
+    title, caption, alt = (html.escape(visible(text)) for text in (picture.title, picture.caption, picture.alt))
+    width = re.search(r' width="(\d+)"', picture.svg)
+    wide = " tempo-wide" if width and int(width[1]) > _COLUMN else ""
+    return (
+        f'<figure class="tempo-figure{wide}"><div class="tempo-scroll" tabindex="0" role="region" aria-label="{title}">'
+        f"{picture.svg}</div><figcaption><strong>{title}.</strong> {caption}</figcaption>"
+        f"<details><summary>As text</summary><p>{alt}</p></details></figure>"
+    )
+
+
+def save(picture: Picture, folder: str | Path) -> list[Path]:
+    """Write `<folder>/<name>.svg`, its background light or dark as the viewer prefers, and `<name>.png`; the paths of both."""
+    style = "text{pointer-events:none}svg{color:#222;background:#fff}@media(prefers-color-scheme:dark){svg{color:#ddd;background:#111}}"
+    head, body = picture.svg.split(">", 1)
+    path = Path(folder) / f"{picture.name}.svg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = html.escape(visible(picture.title))
+    path.write_text(f"{head}><title>{title}</title><style>{style}</style>{body}", encoding="utf-8")
+    if not picture.png:
+        return [path]
+    path.with_suffix(".png").write_bytes(picture.png)
+    return [path, path.with_suffix(".png")]
+
+
+def token_ticks(ax: Axes, which: str, labels: Sequence[str], at: Sequence[float] | None = None, max_labels: int = _MAX_LABELS) -> None:
+    """Token texts along an axis; only every n-th where they would overlap."""
+    at = range(len(labels)) if at is None else at
+    step = -(-len(labels) // max_labels)
+    # SVG drops spaces at the ends of a text, and most tokens begin with one.
+    shown = [clip(re.sub("^ +| +$", lambda spaces: "·" * len(spaces[0]), text)) for text in labels[::step]]
+    if which == "y":
+        ax.set_yticks(at[::step], shown, fontsize=8)
+    else:  # anchored, so that a viewer's font of another width still ends at its tick
+        ax.set_xticks(at[::step], shown, fontsize=8, rotation=90, rotation_mode="anchor", ha="right", va="center")
+
+
+def cmap_of(name: str) -> Colormap:
+    """The colour map, with a grey that is none of its colours for cells without a value; 64 levels, to save bytes."""
+    return matplotlib.colormaps[name].resampled(64).with_extremes(bad="#b0b0b0")
+
+
+def clip(text: str, length: int = _LABEL_LENGTH) -> str:
+    text = printable(text)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def picture(
+    title: str, caption: str, alt: str, size: tuple[float, float], draw: Callable[[Figure], None], tips: Sequence[str] = ()
+) -> Picture:
+    """What `draw` draws on a figure of `size` inches; an artist with the gid `tip-<i>` shows `tips[i]` when pointed at."""
+    vector, raster = io.StringIO(), io.BytesIO()
+    with matplotlib.rc_context(_RC), warnings.catch_warnings():
+        # The text stays text: the viewer's fonts draw it, matplotlib's only estimate its width.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from", category=UserWarning)
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.savefig(vector, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        figure.savefig(raster, format="png", dpi=_DPI, transparent=False, facecolor="white", metadata={"Software": None})
+    raw = vector.getvalue()
+    title, caption, alt = printable(title), printable(caption), printable(alt)
+    prefix = f"fig{hashlib.sha256((title + alt + raw).encode()).hexdigest()[:8]}"
+    return Picture(slug(title), title, caption, alt, _inline(raw, prefix, alt, tips), raster.getvalue())
+
+
+def _inline(raw: str, prefix: str, alt: str, tips: Sequence[str] = ()) -> str:
+    """Matplotlib's SVG as an element for HTML: no style for the whole page, and only ids in use, unlike any other's."""
+    root = ET.fromstring(raw)
+    pointed = {f"tip-{i}": tip for i, tip in enumerate(tips)}
+    for element in root.iter():
+        if tip := pointed.get(element.get("id", "")):
+            title = ET.Element("title")
+            title.text = printable(tip)
+            element.insert(0, title)
+    for parent in root.iter():
+        for child in [c for c in parent if c.tag.endswith(("}style", "}metadata"))]:
+            parent.remove(child)
+    refers = re.compile(r"(?<=url\(#)[^)]+|(?<=^#).+")
+    used = {ref for e in root.iter() for k, v in e.attrib.items() if k != "id" for ref in refers.findall(v)}
+    for element in root.iter():
+        element.tag = element.tag.split("}")[-1]
+        old = dict(element.attrib)
+        element.attrib.clear()
+        for key, value in old.items():
+            if key == "id":
+                value = f"{prefix}-{value}" if value in used else ""
+            else:
+                value = refers.sub(lambda match: f"{prefix}-{match[0]}", value).replace(INK, "currentColor")
+                value = re.sub(r"font-family: [^;]*(; )?", "", re.sub(r"\s+", " ", value)).strip()
+            if value:
+                element.set(key.replace(_XLINK, "xlink:"), value)
+        element.text, element.tail = ((s if s and s.strip() else None) for s in (element.text, element.tail))
+    width, height = (float(x) for x in root.attrib["viewBox"].split()[2:])
+    width, height = round(width * 96 / 72), round(height * 96 / 72)
+    for key, value in {
+        "xmlns": "http://www.w3.org/2000/svg", "xmlns:xlink": _XLINK.strip("{}"), "role": "img", "aria-label": alt,
+        "width": f"{width}", "height": f"{height}", "font-family": "system-ui, sans-serif", "stroke-linejoin": "round",
+        "style": f"width:100%;max-width:{width}px;min-width:{round(0.75 * width)}px;height:auto",
+    }.items():  # fmt: skip
+        root.set(key, value)
+    return ET.tostring(root, encoding="unicode")

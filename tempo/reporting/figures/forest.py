@@ -1,0 +1,83 @@
+"""Every claim at a glance: effects with intervals against the region where the claim would hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter
+
+from tempo.claims import Finding
+from tempo.reporting.figures.drawing import INK, SYMBOLS, Picture, clip, picture
+from tempo.reporting.text import number
+
+_IN_MARGINS = "effect in units of the claim's margin (linear to 1, then logarithmic)"
+_OWN_SCALE = "effect of claims with margin 0, each row on a scale of its own"
+_SHARE = "share of units for which it is true"
+
+
+def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -> Picture:
+    """Every finding's estimate and 95 % interval against the region in which its claim would hold.
+
+    Three panels, because units differ: effects in units of their margin; shares; and effects whose margin is zero,
+    where only sign and precision can be compared, so each has its own scale.
+    """
+    panels: dict[str, list[tuple[Finding, float]]] = {_IN_MARGINS: [], _OWN_SCALE: [], _SHARE: []}
+    for finding in findings:
+        ends = [abs(x) for x in (finding.estimate, finding.low, finding.high) if math.isfinite(x)]
+        if finding.test in ("always", "proportion"):
+            panels[_SHARE].append((finding, 1.0))
+        elif finding.margin > 0:
+            panels[_IN_MARGINS].append((finding, finding.margin))
+        else:
+            panels[_OWN_SCALE].append((finding, max(ends, default=0.0) or 1.0))
+    panels = {label: members for label, members in panels.items() if members}
+
+    def draw(figure: Figure) -> None:
+        rows = [len(members) + 1 for members in panels.values()] or [1]
+        axes = figure.subplots(len(rows), 1, squeeze=False, height_ratios=rows)[:, 0]
+        for ax, (label, members) in zip(axes, panels.items(), strict=False):
+            values = [x / s for f, s in members for x in (f.estimate, f.low, f.high) if math.isfinite(x)]
+            left, right = (-0.03, 1.03) if label == _SHARE else (1.3 * min([-1, *values]), 1.3 * max([1, *values]))
+            if label == _IN_MARGINS:
+                ax.set_xscale("symlog", linthresh=1.0)
+                ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
+            elif label == _OWN_SCALE:
+                ax.set_xticks([0.0])
+            for row, (finding, scale) in enumerate(members):
+                _forest_row(ax, row, finding, scale, left, right)
+            ax.axvline(0.0, color=INK, lw=0.6, alpha=0.6)
+            ax.set(xlim=(left, right), ylim=(len(members) - 0.4, -0.6), xlabel=label)
+            ax.set_yticks(range(len(members)), [clip(f.label, 48) for f, _ in members])
+            ax.tick_params(axis="y", length=0)
+
+    count = {v: sum(f.verdict == v for f in findings) for v in SYMBOLS}
+    caption = (
+        "Estimate and 95 % interval; the shaded region is where the claim would hold. Green disc: supported; "
+        "vermillion cross: refuted; purple open diamond: inconclusive. The verdict is the registered test's, not the "
+        "drawing's."
+    )
+    alt = ", ".join(f"{n} {v.lower()}" for v, n in count.items()) + ". " + "; ".join(
+        f"{f.label}: {number(f.estimate)} [{number(f.low)}, {number(f.high)}] {f.verdict.lower()}" for f in findings
+    )  # fmt: skip
+    return picture(title, caption, alt, (10.5, 0.6 + 0.27 * len(findings) + 0.5 * len(panels)), draw)
+
+
+def _forest_row(ax: Axes, row: int, finding: Finding, scale: float, left: float, right: float) -> None:
+    unit = finding.margin / scale
+    begin, end = {
+        "always": (0.995, right), "proportion": (finding.margin, right), "greater": (unit, right), "less": (left, unit),
+        "somewhere": (unit, right), "equivalent": (-unit, unit),
+    }[finding.test]  # fmt: skip
+    ax.add_patch(Rectangle((begin, row - 0.4), end - begin, 0.8, facecolor=INK, alpha=0.13, lw=0))
+    colour, symbol = SYMBOLS[finding.verdict]
+    if math.isfinite(finding.low) and math.isfinite(finding.high):
+        ax.plot([finding.low / scale, finding.high / scale], [row, row], color=colour, lw=1.8, solid_capstyle="butt")
+    face = "none" if finding.verdict == "INCONCLUSIVE" else colour
+    ax.plot([finding.estimate / scale], [row], symbol, mfc=face, mec=colour, ms=6.5)
+    interval = f"{number(finding.estimate)} [{number(finding.low)}, {number(finding.high)}]"
+    margin = f"  margin {number(finding.margin)}" if finding.margin > 0 else ""
+    ax.text(1.02, row, interval + margin, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
