@@ -138,10 +138,13 @@ def test_the_report_is_one_file_with_the_findings_and_no_outside_reference(every
 
 
 def test_the_report_made_again_without_pytest_is_the_same_to_the_byte(everything, tmp_path):
-    _, _, results, report = everything
+    _, _, results, _ = everything
+    report = tmp_path / "of_the_session.html"
+    assert run_pytest("--prompts", 12, "--results", results, "--html", report)[0] == 0
     command = [sys.executable, "-m", "tempo.cli", "report", "--results", results, "--out", tmp_path]
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert (tmp_path / "findings.html").read_bytes() == report.read_bytes()
+    assert "exp5" in report.read_text(encoding="utf-8")
     figures = {path.suffix for path in (tmp_path / "figures").iterdir()}
     assert figures == {".svg", ".png"}
 
