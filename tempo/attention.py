@@ -30,7 +30,7 @@ NAME = "tempo"
 # come from `PassContext`, inference has no dropout, and the rest asks for outputs that capture provides.
 HARMLESS = frozenset(
     {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "dropout", "is_causal",
-     "position_embeddings", "return_dict", "past_key_values", "past_key_value", "output_router_logits"}
+     "position_embeddings", "return_dict", "cache", "past_key_values", "past_key_value", "output_router_logits"}
 )  # fmt: skip
 
 

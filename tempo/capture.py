@@ -132,7 +132,7 @@ def raw_keys(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache_name = next((name for name in ("past_key_values", "past_key_value") if name in kwargs), None)
+        cache_name = next((name for name in ("cache", "past_key_values", "past_key_value") if name in kwargs), None)
         if kwargs.get("position_embeddings") is None or cache_name is None:
             raise ModelError(
                 f"{type(module).__name__} does not take its rotation as position_embeddings, so keys before rotation "

@@ -224,10 +224,10 @@ def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[_Run]) -> None:
             position_ids=torch.tensor([positions], device=lm.device),
             # explicit and 4-D, so that transformers neither makes a mask nor reads shared positions as packed sequences
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=lm.device),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=read.to(lm.device),
             tempo_pass=context,
+            **{lm.cache_keyword: cache},
         )
     if context.num_calls != len(lm.attention_calls):
         raise ModelError(f"{lm.name} made {context.num_calls} attention calls in a pass, {len(lm.attention_calls)} at load; load it again")

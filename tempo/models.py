@@ -22,6 +22,7 @@ from tempo.errors import ModelError, SpecError
 from tempo.probe import probe
 from tempo.support import (
     attention_implementations,
+    cache_keyword,
     check_can_run,
     check_rotary_tables,
     context_length,
@@ -59,6 +60,7 @@ class LanguageModel:
         self.context_length: int = context_length(text)
         self.eos_token_ids: frozenset[int] = eos_token_ids(model)
         self.layer_windows: tuple[int | None, ...] = layer_windows(text)
+        self.cache_keyword: str = cache_keyword(model)
         self._training = [(module, module.training) for module in model.modules()]
         self._attention = attention_implementations(model)
         model.eval()

@@ -20,6 +20,7 @@ from transformers.masking_utils import sdpa_mask
 from tempo.attention import AttentionCall, PassContext, installed
 from tempo.cache import SlotCache
 from tempo.errors import ModelError
+from tempo.support import cache_keyword
 
 NAME = "tempo-probe"
 NUM_TOKENS = 4
@@ -113,9 +114,9 @@ def _by_tempo(model: PreTrainedModel, tokens: Tensor, positions: Tensor, calls: 
             input_ids=tokens,
             position_ids=positions[None],
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.device),
-            past_key_values=cache,
             use_cache=True,
             tempo_pass=context,
+            **{cache_keyword(model): cache},
         )
     return output.logits[0].double()
 

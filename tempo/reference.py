@@ -147,9 +147,9 @@ def _full_forward(lm: LanguageModel, spec: RunSpec, slots: Sequence[_Slot]) -> _
             input_ids=torch.tensor([[slot.token for slot in slots]], device=lm.device),
             position_ids=torch.tensor([[slot.position for slot in slots]], device=lm.device),
             attention_mask=masks[None],
-            past_key_values=cache,
             use_cache=True,
             output_attentions="attention" in spec.capture,
+            **{lm.cache_keyword: cache},
         )
     weights = output.attentions if "attention" in spec.capture else None
     return _Output(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -128,6 +129,11 @@ def _config_thetas(text: Any) -> dict[str, float]:
         for prefix, value in nested.items()
         if prefix in used and value.get("rope_type") == "default" and "rope_theta" in value
     }
+
+
+def cache_keyword(model: PreTrainedModel) -> str:
+    """What the model's forward calls its key-value cache: `cache` since transformers 5.24, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def context_length(text: Any) -> int:
