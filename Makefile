@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: experiments test compat browser conformance architectures floors calibration setup lint typecheck format clean
+.PHONY: experiments test compat browser conformance architectures floors speed calibration setup lint typecheck format clean
 
 experiments: setup  ## run all experiments on the default real model; writes reports/findings.html
 	$(BIN)/python -m pytest test_experiments
@@ -25,6 +25,9 @@ architectures: setup  ## engine against oracle on every causal-LM architecture; 
 
 floors: setup  ## rounding floors of the real model in three dtypes; rewrites test_experiments/floors.json
 	$(BIN)/python -m benchmarks.floors
+
+speed: setup  ## ratios against transformers' generate, in alternation; writes reports/published/speed.json
+	$(BIN)/python -m benchmarks.speed
 
 # The oldest transformers that pyproject allows, and the newest; the tests run with the pinned one in between.
 RELEASES := 5.0.0 5.24.0
