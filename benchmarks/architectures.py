@@ -29,7 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 import tempo
 from tempo import LanguageModel, ModelError, RunSpec, Trace
 from tempo.spec import VISIBILITIES
-from tempo.support import REGISTRY, read_registry
+from tempo.support import REGISTRY, read_registry, reasons_against
 
 WINDOW, CHUNK = 6, 64
 # What a config is given if it knows the key: small, but with grouped queries, several experts, a latent narrower than
@@ -193,14 +193,9 @@ def measure(model_type: str) -> Entry:
 
 def refuse_without_weights(shell: Any) -> None:
     """ModelError if the architecture cannot run, whatever its weights: so that nothing large need be built."""
-    from tempo.support import reasons_against
-
     reasons = [reason for reason in reasons_against(shell) if "meta device" not in reason]
     if reasons:
-        try:
-            tempo.wrap_model(shell)
-        except ModelError as error:
-            raise ModelError(str(error)) from None
+        tempo.wrap_model(shell)  # raises, as whoever loads it would see
         raise AssertionError(f"{type(shell).__name__} has reasons against it but was not refused: {reasons}")
     size = sum(parameter.numel() for parameter in shell.parameters())
     if size > 2e7:
