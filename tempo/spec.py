@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tempo.errors import SpecError
 
@@ -20,6 +20,7 @@ Visibility = Literal["isolated", "visible", "causal"]
 Positions = Literal["shared", "sequential"]
 Readout = Literal["mixture", "mean_logits", "last", "first"]
 Weighting = Literal["none", "count", "probability"]
+IsolatedMass = Literal["spread", "self"]
 Capture = Literal["attention", "logits", "kv"]
 
 VISIBILITIES: tuple[str, ...] = get_args(Visibility)
@@ -45,6 +46,13 @@ def _token_sets(value: Any) -> Any:
     return tuple(_token_ids(item) for item in value)
 
 
+def _weight_sets(value: Any) -> Any:
+    """Nested sequences of numbers as tuples of float; anything else is left for pydantic to refuse."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return value
+    return tuple(tuple(map(float, row)) if isinstance(row, Iterable) and not isinstance(row, str | bytes) else row for row in value)
+
+
 def _names(value: Any) -> Any:
     """One name or several, without repetition, in the order of `CAPTURES` so that equal specs compare equal."""
     names = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else value
@@ -56,6 +64,8 @@ def _names(value: Any) -> Any:
 
 TokenIds = Annotated[tuple[int, ...], BeforeValidator(_token_ids)]
 TokenSets = Annotated[tuple[TokenIds, ...], BeforeValidator(_token_sets)]
+WeightSets = Annotated[tuple[tuple[float, ...], ...], BeforeValidator(_weight_sets)]
+LayerRange = Annotated[tuple[int, int], BeforeValidator(_token_ids)]
 Captures = Annotated[tuple[Capture, ...], BeforeValidator(_names)]
 
 
@@ -83,7 +93,14 @@ class RunSpec(Strict):
     weighting: added to the attention logits of keys in sets wider than one: nothing, -log n, or +log w_i.
     max_width: keep only this many of the most probable members.
     stop_at_eos: end after a set led by an end-of-sequence token, and never append one that does not lead.
-    replay: token sets to force, one a step, instead of choosing; their order is the order of the slots.
+    replay: token sets to force, one a step, instead of choosing; their order is the order of the slots. A set may hold
+        copies of one token, which no free run does.
+    replay_positions: with a replay, the rotary position of each member of each set, instead of what `positions` gives.
+    replay_weights: with a replay, how much each member of each set weighs (1: as it is), instead of what `weighting` gives:
+        its logarithm is added to the attention logits of that key.
+    isolated_layers: [first, end) of the layers in which siblings are isolated, whatever `visibility` says.
+    isolated_mass: where a sibling's attention goes in those layers: over all it may still see (`spread`, what removing
+        edges does), or to itself (`self`: its own key counts for the whole set, +log n, so that the set keeps about its mass).
     capture: any of "attention", "logits", "kv".
     """
 
@@ -97,6 +114,10 @@ class RunSpec(Strict):
     max_width: int | None = Field(default=None, ge=1)
     stop_at_eos: bool = True
     replay: TokenSets | None = None
+    replay_positions: TokenSets | None = None
+    replay_weights: WeightSets | None = None
+    isolated_layers: LayerRange | None = None
+    isolated_mass: IsolatedMass = "spread"
     capture: Captures = ()
 
     @field_validator("prompt")
@@ -128,10 +149,35 @@ class RunSpec(Strict):
         for step, tokens in enumerate(replay):
             if not tokens:
                 raise ValueError(f"the set of step {step} is empty; every step appends at least one token")
-            doubles = sorted({token for token in tokens if tokens.count(token) > 1})
-            if doubles:
-                raise ValueError(f"the set of step {step} holds token {doubles[0]} more than once; sets have no duplicates")
         return replay
+
+    @field_validator("isolated_layers")
+    @classmethod
+    def _isolated_layers_is_range(cls, layers: tuple[int, int] | None) -> tuple[int, int] | None:
+        if layers is not None and not 0 <= layers[0] < layers[1]:
+            raise ValueError("expected the first layer and the one after the last, for example [0, 4]")
+        return layers
+
+    @model_validator(mode="after")
+    def _details_fit_the_replay(self) -> RunSpec:
+        for name in ("replay_positions", "replay_weights"):
+            rows = getattr(self, name)
+            if rows is None:
+                continue
+            if self.replay is None:
+                raise ValueError(f"{name} needs a replay: it says something about each member of its sets")
+            if [len(row) for row in rows] != [len(tokens) for tokens in self.replay]:
+                raise ValueError(
+                    f"{name} has rows of {[len(row) for row in rows]} numbers, the replay sets of {[len(t) for t in self.replay]} tokens; "
+                    "give one number for each token"
+                )
+        if any(position < 0 for row in self.replay_positions or () for position in row):
+            raise ValueError("replay_positions holds a negative position; positions count from 0, the first prompt token")
+        if any(not (math.isfinite(weight) and weight > 0) for row in self.replay_weights or () for weight in row):
+            raise ValueError("replay_weights holds a weight that is not above 0; its logarithm is added to attention logits")
+        if self.isolated_mass == "self" and self.isolated_layers is None:
+            raise ValueError("isolated_mass='self' says what isolated_layers do with the attention; give isolated_layers as well")
+        return self
 
     def but(self, **changes: Any) -> RunSpec:
         """This spec with some settings changed, checked again. `replay` also takes a `Trace`."""
@@ -189,7 +235,7 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
         elif problem["type"] == "missing":
             line = f"'{key}' is missing"
         else:
-            line = f"{key}={seen}: {problem['msg'].removeprefix('Value error, ')}"
+            line = (f"{key}={seen}: " if key else "") + problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "literal_error" and isinstance(problem["input"], str):
                 choices = [str(choice) for choice in get_args(kind.model_fields[key].annotation) or CAPTURES]
                 near = difflib.get_close_matches(problem["input"], choices, n=1)
