@@ -10,7 +10,7 @@ G = H / Hkv, D head size, V value size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -55,9 +55,12 @@ class PassContext:
     slots: Tensor  # [T] slot each token is written to
     allowed: Tensor  # [R, w, N] bool, query by key
     bias: Tensor | None  # [R, w, N] float32, added to the attention logits of allowed keys
-    query_positions: Tensor  # [R, w]
-    slot_positions: Tensor  # [R, N]
     expected: Sequence[AttentionCall]  # the attention calls of the pass, as the model made them when it was loaded
+    query_positions: Tensor | None = None  # [R, w], where a layer has a window
+    slot_positions: Tensor | None = None  # [R, N], where a layer has a window
+    isolated: Tensor | None = None  # [R, w, N] bool, `allowed` in the layers that isolate siblings
+    isolated_bias: Tensor | None = None  # [R, w, N], `bias` there
+    isolated_layers: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # of each row that has some: first, end
     record: Callable[[int, Tensor], None] | None = None  # gets (layer, weights [R, H, w, N] float32)
     num_calls: int = 0  # made so far
     _masks: dict[tuple, Tensor] = field(default_factory=dict)
@@ -78,19 +81,24 @@ class PassContext:
         # a layer may ask several times with the same queries and keys (differential attention): its weights are one set
         return known.layer, known.window, index == 0 or self.expected[index - 1].layer != known.layer
 
-    def mask(self, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
+    def mask(self, layer: int, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
         """The mask of one layer, [R, 1, G*w, N], the same for each of the G query heads that share a key head.
 
         Boolean without bias, additive in `dtype` with one. A window counts positions, not slots.
         """
-        key = (window, groups, dtype)
+        inside = tuple(row for row, (first, end) in self.isolated_layers.items() if first <= layer < end)
+        key = (inside, window, groups, dtype)
         if key not in self._masks:
-            allowed = self.allowed
-            if window is not None:
+            allowed, bias = self.allowed, self.bias
+            if inside and self.isolated is not None:
+                allowed = allowed.index_copy(0, (rows := torch.tensor(inside, device=allowed.device)), self.isolated[rows])
+                if bias is not None and self.isolated_bias is not None:
+                    bias = bias.index_copy(0, rows, self.isolated_bias[rows])
+            if window is not None and self.query_positions is not None and self.slot_positions is not None:
                 distance = self.query_positions[:, :, None] - self.slot_positions[:, None, :]
                 allowed = allowed & (distance < window)
-            if self.bias is not None:
-                allowed = self.bias.to(dtype).masked_fill(~allowed, -torch.inf)
+            if bias is not None:
+                allowed = bias.to(dtype).masked_fill(~allowed, -torch.inf)
             self._masks[key] = allowed.repeat(1, groups, 1).unsqueeze(1)
         return self._masks[key]
 
@@ -129,7 +137,7 @@ def tempo_attention(
     grouped = padded.view(num_rows, width, num_key_heads, groups, head_size).permute(0, 2, 3, 1, 4)
     grouped = grouped.reshape(num_rows, num_key_heads, groups * width, head_size)
     layer, window, is_first = tempo_pass.take_call(module, sliding_window)
-    mask = tempo_pass.mask(window, groups, query.dtype)
+    mask = tempo_pass.mask(layer, window, groups, query.dtype)
     scale = head_size**-0.5 if scaling is None else scaling
     if softcap is None and s_aux is None:
         output = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -66,7 +67,14 @@ class SlotCache(Cache):
     def __init__(self, num_layers: int, num_rows: int) -> None:
         self.num_rows = num_rows
         self.step: PassContext | None = None
+        self.slot_positions = torch.zeros(num_rows, FIRST_CAPACITY, dtype=torch.long)  # [R, C], kept where a layer has a window
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
+
+    def place(self, rows: Tensor, slots: Tensor, positions: Tensor) -> None:
+        """Note the positions [T] of the tokens written to these slots."""
+        held = _grown(self.slot_positions.to(positions.device)[:, None, :, None], int(slots.max()) + 1)
+        self.slot_positions = held[:, 0, :, 0]
+        self.slot_positions[rows, slots] = positions
 
     @property
     def sizes(self) -> tuple[tuple[int, int, int], ...]:

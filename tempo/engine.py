@@ -30,6 +30,8 @@ from tempo.trace import Step, Trace, slot_steps
 # Runs that share a forward pass. On a CPU more rows add little speed and more memory; traces do not depend on it
 # beyond rounding.
 MAX_ROWS = 16
+# New tokens in one forward pass, beyond which a pass is made in parts: bounds the memory that the logits take.
+MAX_NEW_TOKENS = 1024
 
 
 def generate(lm: LanguageModel, prompt: str | Sequence[int], *, memory_budget: int | None = None, **settings: Any) -> Trace:
@@ -72,7 +74,8 @@ def stream(
                 while waiting and free:
                     active.append(waiting.popleft())
                     active[-1].row = free.pop(0)
-                _forward(lm, cache, active)
+                for together in _passes(active):
+                    _forward(lm, cache, together)
                 for run in active:
                     if run.step(lm):
                         run.finish(cache)
@@ -92,7 +95,9 @@ class _Run:
     spec: RunSpec
     row: int = -1
     steps: list[dict[str, Any]] = field(default_factory=list)
-    new_logits: Tensor | None = None  # [w, V] of the last prompt token, or of the set just appended
+    slots: list[range] = field(default_factory=list)  # of each set that has been appended
+    num_forwarded: int = 0  # sets whose pass has been made
+    new_logits: Tensor | None = None  # [w, V] of the last prompt token, or of the members of the sets just forwarded
     stop_reason: str = ""
     started: float = 0.0
     pass_seconds: float = 0.0
@@ -106,7 +111,7 @@ class _Run:
         self.prompt = self.lm.encode(spec.prompt)
         self.num_prompt = len(self.prompt)
         self.num_steps = len(spec.replay) if spec.replay else spec.max_steps
-        self.layout = Layout(spec.visibility, spec.positions, spec.weighting)
+        self.layout = Layout(spec.visibility, spec.positions, spec.weighting, spec.replay_positions, spec.replay_weights)
         self.layout.append_prompt(self.prompt)
         for step, tokens in enumerate(spec.replay or ()):
             strange = [token for token in tokens if not 0 <= token < self.lm.vocab_size]
@@ -121,10 +126,16 @@ class _Run:
                 "leave 'kv' out of capture"
             )
         longest = self.num_prompt + self.num_steps
+        longest = max(longest, *(position + 1 for row in spec.replay_positions or () for position in row), 0)
         if longest > self.lm.context_length:
             raise SpecError(
                 f"{self.num_prompt} prompt tokens and {self.num_steps} steps need {longest} positions, {self.lm.name} has "
                 f"{self.lm.context_length}; shorten the prompt or lower max_steps"
+            )
+        if spec.isolated_layers and spec.isolated_layers[1] > self.lm.num_layers:
+            raise SpecError(
+                f"isolated_layers={list(spec.isolated_layers)}: {self.lm.name} has {self.lm.num_layers} layers, 0 to "
+                f"{self.lm.num_layers - 1}; the second number is the layer after the last"
             )
 
     @property
@@ -141,46 +152,78 @@ class _Run:
         return "attention" in self.spec.capture and not self.layout.new_tokens_are_prompt()
 
     def step(self, lm: LanguageModel) -> bool:
-        """Take in the logits of the pass, then choose and append the next set; True once the run is over."""
+        """Take in the logits of a pass, then choose and append what the next one forwards; True once the run is over."""
         assert self.new_logits is not None
-        k, spec = len(self.steps), self.spec
         if not torch.isfinite(self.new_logits).all():
-            where = f"after set {k - 1}" if k else "after the prompt"
+            where = f"after set {len(self.steps) - 1}" if self.steps else "after the prompt"
             raise ModelError(
-                f"{lm.name} gave logits that are not finite {where} of run {self.index} (prompt {spec.prompt!r:.60}); "
+                f"{lm.name} gave logits that are not finite {where} of run {self.index} (prompt {self.spec.prompt!r:.60}); "
                 f"the model runs in {str(lm.dtype).removeprefix('torch.')}: try float32, and check its weights"
             )
-        if k and "logits" in spec.capture:
-            self.steps[-1]["logits"] = self.new_logits.float().cpu().numpy()
-        if k and self.attention:
-            self.steps[-1]["attention"] = self.attention.pop()
-        if self.stop_reason:
-            return True
+        sets = [range(self.layout.start, self.layout.num_slots)[-1:]] if not self.slots else self.slots[self.num_forwarded :]
+        self.num_forwarded = len(self.slots)
+        attention = self.attention.pop() if self.attention else None
+        for slots, logits in zip(sets, self.new_logits.split([len(slots) for slots in sets]), strict=True):
+            if self.steps:
+                self._record(slots, logits, attention)
+            if self.stop_reason:
+                return True
+            self._choose(lm, logits, len(sets))
+        # the last set is forwarded only if something of that pass is asked for
+        return bool(self.stop_reason) and not self.spec.capture
+
+    def _record(self, slots: range, logits: Tensor, attention: np.ndarray | None) -> None:
+        """What the members of the last set themselves gave in the pass that forwarded them."""
+        if "logits" in self.spec.capture:
+            self.steps[-1]["logits"] = logits.float().cpu().numpy()
+        if attention is not None:
+            first = self.layout.start
+            own = attention[:, :, slots.start - first : slots.stop - first, : slots.stop]
+            self.steps[-1]["attention"] = np.ascontiguousarray(own)
+
+    def _choose(self, lm: LanguageModel, logits: Tensor, num_sets: int) -> None:
+        """The next set, from the logits of the last one; it is appended unless the pass just made has forwarded it."""
+        k, spec = len(self.steps), self.spec
         probabilities = self.steps[-1]["probabilities"] if k else [1.0]
-        distribution = read_out(self.new_logits, probabilities, spec.readout)
+        distribution = read_out(logits, probabilities, spec.readout)
         if spec.replay:
             tokens = list(spec.replay[k])
             chosen = Selection(tokens, distribution[tokens].tolist(), [], False)
         else:
             eos = lm.eos_token_ids if spec.stop_at_eos else frozenset()
             chosen = select(distribution, spec.threshold, spec.max_width, eos)
-        self.layout.append_set(chosen.tokens, chosen.probabilities)
+        if k == len(self.slots):
+            self._append(chosen)
         self.steps.append(
             {
                 "tokens": chosen.tokens,
                 "probabilities": chosen.probabilities,
-                "position": self.layout.slot_position[self.layout.start],
-                "slots": list(range(self.layout.start, self.layout.num_slots)),
+                "position": self.layout.slot_position[self.slots[k].start],
+                "slots": list(self.slots[k]),
                 "texts": [lm.token_text(token) for token in chosen.tokens],
                 "ended": chosen.ended,
                 "distribution": distribution.cpu().numpy(),
-                "seconds": self.pass_seconds,
+                "seconds": self.pass_seconds / num_sets,
             }
         )
         if chosen.stops or k + 1 == self.num_steps:
             self.stop_reason = "eos" if chosen.stops else "replay" if spec.replay else "max_steps"
-        # the last set is forwarded only if something of that pass is asked for
-        return bool(self.stop_reason) and not spec.capture
+
+    def _append(self, chosen: Selection) -> None:
+        """Give the chosen set its slots. A replay's sets are known, and follow all at once, to share one pass."""
+        start = self.layout.num_slots
+        self._append_set(chosen.tokens, chosen.probabilities)
+        # the weights of a set under `probability` are known only once the set before it has been read
+        if self.spec.replay and self.spec.weighting != "probability":
+            num_forwarded = self.num_steps if self.spec.capture else self.num_steps - 1
+            for tokens in self.spec.replay[len(self.slots) : num_forwarded]:
+                self._append_set(tokens, [1.0] * len(tokens))
+        self.layout.start = start
+
+    def _append_set(self, tokens: Sequence[int], probabilities: Sequence[float]) -> None:
+        start = self.layout.num_slots
+        self.layout.append_set(tokens, probabilities)
+        self.slots.append(range(start, self.layout.num_slots))
 
     def finish(self, cache: SlotCache) -> None:
         """Copy out what the next run in this row would overwrite."""
@@ -206,6 +249,17 @@ class _Run:
             provenance=lm.provenance(),
             **self.kv,
         )
+
+
+def _passes(runs: Sequence[_Run]) -> Iterator[list[_Run]]:
+    """The runs in groups that share a forward pass, in their order."""
+    group: list[_Run] = []
+    for run in runs:
+        if group and sum(other.num_new for other in group) + run.num_new > MAX_NEW_TOKENS:
+            yield group
+            group = []
+        group.append(run)
+    yield group
 
 
 def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[_Run]) -> None:
@@ -245,36 +299,51 @@ def _pass_context(lm: LanguageModel, cache: SlotCache, runs: Sequence[_Run]) -> 
     """Rows, slots and masks of the tokens the runs have just appended, on the model's device."""
     num_rows, width = cache.num_rows, max(run.num_new for run in runs)
     num_slots = max(run.layout.num_slots for run in runs)
-    allowed = torch.zeros(num_rows, width, num_slots, dtype=torch.bool)
-    allowed[:, :, 0] = True  # queries that only pad the block attend to some slot, so that no softmax is empty
-    bias = torch.zeros(num_rows, width, num_slots) if any(run.spec.weighting != "none" for run in runs) else None
-    query_positions = torch.zeros(num_rows, width, dtype=torch.long)
-    slot_positions = torch.zeros(num_rows, num_slots, dtype=torch.long)
-    for run in runs:
-        layout, new, used = run.layout, run.num_new, run.layout.num_slots
-        allowed[run.row, :new, : layout.start] = True
-        allowed[run.row, :new, layout.start : used] = layout.block()
-        if bias is not None:
-            bias[run.row, :new, :used] = layout.bias()
-        slot_positions[run.row, :used] = torch.tensor(layout.slot_position)
-        query_positions[run.row, :new] = slot_positions[run.row, layout.start : used]
+    tokens = [(run.row, offset, run.layout.start + offset) for run in runs for offset in range(run.num_new)]
+    rows, offsets, slots = torch.tensor(tokens, device=lm.device).unbind(dim=1)
+    allowed, bias = _masks(runs, num_rows, width, num_slots)
+    partly = [run for run in runs if run.spec.isolated_layers]
+    context = PassContext(
+        rows=rows,
+        offsets=offsets,
+        slots=slots,
+        allowed=allowed.to(lm.device),
+        bias=None if bias is None else bias.to(lm.device),
+        expected=lm.attention_calls,
+    )
+    if any(call.window for call in lm.attention_calls):
+        positions = [position for run in runs for position in run.layout.slot_position[run.layout.start :]]
+        cache.place(rows, slots, torch.tensor(positions, device=lm.device))
+        context.slot_positions = cache.slot_positions[:, :num_slots]
+        context.query_positions = torch.zeros(num_rows, width, dtype=torch.long, device=lm.device)
+        context.query_positions[rows, offsets] = context.slot_positions[rows, slots]
+    if partly:
+        isolated, bias = _masks(runs, num_rows, width, num_slots, "isolated")
+        context.isolated = isolated.to(lm.device)
+        context.isolated_bias = None if bias is None else bias.to(lm.device)
+        context.isolated_layers = {run.row: run.spec.isolated_layers for run in partly if run.spec.isolated_layers}
     recording = [run for run in runs if run.records_attention]
     for run in recording:
         run.attention.append(np.empty((lm.num_layers, lm.num_heads, run.num_new, run.layout.num_slots), np.float32))
-    rows = torch.tensor([run.row for run in runs for _ in range(run.num_new)])
-    offsets = torch.cat([torch.arange(run.num_new) for run in runs])
-    slots = torch.cat([torch.arange(run.layout.start, run.layout.num_slots) for run in runs])
-    return PassContext(
-        rows=rows.to(lm.device),
-        offsets=offsets.to(lm.device),
-        slots=slots.to(lm.device),
-        allowed=allowed.to(lm.device),
-        bias=None if bias is None else bias.to(lm.device),
-        query_positions=query_positions.to(lm.device),
-        slot_positions=slot_positions.to(lm.device),
-        expected=lm.attention_calls,
-        record=partial(_record_attention, recording) if recording else None,
-    )
+    context.record = partial(_record_attention, recording) if recording else None
+    return context
+
+
+def _masks(runs: Sequence[_Run], num_rows: int, width: int, num_slots: int, visibility: str | None = None) -> tuple[Tensor, Tensor | None]:
+    """Who may see whom [R, w, N], and what is added to the attention logits, if anything is; under another visibility if given."""
+    allowed = torch.zeros(num_rows, width, num_slots, dtype=torch.bool)
+    allowed[:, :, 0] = True  # queries that only pad the block attend to some slot, so that no softmax is empty
+    weighted = any(s.weighting != "none" or s.replay_weights or s.isolated_mass != "spread" for s in (run.spec for run in runs))
+    bias = torch.zeros(num_rows, width, num_slots) if weighted else None
+    for run in runs:
+        layout, new, used = run.layout, run.num_new, run.layout.num_slots
+        allowed[run.row, :new, : layout.start] = True
+        allowed[run.row, :new, layout.start : used] = layout.block(visibility)
+        if bias is not None:
+            bias[run.row, :new, :used] = layout.bias(visibility)
+            if visibility and run.spec.isolated_mass == "self":
+                bias[run.row, :new, :used] += layout.own_mass()
+    return allowed, bias
 
 
 def _record_attention(runs: Sequence[_Run], layer: int, weights: Tensor) -> None:

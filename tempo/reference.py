@@ -90,8 +90,12 @@ def _new_slots(spec: RunSpec, chosen: Selection, step: int, num_prompt: int, num
     slots = []
     for i, token in enumerate(chosen.tokens):
         position = num_prompt + step if spec.positions == "shared" else num_slots + i
+        if spec.replay_positions:
+            position = spec.replay_positions[step][i]
         bias = 0.0
-        if len(chosen.tokens) > 1 and spec.weighting == "count":
+        if spec.replay_weights:
+            bias = math.log(spec.replay_weights[step][i])
+        elif len(chosen.tokens) > 1 and spec.weighting == "count":
             bias = -math.log(len(chosen.tokens))
         elif len(chosen.tokens) > 1 and spec.weighting == "probability":
             bias = math.log(float(member_weights(chosen.probabilities)[i]))
@@ -115,8 +119,14 @@ def _bias(query: int, key: int, slots: Sequence[_Slot], visibility: str) -> floa
     return slots[key].bias if later or visibility == "visible" else 0.0
 
 
-def _mask(slots: Sequence[_Slot], visibility: str, window: int | None, dtype: torch.dtype) -> Tensor:
-    """The additive mask [1, 1, N, N], pair by pair."""
+def _isolates(spec: RunSpec, layer: int) -> bool:
+    """Whether this layer isolates siblings whatever the visibility is."""
+    return spec.isolated_layers is not None and spec.isolated_layers[0] <= layer < spec.isolated_layers[1]
+
+
+def _mask(slots: Sequence[_Slot], spec: RunSpec, isolates: bool, window: int | None, dtype: torch.dtype) -> Tensor:
+    """The additive mask [1, 1, N, N] of a layer, pair by pair."""
+    visibility = "isolated" if isolates else spec.visibility
     rows = [
         [
             _bias(query, key, slots, visibility) if _may_attend(query, key, slots, visibility, window) else -math.inf
@@ -124,6 +134,9 @@ def _mask(slots: Sequence[_Slot], visibility: str, window: int | None, dtype: to
         ]
         for query in range(len(slots))
     ]
+    if isolates and spec.isolated_mass == "self":
+        for query, slot in enumerate(slots):
+            rows[query][query] += math.log(sum(other.set_id == slot.set_id for other in slots))
     return torch.tensor(rows, dtype=dtype)[None, None]
 
 
@@ -136,17 +149,19 @@ class _Output(NamedTuple):
 @torch.inference_mode()
 def _full_forward(lm: LanguageModel, spec: RunSpec, slots: Sequence[_Slot]) -> _Output:
     """Every slot from scratch, by transformers' eager attention under an explicit mask and explicit positions."""
-    masks = {w: _mask(slots, spec.visibility, w, lm.dtype).to(lm.device) for w in set(lm.layer_windows) | {None}}
+    kinds = [(_isolates(spec, layer), window) for layer, window in enumerate(lm.layer_windows)]
+    made = {kind: _mask(slots, spec, *kind, lm.dtype).to(lm.device) for kind in set(kinds)}
+    masks = [made[kind] for kind in kinds]
     cache: Any = DynamicCache()  # new for each pass, read afterwards and thrown away
     with ExitStack() as stack:
         stack.enter_context(_eager(lm))
-        if any(lm.layer_windows):
+        if any(lm.layer_windows) or spec.isolated_layers:
             stack.enter_context(_masks_by_layer(lm, masks))
         raw = stack.enter_context(_raw_keys(lm)) if "kv" in spec.capture else None
         output = lm.model(
             input_ids=torch.tensor([[slot.token for slot in slots]], device=lm.device),
             position_ids=torch.tensor([[slot.position for slot in slots]], device=lm.device),
-            attention_mask=masks[None],
+            attention_mask=masks[0],
             use_cache=True,
             output_attentions="attention" in spec.capture,
             **{lm.cache_keyword: cache},
@@ -191,11 +206,11 @@ def _self_attention(lm: LanguageModel) -> list[Any]:
 
 
 @contextmanager
-def _masks_by_layer(lm: LanguageModel, masks: dict[int | None, Tensor]) -> Iterator[None]:
+def _masks_by_layer(lm: LanguageModel, masks: Sequence[Tensor]) -> Iterator[None]:
     """A ready-made 4-D mask bypasses the sliding window of transformers, so each layer gets its own."""
 
     def replace(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, kwargs | {"attention_mask": masks[lm.layer_windows[module.layer_idx]]}
+        return args, kwargs | {"attention_mask": masks[module.layer_idx]}
 
     handles = [m.register_forward_pre_hook(replace, with_kwargs=True) for m in _self_attention(lm)]
     try:
