@@ -1,4 +1,4 @@
-"""Engine against oracle on the real model: every visibility, positions, readout and weighting over twenty prompts.
+"""Engine against oracle on the real model: every visibility, positions, readout and weighting, and isolated layers, over twenty prompts.
 
 `python -m benchmarks.conformance [COMPARISON ...]` prints the largest deviations and writes them to
 reports/published/conformance.json.
@@ -25,7 +25,7 @@ from tempo.spec import POSITIONS, READOUTS, VISIBILITIES, WEIGHTINGS
 SETTINGS = [
     {"visibility": v, "positions": p, "readout": r, "weighting": w}
     for v, p, r, w in itertools.product(VISIBILITIES, POSITIONS, READOUTS, WEIGHTINGS)
-]
+] + [{"visibility": "visible", "isolated_layers": (10, 20), "isolated_mass": mass} for mass in ("spread", "self")]
 # Both in float32: two roundings, each up to 4e-5 in attention from float64, but partly the same.
 BOUNDS = {"probabilities": 1e-5, "logits": 1e-3, "attention": 5e-5, "kv": 2e-3}
 # transformers computes softmax and norms in float32 even in a float64 model, so 1e-6 is what can be had.

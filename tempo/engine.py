@@ -215,8 +215,8 @@ class _Run:
         self._append_set(chosen.tokens, chosen.probabilities)
         # the weights of a set under `probability` are known only once the set before it has been read
         if self.spec.replay and self.spec.weighting != "probability":
-            num_forwarded = self.num_steps if self.spec.capture else self.num_steps - 1
-            for tokens in self.spec.replay[len(self.slots) : num_forwarded]:
+            # the last one too, captured or not: what is captured must not change the shape of the pass
+            for tokens in self.spec.replay[len(self.slots) :]:
                 self._append_set(tokens, [1.0] * len(tokens))
         self.layout.start = start
 

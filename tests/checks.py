@@ -83,17 +83,26 @@ def same(found: Any, expected: Any, what: str) -> None:
     expect(unequal == 0, f"{what}: {unequal} of {one.size} entries differ, expected equality to the bit")
 
 
-def same_runs(found: Trace, expected: Trace, what: str) -> None:
-    """Nothing if two runs chose and recorded the same to the last bit."""
+BOUNDS = {"probabilities": PROBABILITIES, "distribution": PROBABILITIES, "logits": LOGITS, "attention": WEIGHTS}
+
+
+def same_runs(found: Trace, expected: Trace, what: str, *, rounded: bool = False) -> None:
+    """Nothing if two runs chose and recorded the same to the last bit, or to rounding."""
+
+    def check(name: str, one: Any, other: Any, where: str = "") -> None:
+        if (one is None, other is None) == (True, True):
+            return
+        if rounded and not name.startswith("slot_"):
+            near(one, other, BOUNDS.get(name, STATES), f"{what}: {name}{where}")
+        else:
+            same(one, other, f"{what}: {name}{where}")
+
     expect(found.sets == expected.sets, f"{what}: sets {found.sets}, expected {expected.sets}")
     for k, (one, other) in enumerate(zip(found.steps, expected.steps, strict=True)):
-        same(one.probabilities, other.probabilities, f"{what}: probabilities of step {k}")
-        for name in ("distribution", "logits", "attention"):
-            if (getattr(one, name) is None, getattr(other, name) is None) != (True, True):
-                same(getattr(one, name), getattr(other, name), f"{what}: {name} of step {k}")
+        for name in ("probabilities", "distribution", "logits", "attention"):
+            check(name, getattr(one, name), getattr(other, name), f" of step {k}")
     for name in ("slot_token", "slot_position", "slot_step", "keys", "values", "raw_keys"):
-        if (getattr(found, name) is None, getattr(expected, name) is None) != (True, True):
-            same(getattr(found, name), getattr(expected, name), f"{what}: {name}")
+        check(name, getattr(found, name), getattr(expected, name))
 
 
 def forced(lm: LanguageModel, case: Case, **changes: Any) -> Trace:

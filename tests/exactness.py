@@ -62,6 +62,8 @@ CHECKS = {
         Check(agreements.a_free_run_equals_the_oracle),
         Check(agreements.a_free_run_equals_the_oracle, mistral),
         Check(agreements.a_free_run_equals_the_oracle, gpt_oss),
+        Check(agreements.a_replay_in_detail_equals_the_oracle),
+        Check(agreements.a_replay_in_detail_equals_the_oracle, mistral),
         Check(agreements.capture_never_changes_a_run),
         Check(agreements.company_changes_nothing_but_rounding),
         Check(agreements.a_run_leaves_nothing_behind),

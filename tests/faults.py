@@ -39,11 +39,16 @@ def mask_by_list_index(patch: pytest.MonkeyPatch) -> None:
 
     def change(context: attention.PassContext, runs: Any) -> None:
         for run in runs:
-            layout, width = run.layout, run.num_new
-            if not layout.new_tokens_are_prompt():
-                index = layout.slot_set[layout.start]
-                context.allowed[run.row, :width, : layout.num_slots] = True
-                context.allowed[run.row, :width, index : index + width] = layout.block()
+            layout, sets = run.layout, run.layout.slot_set
+            if layout.new_tokens_are_prompt():
+                continue
+            block = layout.block()
+            for offset in range(run.num_new):
+                index = sets[layout.start + offset]
+                own = [i for i in range(run.num_new) if sets[layout.start + i] == index]
+                row = context.allowed[run.row, offset]
+                row[: layout.start + own[-1] + 1] = True
+                row[index : index + len(own)] = block[offset, own]
 
     change_pass(patch, change)
 
@@ -80,7 +85,7 @@ def window_by_slot(patch: pytest.MonkeyPatch) -> None:
     """A sliding window counts slots, so that siblings push context out of it."""
 
     def change(context: attention.PassContext, runs: Any) -> None:
-        for run in runs:
+        for run in runs if context.slot_positions is not None else ():
             context.slot_positions[run.row] = torch.arange(context.num_slots)
             context.query_positions[run.row, : run.num_new] = torch.arange(run.layout.start, run.layout.num_slots)
 
@@ -93,7 +98,7 @@ def sink_ignored(patch: pytest.MonkeyPatch) -> None:
 
 
 def sibling_values_swapped(patch: pytest.MonkeyPatch) -> None:
-    """The first two members of each set have each other's value in the cache."""
+    """The first two tokens of a pass that forwards sets have each other's value in the cache."""
     original = SlotLayer.update
 
     @wraps(original)
@@ -136,9 +141,14 @@ def mode_applied_to_the_prompt(patch: pytest.MonkeyPatch) -> None:
 
     shapes = {"isolated": torch.eye, "visible": torch.ones, "causal": lambda *size: torch.ones(*size).tril()}
 
-    def changed(layout: Layout) -> Tensor:
+    original = Layout.block
+
+    @wraps(original)
+    def changed(layout: Layout, visibility: str | None = None) -> Tensor:
         width = layout.num_slots - layout.start
-        return shapes[layout.visibility](width, width).bool()
+        if layout.new_tokens_are_prompt():
+            return shapes[visibility or layout.visibility](width, width).bool()
+        return original(layout, visibility)
 
     patch.setattr(Layout, "block", changed)
 
@@ -149,16 +159,17 @@ def isolated_from_later_sets_too(patch: pytest.MonkeyPatch) -> None:
     def change(context: attention.PassContext, runs: Any) -> None:
         for run in runs:
             sets = run.layout.slot_set
-            if run.spec.visibility == "isolated":
-                others = [slot for slot in range(1, run.layout.start) if sets[slot] == sets[slot - 1]]
-                context.allowed[run.row, : run.num_new, others] = False
+            for offset in range(run.num_new if run.spec.visibility == "isolated" else 0):
+                own = sets[run.layout.start + offset]
+                others = [slot for slot in range(1, len(sets)) if sets[slot] == sets[slot - 1] != own]
+                context.allowed[run.row, offset, others] = False
 
     change_pass(patch, change)
 
 
 def mode_not_wired(patch: pytest.MonkeyPatch) -> None:
     """(earlier) The visibility is accepted and reaches no mask: siblings see all earlier slots."""
-    patch.setattr(Layout, "block", lambda layout: torch.ones((layout.num_slots - layout.start,) * 2, dtype=torch.bool).tril())
+    patch.setattr(Layout, "block", lambda layout, visibility=None: torch.ones((layout.num_slots - layout.start,) * 2).bool().tril())
 
 
 def first_mode_stays(patch: pytest.MonkeyPatch) -> None:
@@ -166,11 +177,10 @@ def first_mode_stays(patch: pytest.MonkeyPatch) -> None:
     original, isolated = Layout.block, []
 
     @wraps(original)
-    def changed(layout: Layout) -> Tensor:
+    def changed(layout: Layout, visibility: str | None = None) -> Tensor:
         if layout.visibility == "isolated":
             isolated.append(True)
-        generated = not layout.new_tokens_are_prompt()
-        return torch.eye(layout.num_slots - layout.start, dtype=torch.bool) if isolated and generated else original(layout)
+        return original(layout, "isolated" if isolated else visibility)
 
     patch.setattr(Layout, "block", changed)
 
@@ -201,7 +211,37 @@ def weighting_not_applied(patch: pytest.MonkeyPatch) -> None:
 
 def own_set_always_biased(patch: pytest.MonkeyPatch) -> None:
     """The weighting reaches a set's own members in every mode, though isolated ones see no sibling."""
-    patch.setattr(Layout, "bias", lambda layout: torch.tensor(layout.slot_bias).expand(layout.num_slots - layout.start, -1))
+    original = Layout.bias
+    patch.setattr(Layout, "bias", lambda layout, visibility=None: original(layout, "visible"))
+
+
+def isolated_layers_ignored(patch: pytest.MonkeyPatch) -> None:
+    """Siblings are isolated in no layer apart."""
+
+    def change(context: attention.PassContext, runs: Any) -> None:
+        context.isolated_layers = {}
+
+    change_pass(patch, change)
+
+
+def isolated_layers_off_by_one(patch: pytest.MonkeyPatch) -> None:
+    """Siblings are isolated in the layers after those that were asked for."""
+
+    def change(context: attention.PassContext, runs: Any) -> None:
+        context.isolated_layers = {row: (first + 1, end + 1) for row, (first, end) in context.isolated_layers.items()}
+
+    change_pass(patch, change)
+
+
+def mass_not_kept(patch: pytest.MonkeyPatch) -> None:
+    """Where isolated siblings should keep their set's mass to themselves, it spreads over all they see."""
+    original = Layout.own_mass
+    patch.setattr(Layout, "own_mass", lambda layout: 0 * original(layout))
+
+
+def replayed_weights_ignored(patch: pytest.MonkeyPatch) -> None:
+    """The weights given for a replay's members change nothing."""
+    patch.setattr(Layout, "_bias", lambda layout, step, probabilities: [0.0] * len(probabilities))
 
 
 def threshold_halved(patch: pytest.MonkeyPatch) -> None:
@@ -265,6 +305,7 @@ FAULTS: dict[str, Plant] = {
         prompt_token_repeated, window_by_slot, sink_ignored, sibling_values_swapped, capture_one_pass_early, mode_not_wired,
         first_mode_stays, mode_applied_to_the_prompt, isolated_from_later_sets_too, positions_by_slot,
         visible_siblings_at_own_positions, last_member_read_out, weighting_not_applied, own_set_always_biased,
+        isolated_layers_ignored, isolated_layers_off_by_one, mass_not_kept, replayed_weights_ignored,
         threshold_halved, replayed_members_weigh_alike, scale_ignored, wrong_theta, capture_replaces_the_output,
         shorter_runs_see_the_padding, raw_keys_not_saved,
     )

@@ -87,7 +87,9 @@ def changing_a_sibling_leaves_the_others_bit_identical(
     for visibility in visibilities:
         run = forced(lm, case, visibility=visibility)
         for i in range(len(members)):
-            changed = forced(lm, case, visibility=visibility, replay=(*case.sets[:k], [*members[:i], other, *members[i + 1 :]]))
+            changed = forced(
+                lm, case, visibility=visibility, replay=(*case.sets[:k], [*members[:i], other, *members[i + 1 :]], *case.sets[k + 1 :])
+            )
             untouched = range(i) if visibility == "causal" else [j for j in range(len(members)) if j != i]
             same(logits(changed, k)[untouched], logits(run, k)[untouched], f"{visibility}: logits beside member {i}")
 

@@ -219,9 +219,8 @@ def test_collecting_says_how_many_prompts_each_claim_needs_and_runs_nothing(tmp_
 
 # The earlier implementation's own fault: whatever mode is asked for, siblings are isolated.
 MODE_NOT_WIRED = (
-    "import torch\nfrom tempo import layout\noriginal = layout.Layout.block\n"
-    "def block(self):\n    made = original(self)\n    return made if self.start == 0 else made & torch.eye(len(made), dtype=torch.bool)\n"
-    "layout.Layout.block = block\n"
+    "from tempo import layout\noriginal = layout.Layout.block\n"
+    "layout.Layout.block = lambda self, visibility=None: original(self, 'isolated')\n"
 )
 
 
@@ -318,8 +317,8 @@ FAULTS = {
         "exp4.positions-are-p-plus-k",
     ),
     "mask": (
-        "import torch\nfrom tempo import layout\noriginal = layout.Layout.block\n"
-        "layout.Layout.block = lambda self: original(self) if self.start == 0 else torch.ones_like(original(self))\n",
+        "from tempo import layout\noriginal = layout.Layout.block\n"
+        "layout.Layout.block = lambda self, visibility=None: original(self, 'visible')\n",
         "exp3",
         "exp3.isolated-is-zero",
     ),

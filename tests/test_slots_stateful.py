@@ -81,7 +81,7 @@ class Slots(RuleBasedStateMachine):
         return tempo.RunSpec(**{"prompt": self.prompt, "replay": self.sets, "capture": self.captured, **self.chosen} | changes)
 
     def force(self, sets, kept):
-        """Run the sets; the first `kept` of the run before are unchanged to the bit, and all is as from scratch."""
+        """Run the sets; the first `kept` of the run before are unchanged (but for rounding), and all is as from scratch."""
         before, self.sets = self.run, sets
         self.run = tempo.generate_batch(self.lm, [self.spec()])[0]
         if before is not None:
@@ -90,16 +90,16 @@ class Slots(RuleBasedStateMachine):
 
     def compare(self, run, before, kept):
         for k in range(min(kept + 1, len(run.steps), len(before.steps))):  # set k's distribution follows from the sets before it
-            same(run.steps[k].distribution, before.steps[k].distribution, f"distribution of step {k}, before and after")
+            near(run.steps[k].distribution, before.steps[k].distribution, PROBABILITIES, f"distribution of step {k}, before and after")
         for k in range(kept):
-            for name in ("logits", "attention"):
+            for name, bound in (("logits", LOGITS), ("attention", WEIGHTS)):
                 one, other = getattr(run.steps[k], name), getattr(before.steps[k], name)
                 if one is not None and other is not None:
-                    same(one, other, f"{name} of set {k}, before and after")
+                    near(one, other, bound, f"{name} of set {k}, before and after")
         num_slots = len(self.prompt) + sum(map(len, self.sets[:kept]))
         if run.keys is not None and before.keys is not None:
             for name in ("keys", "values", "raw_keys"):
-                same(getattr(run, name)[:, :, :num_slots], getattr(before, name)[:, :, :num_slots], f"{name}, before and after")
+                near(getattr(run, name)[:, :, :num_slots], getattr(before, name)[:, :, :num_slots], STATES, f"{name}, before and after")
 
     def compare_with_scratch(self):
         scratch = tempo64.replay(exact(self.lm), self.prompt, self.sets, **self.chosen)
@@ -139,10 +139,10 @@ def test_the_machine_sees_a_fault(fault, monkeypatch):
 
 
 def test_the_machine_reaches_the_growth_of_the_cache():
-    """What the rules above compare is short; a run past the cache's first capacity is the same to the bit as before it."""
+    """What the rules above compare is short; a run past the cache's first capacity is the same as before it."""
     sets = [[i % 60, (i + 7) % 60, (i + 23) % 60] for i in range(30)]
     long, short = (tempo.generate(llama(), [1, 2, 3], replay=part, capture=CAPTURES) for part in (sets, sets[:15]))
     assert short.num_slots < tempo.cache.FIRST_CAPACITY < long.num_slots
-    assert all((long.steps[k].logits == short.steps[k].logits).all() for k in range(15))
+    assert max(np.abs(long.steps[k].logits - short.steps[k].logits).max() for k in range(15)) < LOGITS
     exactly = tempo64.replay(exact(llama()), [1, 2, 3], sets)
     assert np.abs(long.steps[-1].logits - exactly.out.logits[-3:]).max() < LOGITS

@@ -26,6 +26,10 @@ VALID = {
     "max_width": 4,
     "stop_at_eos": False,
     "replay": ((1, 2), (3,)),
+    "replay_positions": ((5, 5), (6,)),
+    "replay_weights": ((0.5, 1.0), (2.0,)),
+    "isolated_layers": (0, 2),
+    "isolated_mass": "self",
     "capture": ("logits",),
 }
 CHANGED = {
@@ -39,6 +43,10 @@ CHANGED = {
     "max_width": None,
     "stop_at_eos": True,
     "replay": ((1, 2), (4,)),
+    "replay_positions": ((5, 6), (6,)),
+    "replay_weights": ((0.5, 1.0), (3.0,)),
+    "isolated_layers": (1, 2),
+    "isolated_mass": "spread",
     "capture": ("kv",),
 }
 
@@ -57,6 +65,10 @@ SETTINGS = st.fixed_dictionaries(
         "max_width": st.none() | st.integers(1, 10**6),
         "stop_at_eos": st.booleans(),
         "replay": st.none() | TOKEN_SETS.map(tuple),
+        "replay_positions": st.none(),
+        "replay_weights": st.none(),
+        "isolated_layers": st.none() | st.integers(0, 9).map(lambda first: (first, first + 2)),
+        "isolated_mass": st.just("spread"),
         "capture": st.lists(st.sampled_from(CAPTURES), max_size=4).map(tuple),
     }
 )
@@ -106,7 +118,6 @@ def refusal(**changes):
         ("prompt", ["a"], "'a'", "a valid integer", "a"),
         ("replay", [], "[]", "leave replay out for a free run", None),
         ("replay", [[1], []], "[[1], []]", "the set of step 1 is empty", [[1], [2]]),
-        ("replay", [[1], [7, 3, 7]], "[[1], [7, 3, 7]]", "the set of step 1 holds token 7 more than once", [[7], [7, 3]]),
         ("replay", [1, 2], "1", "a valid tuple", [[1, 2]]),
         ("replay", [["a"]], "'a'", "a valid integer", [[0]]),
         ("replay", "ab", "'ab'", "a valid tuple", [[97], [98]]),
@@ -291,8 +302,8 @@ def test_every_setting_changes_the_key_and_capture_only_the_key_with_capture(key
 
 def test_the_key_does_not_depend_on_the_process():
     # a fixed value: a stored trace must be found again by another process and on another day
-    assert RunSpec(prompt="a").key() == "74a5cb21a1426c5f"
-    assert RunSpec(prompt="a").key(with_capture=False) == "0d93a829ed3b8a12"
+    assert RunSpec(prompt="a").key() == "0deebfbcc9f2e228"
+    assert RunSpec(prompt="a").key(with_capture=False) == "9d9d1de598642bfa"
     assert RunSpec(prompt="a", threshold=1).key() == RunSpec(prompt="a", threshold=1.0).key()
     assert RunSpec(prompt="12").key() != RunSpec(prompt=[12]).key()
 
@@ -330,3 +341,30 @@ def test_but_replays_the_sets_of_a_trace(tiny):
     assert replayed.but(replay=None) == trace.spec.but(visibility="visible")
     with pytest.raises(SpecError, match="no sets to replay"):
         trace.spec.but(replay=SimpleNamespace(steps=[]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"replay_positions": [[1]]}, "replay_positions needs a replay"),
+        ({"replay": [[1, 2]], "replay_positions": [[1]]}, r"rows of \[1\] numbers, the replay sets of \[2\] tokens"),
+        ({"replay": [[1]], "replay_positions": [[-1]]}, "positions count from 0"),
+        ({"replay": [[1]], "replay_weights": [[0.0]]}, "a weight that is not above 0"),
+        ({"replay": [[1]], "replay_weights": [[math.nan]]}, "a weight that is not above 0"),
+        ({"replay": [[1]], "replay_weights": [["much"]]}, "replay_weights"),
+        ({"isolated_layers": [2, 2]}, r"for example \[0, 4\]"),
+        ({"isolated_mass": "self"}, "give isolated_layers as well"),
+    ],
+)
+def test_details_of_a_replay_that_fit_nothing_are_refused(settings, expected):
+    with pytest.raises(SpecError, match=expected):
+        RunSpec(prompt="a", **settings)
+
+
+def test_layers_a_model_does_not_have_and_positions_beyond_its_context_are_refused(tiny):
+    with pytest.raises(SpecError, match=f"has {tiny.num_layers} layers"):
+        tempo.generate(tiny, "ab", isolated_layers=(0, tiny.num_layers + 1))
+    with pytest.raises(SpecError, match="positions"):
+        tempo.generate(tiny, "ab", replay=[[1]], replay_positions=[[tiny.context_length]])
+    run = tempo.generate(tiny, "ab", replay=[[1], [1, 1]], replay_positions=[[tiny.context_length - 1], [3, 4]])
+    assert run.slot_position[-3:].tolist() == [tiny.context_length - 1, 3, 4]
