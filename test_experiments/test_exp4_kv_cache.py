@@ -22,9 +22,10 @@ from tempo.claims import Case, Claim
 from tempo.metrics import RecoveredPositions, recover_positions
 from tempo.reporting.figures import Picture, key_similarity, position_map
 
-# cos and sin of a float32 angle are off by eps times the angle, so keys at position 50 fit to about 1e-5; the nearest
-# wrong position misses by 1e-1 and more.
-FIT, MISFIT = 1e-3, 1e-2
+# cos and sin of a float32 angle are off by eps times the angle, so keys at position 50 fit to about 1e-5. How far the nearest
+# wrong position misses depends on how much of a key turns fast (1e-1 in SmolLM2, 4e-3 for Gemma 3's first token), so it is
+# judged against the fit itself.
+FIT, TIMES_WORSE = 1e-3, 100
 # Engine against brute force, on keys and values: no further apart than two runs of the engine may be.
 ORACLE_TOLERANCE = rounding("kv")
 
@@ -130,8 +131,8 @@ CLAIMS = (
     Claim(
         id="exp4.no-other-position-fits",
         statement="No other position explains a cached key as well.",
-        statistic="worst residual at the recovered position below 1e-3 and best at any other above 1e-2",
-        values=lambda case: case["worst_fit"] < FIT and case["best_runner_up"] > MISFIT,
+        statistic="worst residual at the recovered position below 1e-3, and the best at any other 100 times that or more",
+        values=lambda case: case["worst_fit"] < FIT and case["best_runner_up"] > TIMES_WORSE * case["worst_fit"],
         test="always",
         refuted_by="a slot whose key fits nowhere, or at two positions",
         control=lambda case: case["worst_fit_of_other_slot"] < FIT,
