@@ -15,7 +15,7 @@ from fixtures.floors import rounding
 from fixtures.raw import keep_log, slot_arrays, spread
 from fixtures.session import test_claim  # noqa: F401  every claim below is a test
 from fixtures.store import Store
-from fixtures.study import Context, Run, Study, mean, wide_steps
+from fixtures.study import CONFIRMATORY, Context, Run, Study, mean, wide_steps
 from tempo import Trace
 from tempo.claims import Case, Claim
 from tempo.metrics import compare, softmax, total_variation
@@ -178,7 +178,7 @@ CLAIMS = (
         test="equivalent",
         margin=TV_MARGIN,
         margin_reason=MARGIN_REASON,
-        family="exp2",
+        family=CONFIRMATORY,
         planned_effect=TV_MARGIN / 2,
         planned_sd=TV_MARGIN / 2,
         planned_from=HALF_REASON,

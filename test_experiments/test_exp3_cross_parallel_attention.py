@@ -16,7 +16,7 @@ import numpy as np
 from fixtures.raw import keep_attention, keep_log, slot_labels
 from fixtures.session import test_claim  # noqa: F401  every claim below is a test
 from fixtures.store import Store
-from fixtures.study import Context, Run, Study, mean, wide_steps
+from fixtures.study import CONFIRMATORY, Context, Run, Study, mean, wide_steps
 from tempo import Trace
 from tempo.claims import Case, Claim
 from tempo.metrics import kl_divergence, sibling_attention, softmax
@@ -233,7 +233,7 @@ CLAIMS = (
         test="greater",
         margin=KL_MARGIN,
         margin_reason="KL that running the same model in bfloat16 would cause",
-        family="exp3",
+        family=CONFIRMATORY,
         planned_effect=0.15,
         planned_sd=0.33,
         planned_from="somewhat more than half of a pilot's 0.26 nats [0.17, 0.36] on 46 prompts, which is a spread of 0.33",

@@ -71,7 +71,12 @@ def positions_by_slot(patch: pytest.MonkeyPatch) -> None:
 def last_sibling_only_in_the_cache(patch: pytest.MonkeyPatch) -> None:
     """(earlier) Of each set only the last member is fed to the model, and read."""
     append, read_out = Layout.append_set, engine.read_out
-    patch.setattr(Layout, "append_set", lambda layout, tokens, probabilities: append(layout, tokens[-1:], probabilities[-1:]))
+
+    def append_last(layout: Layout, tokens: Any, probabilities: Any) -> None:
+        layout.replay_positions = layout.replay_weights = None  # their rows are as long as the whole set
+        append(layout, tokens[-1:], probabilities[-1:])
+
+    patch.setattr(Layout, "append_set", append_last)
     patch.setattr(engine, "read_out", lambda logits, probabilities, readout: read_out(logits, [1.0], readout))
 
 
