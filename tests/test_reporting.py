@@ -97,6 +97,8 @@ def pictures() -> dict[str, figures.Picture]:
         "bars": figures.distributions(p, q, HOSTILE.__getitem__, names=(HOSTILE[0], HOSTILE[5])),
         "positions": figures.position_map(range(11), [*range(8), 8, 8, 8], [*range(8), 8, 8, 8], HOSTILE),
         "plain bars": figures.bars({HOSTILE[0]: [1, 2], HOSTILE[2]: [0, 3]}, HOSTILE[:2], HOSTILE[3], HOSTILE[5], HOSTILE[4], HOSTILE[1]),
+        "cells": figures.cell_table([[0, 1], [0.5, 1]], [HOSTILE[:2], HOSTILE[2:4]], HOSTILE[4:6], HOSTILE[:2], HOSTILE[0], HOSTILE[1]),
+        "dots": figures.dots({HOSTILE[0]: [(1, 0, 2)], HOSTILE[2]: [(0, 0, 0)]}, [HOSTILE[3]], HOSTILE[5], HOSTILE[4], HOSTILE[1], 0.5),
         "similarity": figures.key_similarity(*keys(), [*range(8), 8, 8, 8], HOSTILE),
         "lattice": figures.set_lattice(HOSTILE[0], lattice_steps()),
         "forest": figures.forest([finding(claim=text) for text in HOSTILE] + [finding(test="always", margin=0.0)]),
