@@ -46,7 +46,7 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
     spec = context.config.spec(context.prompt)
     (source,) = yield [Run(spec.but(capture=()))]
     tokens, wide = source.prompt_tokens, wide_steps(source)
-    twice = Run(RunSpec(prompt=(*tokens, tokens[-1]), max_steps=1))
+    twice = _run(prompt=(*tokens, tokens[-1]), max_steps=1)
     if not wide or wide[0] + 1 == len(source.steps):
         (fed_twice,) = yield [twice]
         if context.store:
@@ -57,9 +57,9 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
     siblings, reader = source.sets[first], source.sets[first + 1][:1]
     fed_twice, isolated, visible, plain_last, plain_top = yield [
         twice,
-        *(Run(RunSpec(prompt=prefix, replay=[siblings, reader], visibility=m, capture=context.config.capture)) for m in MODES),
-        Run(RunSpec(prompt=prefix, replay=[siblings[-1:], reader], capture=("logits",))),
-        Run(RunSpec(prompt=prefix, replay=[siblings[:1], reader], capture=("attention",))),
+        *(_run(prompt=prefix, replay=[siblings, reader], visibility=mode, capture=context.config.capture) for mode in MODES),
+        _run(prompt=prefix, replay=[siblings[-1:], reader], capture=("logits",)),
+        _run(prompt=prefix, replay=[siblings[:1], reader], capture=("attention",)),
     ]
     cells = {mode: run_cells(context.lm, prefix, [siblings, reader], mode) for mode in MODES}
     engine = dict(zip(MODES, (isolated, visible), strict=True))
@@ -84,6 +84,11 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
         "again_kl": kl_divergence(source.steps[first].distribution, softmax(cells["isolated"][CORRECT][0].logits[0])),
         **_sink_ratios(plain_top, len(prefix)),
     }
+
+
+def _run(**settings: Any) -> Run:
+    """A run apart from other experiments' batches, whose shapes must be the same in both modes: here isolated has more runs."""
+    return Run(RunSpec(**settings), batch="exp6")
 
 
 def _first_kl(source: Trace, other: Trace) -> float:
