@@ -26,8 +26,18 @@ architectures: setup  ## engine against oracle on every causal-LM architecture; 
 floors: setup  ## rounding floors of the real model in three dtypes; rewrites test_experiments/floors.json
 	$(BIN)/python -m benchmarks.floors
 
-speed: setup  ## ratios against transformers' generate, in alternation; writes reports/published/speed.json
-	$(BIN)/python -m benchmarks.speed
+# The peers bring some forty packages, two of them pytest plugins: they get an environment of their own over the project's.
+PEERS := .peers
+
+speed: setup $(PEERS)/.ready  ## tempo against transformers, nnsight and TransformerLens; writes reports/published/speed.json, .md and .svg
+	$(PEERS)/bin/python -m benchmarks.speed
+
+$(PEERS)/.ready: $(READY)
+	$(PYTHON) -m venv $(PEERS)
+	SITE="import sysconfig; print(sysconfig.get_path('purelib'))"; \
+	  $(BIN)/python -c "$$SITE" > "$$($(PEERS)/bin/python -c "$$SITE")/project.pth"
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[peers]"
+	touch $@
 
 # The oldest transformers that pyproject allows, and the newest; the tests run with the pinned one in between.
 RELEASES := 5.0.0 5.24.0
@@ -62,4 +72,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) .compat results reports/findings.html
+	rm -rf $(VENV) $(PEERS) .compat results reports/findings.html

@@ -1,129 +1,227 @@
-"""Speed as ratios, measured in alternation in one process on the same work: tempo against transformers' `generate`.
+"""Speed and memory as ratios: tempo against transformers, nnsight, TransformerLens, and what the machine allows.
 
-`python -m benchmarks.speed` prints a table and writes reports/published/speed.json. Seconds depend on the machine; a ratio
-is of medians over paired repetitions, with the smallest and the largest pair beside it.
+`python -m benchmarks.speed` (`make speed` installs the optional peers first, into an environment of their own) writes
+speed.json, speed.md and speed.svg to reports/published. Seconds depend on the machine; every ratio is of works done in
+alternation in one process, the median over rounds, with the least and the most beside it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from rich.markdown import Markdown
+from transformers import DynamicCache
 
 import tempo
-from fixtures.study import suite_prompts
-from tempo import LanguageModel, RunSpec
+from benchmarks.growth import Scale, memory_growth, step_seconds, time_growth
+from benchmarks.memory import Point
+from benchmarks.peers import Captured, generate, greedy, optional_peers, versions, with_generate, with_tempo
+from benchmarks.shapes import LLAMA_7B, random_llama, text_of, wide
+from benchmarks.speed_report import markdown, picture_of
+from benchmarks.timing import Ratio, Work, alternate, clock
+from tempo import LanguageModel
 from tempo.attention import installed
+from tempo.reporting.figures import save
 
-NUM_RUNS, NUM_STEPS, NUM_PAIRS = 16, 12, 7
 SIBLINGS = 16
-
-Work = Callable[[], Any]
-
-
-def generate_with(lm: LanguageModel, implementation: str, tokens: list[list[int]], **options: Any) -> Any:
-    """transformers' own greedy generate over equally long prompts, exactly NUM_STEPS tokens each."""
-    ids = torch.tensor(tokens)
-    with installed(lm.model, implementation):
-        return lm.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NUM_STEPS, min_new_tokens=NUM_STEPS, do_sample=False,
-            pad_token_id=0, return_dict_in_generate=True, **options,
-        )  # fmt: skip
+# What was demanded before measuring: how many times as fast as each peer (in float32), and what siblings and capture may cost.
+PEERS_AT_LEAST = {"generate": 6.0, "nnsight": 6.0, "TransformerLens": 12.0, "single": 1.0}
+SIBLINGS_AT_MOST = {torch.float32: 1.5, torch.bfloat16: 1.25}
+CAPTURE_AT_MOST = 1.15
+TARGET = Path("reports/published")
 
 
-def greedy(tokens: list[int], **settings: Any) -> RunSpec:
-    return RunSpec(prompt=tokens, max_width=1, max_steps=NUM_STEPS, stop_at_eos=False, **settings)
+@dataclass(frozen=True)
+class Size:
+    """How much is done: runs, steps and prompt tokens of a sweep, rounds of sweeps and of shorter works."""
+
+    runs: int = 16
+    steps: int = 12
+    context: int = 12
+    sweep_rounds: int = 3
+    rounds: int = 5
 
 
-def comparisons(lm: LanguageModel) -> dict[str, tuple[str, Work, Work]]:
-    """{name: (what is compared, tempo's work, the peer's work)}; both sides do the same amount."""
-    length = min(len(lm.encode(prompt)) for _, prompt in suite_prompts(NUM_RUNS))
-    prompts = [lm.encode(prompt)[:length] for _, prompt in suite_prompts(NUM_RUNS)]
-    captured = [greedy(tokens, capture=("attention", "logits")) for tokens in prompts]
-    outputs = {"output_attentions": True, "output_logits": True}
-    one = greedy(prompts[0])
-    narrow, wide = (width_of(lm, prompts[0], width) for width in (1, SIBLINGS))
-    return {
-        "sweep, one by one": (
-            f"{NUM_RUNS} runs x {NUM_STEPS} steps, attention and logits captured, against eager generate on one after another",
-            lambda: tempo.generate_batch(lm, captured, max_rows=NUM_RUNS),
-            lambda: [generate_with(lm, "eager", [tokens], **outputs) for tokens in prompts],
-        ),
-        "sweep, batched": (
-            "the same against eager generate on all of them at once (equally long prompts: no padding)",
-            lambda: tempo.generate_batch(lm, captured, max_rows=NUM_RUNS),
-            lambda: generate_with(lm, "eager", prompts, **outputs),
-        ),
-        "single run": (
-            f"one run of {NUM_STEPS} steps, nothing captured, against sdpa generate",
-            lambda: tempo.generate_batch(lm, [one]),
-            lambda: generate_with(lm, "sdpa", [prompts[0]]),
-        ),
-        f"{SIBLINGS} siblings": (
-            f"steps of {SIBLINGS} siblings against steps of one",
-            lambda: tempo.generate_batch(lm, [narrow]),
-            lambda: tempo.generate_batch(lm, [wide]),
-        ),
-        "capture": (
-            "a batch with nothing captured against the same with attention",
-            lambda: tempo.generate_batch(lm, [spec.but(capture=()) for spec in captured], max_rows=NUM_RUNS),
-            lambda: tempo.generate_batch(lm, [spec.but(capture=("attention",)) for spec in captured], max_rows=NUM_RUNS),
-        ),
+QUICK = (
+    Size(runs=2, steps=2, context=6, sweep_rounds=1, rounds=1),
+    Scale(
+        runs=(1, 2, 4), width=(1, 2, 4), slots=(64, 96, 128), layers=(1, 2), siblings=8, context=8, steps=2, rounds=1,
+        base=Point(runs=2, width=4, context=16, steps=2), memory_context=(16, 32), large=Point(runs=2, width=8, context=16, steps=4),
+    ),
+)  # fmt: skip
+
+
+def sweep(lm: LanguageModel, size: Size, *, every: bool) -> list[dict[str, Any]]:
+    """The same runs by tempo and transformers, or by every library, attention and logits captured."""
+    prompts = [text_of(lm, size.context, run) for run in range(size.runs)]
+    peers = {
+        "tempo": with_tempo(lm, size.steps),
+        "generate": with_generate(lm, size.steps),
+        "generate, one batch": with_generate(lm, size.steps, together=True),
     }
+    if every:
+        peers |= {"generate, no capture": with_generate(lm, size.steps, capture=False)} | optional_peers(lm, size.steps)
+    tokens = {name: peer(prompts[:1]).tokens for name, peer in peers.items()}  # warms up
+    demanded = PEERS_AT_LEAST if lm.dtype == torch.float32 else {}
+    ratios = [
+        Ratio(name, what, over, "tempo", at_least=demanded.get(over))
+        for name, what, over in (
+            ("transformers, eager", "generate with output_attentions, one run after another", "generate"),
+            ("transformers, one batch", "the same with all runs in one batch", "generate, one batch"),
+            ("transformers, sdpa", "generate that captures nothing, one run after another", "generate, no capture"),
+            ("nnsight", "its traced generate, one run after another", "nnsight"),
+            ("TransformerLens", "a loop of run_with_cache, one run after another", "TransformerLens"),
+        )
+    ]
+
+    def decode(name: str) -> None:
+        found: Captured = peers[name](prompts)
+        tokens[name] = found.tokens
+
+    times = alternate({name: partial(clock, decode, name) for name in peers}, size.sweep_rounds, warm_up=False)
+    same = {name: sum(a == b for a, b in zip(tokens[name], tokens["tempo"], strict=True)) for name in peers}
+    return [ratio.row(times) | {"same_runs": f"{same[ratio.over]} of {size.runs}"} for ratio in ratios if ratio.over in peers]
 
 
-def width_of(lm: LanguageModel, tokens: list[int], width: int) -> RunSpec:
-    """A replay of NUM_STEPS sets of `width` arbitrary tokens."""
-    sets = [[(97 * k + 31 * i) % lm.vocab_size for i in range(width)] for k in range(NUM_STEPS)]
-    return RunSpec(prompt=tokens, replay=sets)
+def single(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
+    """One greedy run without capture."""
+    prompt = text_of(lm, size.context)
+    works = {
+        "tempo": partial(clock, tempo.generate_batch, lm, [greedy(prompt, size.steps)]),
+        "generate": partial(clock, generate, lm, "sdpa", [prompt], size.steps),
+    }
+    what = "generate with sdpa over one run capped at width 1, neither with capture"
+    at_least = PEERS_AT_LEAST["single"] if lm.dtype == torch.float32 else None
+    return [Ratio("single run", what, "generate", "tempo", at_least=at_least).row(alternate(works, size.rounds))]
 
 
-def measure(ours: Work, theirs: Work) -> dict[str, float]:
-    """Median seconds of both, and the peer's over tempo's: above 1, tempo is faster."""
-    pairs = []
-    for repetition in range(NUM_PAIRS + 1):  # the first warms up
-        order = (ours, theirs) if repetition % 2 else (theirs, ours)
-        times = {}
-        for work in order:
-            began = time.perf_counter()
-            work()
-            times[work] = time.perf_counter() - began
-        pairs.append((times[ours], times[theirs]))
-    pairs = pairs[1:]
-    ratios = [theirs / ours for ours, theirs in pairs]
-    return {
-        "tempo_seconds": round(statistics.median(pair[0] for pair in pairs), 4),
-        "peer_seconds": round(statistics.median(pair[1] for pair in pairs), 4),
-        "ratio": round(statistics.median(ratios), 3), "least": round(min(ratios), 3), "most": round(max(ratios), 3),
+def steps(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
+    """A step of many siblings, a step of one, and the bounds: the model by itself, and its weights read once."""
+    prompt = text_of(lm, size.context)
+    step = partial(step_seconds, lm, prompt)
+    works: dict[str, Work] = {
+        "one": partial(step, 1, size.steps),
+        "siblings": partial(step, SIBLINGS, size.steps),
+        "siblings, captured": partial(step, SIBLINGS, size.steps, capture=("attention",)),
+        "model, one": partial(model_seconds, lm, prompt, 1, size.steps),
+        "model, siblings": partial(model_seconds, lm, prompt, SIBLINGS, size.steps),
+        "weights": weights_read(lm),
+    }
+    times = alternate(works, size.rounds)
+    ratios = [
+        Ratio(f"{SIBLINGS} siblings", f"a step of {SIBLINGS} siblings over a step of one", "siblings", "one",
+              at_most=SIBLINGS_AT_MOST[lm.dtype]),
+        Ratio("model alone", f"transformers' forward pass of {SIBLINGS} tokens over that of one", "model, siblings", "model, one"),
+        Ratio("one over model", "a step of one over transformers' forward pass of one token", "one", "model, one"),
+        Ratio("siblings over model", f"a step of {SIBLINGS} siblings over the pass of {SIBLINGS} tokens", "siblings", "model, siblings"),
+        Ratio("bound", "a step of one over reading as many bytes as the weights have", "one", "weights"),
+        Ratio("capture, siblings", f"the step of {SIBLINGS} with attention captured over without", "siblings, captured", "siblings",
+              at_most=CAPTURE_AT_MOST),
+    ]  # fmt: skip
+    return [ratio.row(times) for ratio in ratios]
+
+
+def model_seconds(lm: LanguageModel, prompt: Sequence[int], width: int, num_steps: int) -> float:
+    """Seconds of one forward pass of `width` tokens of the model as transformers runs it, with sdpa and a cache of its own."""
+    with installed(lm.model, "sdpa"), torch.inference_mode():
+        options: dict[str, Any] = {"use_cache": True, lm.cache_keyword: DynamicCache(config=lm.model.config)}
+        lm.model(torch.tensor([prompt], device=lm.device), logits_to_keep=1, **options)
+        tokens = torch.tensor([[0] * width], device=lm.device)
+        return clock(lambda: [lm.model(tokens, **options) for _ in range(num_steps)]) / num_steps
+
+
+def weights_read(lm: LanguageModel) -> Work:
+    """Reads as many bytes as a pass must: all weights, less an input embedding that is not the output's as well."""
+    tied = lm.model.get_input_embeddings().weight is lm.model.get_output_embeddings().weight
+    num_bytes = sum(parameter.nbytes for parameter in lm.model.parameters())
+    num_bytes -= 0 if tied else lm.model.get_input_embeddings().weight.nbytes
+    numbers = torch.ones(num_bytes // 4, device=lm.device)  # float32 in any case: the sum of bfloat16 is slower than reading it
+    return partial(clock, numbers.sum)
+
+
+def capture(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
+    """The sweep with attention captured over the same number of passes without, and whether it changed a bit."""
+    prompts = [text_of(lm, size.context, run) for run in range(size.runs)]
+    # what is captured of the last set takes a pass, which a run without capture spends on one more step
+    without = [greedy(prompt, size.steps + 1) for prompt in prompts]
+    captured = [spec.but(max_steps=size.steps, capture=("attention",)) for spec in without]
+    works = {name: partial(clock, tempo.generate_batch, lm, specs) for name, specs in {"without": without, "captured": captured}.items()}
+    row = Ratio("capture", "the sweep with attention captured over as many passes without", "captured", "without", at_most=CAPTURE_AT_MOST)
+    row = row.row(alternate(works, size.rounds))
+    wide_runs = [wide(prompt, SIBLINGS, size.steps) for prompt in prompts[:2]]
+    pairs = [(without, captured), (wide_runs, [spec.but(capture=("attention", "logits")) for spec in wide_runs])]
+    same = all(
+        a.tokens == b.tokens and np.array_equal(a.distribution, b.distribution)
+        for plain, full in pairs
+        for one, other in zip(tempo.generate_batch(lm, plain), tempo.generate_batch(lm, full), strict=True)
+        for a, b in zip(one.steps, other.steps, strict=False)  # the extra step has no partner
+    )
+    return [row | {"same_bits": same, "met": bool(row["met"] and same)}]
+
+
+def ratios_of(lm: LanguageModel, size: Size, *, every: bool) -> dict[str, Any]:
+    """All ratios of one model."""
+    began = time.perf_counter()
+    rows = sweep(lm, size, every=every) + single(lm, size) + steps(lm, size) + capture(lm, size)
+    return lm.provenance() | {"rows": rows, "took": round(time.perf_counter() - began)}
+
+
+def on_gpu(size: Size) -> dict[str, Any]:
+    """The ratios of a random Llama of seven billion weights in bfloat16."""
+    if not torch.cuda.is_available():
+        return {"skipped": f"torch {torch.__version__} sees no CUDA device; there a random Llama of the shape of 7B would be measured"}
+    with random_llama(torch.bfloat16, "cuda", **LLAMA_7B) as lm:
+        return ratios_of(lm, size, every=True) | {"device": torch.cuda.get_device_name()}
+
+
+def measure(model: str, size: Size, scale: Scale) -> dict[str, Any]:
+    """The whole report."""
+    began = time.perf_counter()
+    report: dict[str, Any] = {
+        "runs": size.runs, "steps": size.steps, "rounds": {"sweeps": size.sweep_rounds, "others": size.rounds},
+        "threads": torch.get_num_threads(), "peers": versions(), "models": [],
     }  # fmt: skip
-
-
-def main() -> None:
-    """Measure, print, write."""
-    report: dict[str, Any] = {"runs": NUM_RUNS, "steps": NUM_STEPS, "pairs": NUM_PAIRS, "threads": torch.get_num_threads(), "dtypes": {}}
-    table = Table("dtype", "comparison", "tempo s", "peer s", "peer / tempo", "least to most")
     for dtype in ("float32", "bfloat16"):
-        with tempo.load_model("smollm2-135m", dtype=dtype) as lm:
-            found = report["dtypes"][dtype] = lm.provenance()
-            for name, (what, ours, theirs) in track(comparisons(lm).items(), dtype, disable=not sys.stderr.isatty()):
-                found[name] = {"what": what} | measure(ours, theirs)
-                m = found[name]
-                table.add_row(
-                    dtype, name, *(f"{m[key]:.3g}" for key in ("tempo_seconds", "peer_seconds", "ratio")), f"{m['least']} to {m['most']}"
-                )
-    Console().print(table)
-    target = Path("reports/published/speed.json")
-    target.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {target}")
+        with tempo.load_model(model, dtype=dtype) as lm:
+            print(f"{model} in {dtype}", file=sys.stderr, flush=True)
+            report["models"].append(ratios_of(lm, size, every=dtype == "float32"))
+            if dtype == "float32":
+                report["time"] = time_growth(lm, scale)
+    print("memory", file=sys.stderr, flush=True)
+    report |= memory_growth(model, scale) | {"gpu": on_gpu(size)}
+    return report | {"took": round(time.perf_counter() - began)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--folder", type=Path, default=TARGET, help="where speed.json, speed.md and speed.svg go")
+    parser.add_argument("--quick", action="store_true", help="every measurement once and small: does it run at all?")
+    options = parser.parse_args(arguments)
+    report = measure(options.model, *(QUICK if options.quick else (Size(), Scale())))
+    publish(report, options.folder)
+    Console().print(Markdown(markdown(report)))
+    print(f"written: speed.json, speed.md and speed.svg in {options.folder}; took {report['took']} s")
+
+
+def publish(report: dict[str, Any], folder: Path) -> None:
+    """The numbers, the table and the plot."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "speed.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / "speed.md").write_text(markdown(report), encoding="utf-8")
+    save(replace(picture_of(report), png=b""), folder)
 
 
 if __name__ == "__main__":

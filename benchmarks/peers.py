@@ -1,0 +1,156 @@
+"""Greedy decoding with attention and logits captured, as each of the libraries that tempo is compared with does it.
+
+Every peer takes equally long prompts and gives `Captured`. nnsight and TransformerLens are optional (the extra `peers`): each
+gets a copy of the model that shares its weights, as both of them change the modules they wrap.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import tempo
+from tempo import LanguageModel, RunSpec
+from tempo.attention import installed
+
+Prompts = Sequence[Sequence[int]]
+
+
+class Captured(NamedTuple):
+    """What one way of decoding gave: new tokens [runs][steps], and what it captured, in whatever shape it has there."""
+
+    tokens: list[list[int]]
+    attention: list[Any]
+    logits: list[Any]
+
+
+Peer = Callable[[Prompts], Captured]
+
+
+def greedy(prompt: Sequence[int], num_steps: int, **settings: Any) -> RunSpec:
+    return RunSpec(prompt=list(prompt), max_width=1, max_steps=num_steps, stop_at_eos=False, **settings)
+
+
+def with_tempo(lm: LanguageModel, num_steps: int) -> Peer:
+    def decode(prompts: Prompts) -> Captured:
+        specs = [greedy(prompt, num_steps, capture=("attention", "logits")) for prompt in prompts]
+        traces = tempo.generate_batch(lm, specs, max_rows=len(specs))
+        steps = [step for trace in traces for step in trace.steps]
+        return Captured(
+            [[step.tokens[0] for step in trace.steps] for trace in traces], [s.attention for s in steps], [s.logits for s in steps]
+        )
+
+    return decode
+
+
+def generate(lm: LanguageModel, implementation: str, prompts: Prompts, num_steps: int, **options: Any) -> Any:
+    """transformers' own greedy generate over equally long prompts, exactly `num_steps` tokens each."""
+    ids = torch.tensor(prompts, device=lm.device)
+    with installed(lm.model, implementation):
+        return lm.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_steps, min_new_tokens=num_steps, do_sample=False,
+            pad_token_id=0, return_dict_in_generate=True, **options,
+        )  # fmt: skip
+
+
+def with_generate(lm: LanguageModel, num_steps: int, *, capture: bool = True, together: bool = False) -> Peer:
+    """One run after another, or all in one batch; eager with attentions and logits, or sdpa with neither."""
+    options = {"output_attentions": True, "output_logits": True} if capture else {}
+
+    def decode(prompts: Prompts) -> Captured:
+        batches = [prompts] if together else [[prompt] for prompt in prompts]
+        found = [generate(lm, "eager" if capture else "sdpa", batch, num_steps, **options) for batch in batches]
+        tokens = [row for output in found for row in output.sequences[:, -num_steps:].tolist()]
+        return Captured(tokens, [output.attentions for output in found], [output.logits for output in found])
+
+    return decode
+
+
+def with_nnsight(lm: LanguageModel, num_steps: int) -> Peer:
+    """Its traced generate, one run after another; a trace of every step keeps the weights of every layer and the logits."""
+    from nnsight.modeling.transformers import TransformersModel  # pyright: ignore[reportMissingImports]
+
+    own = _copy(lm.model)
+    own.set_attn_implementation("eager")
+    model = TransformersModel(own, tokenizer=_tokenizer(lm), task="text-generation")
+
+    def one(prompt: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+        ids = torch.tensor([prompt], device=lm.device)
+        options = {"max_new_tokens": num_steps, "min_new_tokens": num_steps, "do_sample": False, "pad_token_id": 0}
+        with model.generate(ids, attention_mask=torch.ones_like(ids), **options) as tracer:
+            attention, logits = list().save(), list().save()
+            for _ in tracer.iter[:num_steps]:
+                for layer in model.model.layers:
+                    attention.append(layer.self_attn.output[1])
+                logits.append(model.lm_head.output[:, -1])
+        return attention, logits
+
+    def decode(prompts: Prompts) -> Captured:
+        found = [one(prompt) for prompt in prompts]
+        tokens = [torch.cat(logits).argmax(dim=-1).tolist() for _, logits in found]
+        return Captured(tokens, [attention for attention, _ in found], [logits for _, logits in found])
+
+    return decode
+
+
+def with_transformer_lens(lm: LanguageModel, num_steps: int) -> Peer:
+    """A loop of `run_with_cache`, one run after another: each step runs the text so far and keeps every layer's pattern."""
+    from transformer_lens.model_bridge import TransformerBridge  # pyright: ignore[reportMissingImports]
+
+    bridge = TransformerBridge.boot_transformers(
+        lm.name, hf_model=_copy(lm.model), tokenizer=_tokenizer(lm), device=str(lm.device), dtype=lm.dtype
+    )
+
+    def one(prompt: Sequence[int]) -> tuple[list[int], list[Any], list[Tensor]]:
+        ids = torch.tensor([prompt], device=lm.device)
+        patterns, kept = [], []
+        with torch.inference_mode():
+            for _ in range(num_steps):
+                logits, activations = bridge.run_with_cache(ids, names_filter=lambda name: name.endswith("attn.hook_pattern"))
+                patterns.append(activations)
+                kept.append(logits[:, -1].clone())
+                ids = torch.cat([ids, kept[-1].argmax(dim=-1, keepdim=True)], dim=1)
+        return ids[0, -num_steps:].tolist(), patterns, kept
+
+    def decode(prompts: Prompts) -> Captured:
+        tokens, patterns, logits = zip(*(one(prompt) for prompt in prompts), strict=True)
+        return Captured(list(tokens), list(patterns), list(logits))
+
+    return decode
+
+
+OPTIONAL = {"nnsight": ("nnsight", with_nnsight), "TransformerLens": ("transformer-lens", with_transformer_lens)}
+
+
+def versions() -> dict[str, str | None]:
+    """Release of each optional peer, None where it is not installed."""
+    found: dict[str, str | None] = {}
+    for name, (package, _) in OPTIONAL.items():
+        try:
+            found[name] = version(package)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def optional_peers(lm: LanguageModel, num_steps: int) -> dict[str, Peer]:
+    """Those of `OPTIONAL` that are installed, around this model."""
+    return {name: make(lm, num_steps) for name, (_, make) in OPTIONAL.items() if versions()[name]}
+
+
+def _copy(model: Any) -> Any:
+    """The same model with modules of its own and the weights of the other."""
+    return copy.deepcopy(model, memo={id(parameter): parameter for parameter in model.parameters()})
+
+
+def _tokenizer(lm: LanguageModel) -> Any:
+    """A tokenizer to please a constructor: all texts here are token ids. Without a beginning-of-text token, as with one
+    TransformerLens would load it anew, by its name, from the hub."""
+    tokenizer = copy.deepcopy(lm.tokenizer or tempo.load_model("tiny").tokenizer)
+    tokenizer.bos_token = None
+    return tokenizer

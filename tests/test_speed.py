@@ -1,0 +1,144 @@
+"""The benchmark measures what it says: equal work, paired ratios, exact exponents; and the published table is of the published numbers."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tempo
+from benchmarks import memory, peers, speed
+from benchmarks.growth import NEAR
+from benchmarks.memory import Point
+from benchmarks.shapes import layers_of, random_llama, text_of, wide
+from benchmarks.speed_report import markdown
+from benchmarks.timing import Ratio, alternate, exponents, judged
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PUBLISHED = Path(__file__).resolve().parent.parent / "reports/published"
+NUM_STEPS = 3
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256,
+}  # fmt: skip
+
+
+def test_works_alternate_and_the_first_round_is_not_kept():
+    done = []
+
+    def work(name):
+        def once():
+            done.append(name)
+            return float(len(done))
+
+        return once
+
+    seconds = alternate({name: work(name) for name in "ab"}, 2)
+    assert "".join(done) == "baabba"
+    assert seconds == {"a": [3.0, 6.0], "b": [4.0, 5.0]}
+
+
+def test_a_ratio_is_the_median_of_pairs_and_not_a_ratio_of_medians():
+    row = Ratio("peer", "", "peer", "tempo", at_least=5).row({"tempo": [1.0, 2.0, 4.0], "peer": [6.0, 2.0, 40.0]})
+    assert (row["ratio"], row["least"], row["most"], row["met"]) == (6.0, 1.0, 10.0, True)
+    assert row["seconds"] == [6.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "met"), [({}, None), ({"at_least": 2}, True), ({"at_least": 2.1}, False), ({"at_most": 2}, True), ({"at_most": 1.9}, False)]
+)
+def test_what_is_demanded_is_met_or_not(bounds, met):
+    assert judged(2.0, **bounds)["met"] is met
+
+
+def test_exponents_are_those_of_a_power_law():
+    x = [1, 2, 4, 8]
+    assert exponents(x, [3 * n**1.5 for n in x]) == {"fitted": 1.5, "last": 1.5}
+    assert exponents(x, [1, 1, 1, 4])["last"] == 2.0
+
+
+def own_of_first_step(name, found):
+    """Attention of the first generated token of the first run, [L, H, N], from whatever the peer captured."""
+    attention = found.attention[0]
+    if name == "tempo":
+        return attention[:, :, 0]
+    if name == "nnsight":  # a flat list of steps and layers
+        layers = attention[len(attention) // NUM_STEPS :][: len(attention) // NUM_STEPS]
+    else:
+        layers = list(attention[1].values()) if name == "TransformerLens" else attention[1]
+    return torch.stack([weights[0, :, -1] for weights in layers]).numpy()
+
+
+@pytest.mark.parametrize("name", ["generate", "nnsight", "TransformerLens"])
+def test_peers_do_the_same_work(tiny, name):
+    if name != "generate" and not peers.versions()[name]:
+        pytest.skip(f"{name} is not installed; `make speed` makes .peers/bin/python, which has it")
+    prompts = [text_of(tiny, 8, run) for run in range(2)]
+    ours = peers.with_tempo(tiny, NUM_STEPS)(prompts)
+    make = peers.with_generate if name == "generate" else peers.OPTIONAL[name][1]
+    found = make(tiny, NUM_STEPS)(prompts)
+    assert found.tokens == ours.tokens
+    assert np.allclose(own_of_first_step(name, found), own_of_first_step("tempo", ours), atol=1e-5)
+
+
+def test_a_peer_leaves_the_model_alone(tiny):
+    prompt = text_of(tiny, 8)
+    before = tempo.generate(tiny, prompt, max_steps=2).steps[-1].distribution
+    modules = [type(module) for module in tiny.model.modules()]
+    for peer in peers.optional_peers(tiny, 2).values():
+        peer([prompt])
+    assert [type(module) for module in tiny.model.modules()] == modules
+    assert np.array_equal(tempo.generate(tiny, prompt, max_steps=2).steps[-1].distribution, before)
+
+
+def test_peers_are_named_whether_or_not_they_are_installed():
+    assert {name: release is not None for name, release in peers.versions().items()} == {
+        "nnsight": find_spec("nnsight") is not None,
+        "TransformerLens": find_spec("transformer_lens") is not None,
+    }
+
+
+@pytest.mark.parametrize("width", [1, 16])
+def test_a_wide_run_has_exactly_that_many_tokens_a_step(tiny, width):
+    assert tempo.generate_batch(tiny, [wide(text_of(tiny, 8), width, 4)])[0].widths == [width] * 4
+
+
+def test_models_of_any_number_of_layers(tiny):
+    model = layers_of(tiny, 5)
+    assert (model.num_layers, model.num_heads, tiny.num_layers) == (5, tiny.num_heads, 3)
+
+
+@pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="needs /proc/self/clear_refs")
+def test_the_peak_is_what_was_computed():
+    large, small = memory.measured("tiny", [Point(runs=4, width=64, context=32, steps=12), Point(1, 8, 8, 2)])
+    assert abs(large["peak"] / large["computed"] - 1) <= NEAR, large
+    assert large["computed"] > 50 * 2**20 > small["peak"]  # the peak of its own runs, not of those before
+
+
+def test_without_a_gpu_there_is_a_notice_and_with_one_this_would_run():
+    if not torch.cuda.is_available():
+        assert "no CUDA device" in speed.on_gpu(speed.QUICK[0])["skipped"]
+    with random_llama(torch.bfloat16, "cpu", **SMALL) as lm:
+        found = speed.ratios_of(lm, speed.QUICK[0], every=True)
+    assert (found["dtype"], found["device"]) == ("bfloat16", "cpu")
+    assert {"16 siblings", "transformers, eager", "single run", "bound", "capture"} <= {row["name"] for row in found["rows"]}
+
+
+def test_one_command_writes_numbers_table_and_plot(tmp_path, capsys):
+    speed.main(["--model", "tiny", "--quick", "--folder", str(tmp_path)])
+    report = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+    assert [found["dtype"] for found in report["models"]] == ["float32", "bfloat16"]
+    assert all(row["same_runs"].startswith("2 ") for row in report["models"][0]["rows"] if "same_runs" in row)
+    assert all(row["same_bits"] for found in report["models"] for row in found["rows"] if row["name"] == "capture")
+    assert set(report["time"]) == {"runs", "width", "context", "layers"} >= set(report["memory"])
+    assert (tmp_path / "speed.md").read_text(encoding="utf-8") == markdown(report)
+    assert "^" in (tmp_path / "speed.svg").read_text(encoding="utf-8")
+    assert "16 siblings" in capsys.readouterr().out
+
+
+def test_the_published_table_is_of_the_published_numbers():
+    report = json.loads((PUBLISHED / "speed.json").read_text(encoding="utf-8"))
+    assert (PUBLISHED / "speed.md").read_text(encoding="utf-8") == markdown(report)
+    assert [(found["model"], found["dtype"]) for found in report["models"]] == [("smollm2-135m", "float32"), ("smollm2-135m", "bfloat16")]
