@@ -24,7 +24,7 @@ from tempo.reporting.answers import (
     TOP_10,
     ZERO_TOO,
 )
-from tempo.reporting.conclusion import DEPTH, FACT, HELPS, NOT_WORSE_REWEIGHTED, READS, VISIBLE_NOT_WORSE
+from tempo.reporting.conclusion import DEPTH, FACT, FACT_REWEIGHTED, HELPS, NOT_WORSE_REWEIGHTED, READS, READS_REWEIGHTED, VISIBLE_NOT_WORSE
 
 S, R, I = "SUPPORTED", "REFUTED", "INCONCLUSIVE"  # noqa: E741
 BEFORE = "exp2.same-before-first-wide-set"
@@ -196,26 +196,26 @@ def test_the_artefacts_that_suffice_are_named_and_no_other():
 
 
 FINE = {EXACT: S, NOT_WORSE: S, DEPTH: S, READS: S, FACT: S}
-MENDED = {NOT_WORSE_REWEIGHTED: S, HELPS: S}
-UNMENDED = {NOT_WORSE_REWEIGHTED: R, HELPS: R}
+WEIGHTED = {NOT_WORSE_REWEIGHTED: S, READS_REWEIGHTED: S, FACT_REWEIGHTED: S}
+MENDED = {HELPS: S, **WEIGHTED}
+UNMENDED = dict.fromkeys(MENDED, R)
+PAIRS = {NOT_WORSE: NOT_WORSE_REWEIGHTED, READS: READS_REWEIGHTED, FACT: FACT_REWEIGHTED}
 CONCLUSIONS = [
     (FINE, "Just fine"),
     (FINE | UNMENDED, "Just fine"),  # plain needs no mending
     (FINE | MENDED, "Just fine"),
-    (FINE | MENDED | {NOT_WORSE: R}, "Fine with reweighting"),
-    (FINE | MENDED | {NOT_WORSE: I}, "Fine with reweighting"),
-    (FINE | MENDED | {NOT_WORSE: None}, "Fine with reweighting"),
+    *((FINE | MENDED | {plain: verdict}, "Fine with reweighting") for plain in PAIRS for verdict in (R, I, None)),
+    (FINE | MENDED | dict.fromkeys(PAIRS, R), "Fine with reweighting"),
+    *((FINE | MENDED | {plain: R, weighted: R}, "Not fine") for plain in PAIRS for weighted in WEIGHTED),
     (FINE | {NOT_WORSE: R} | UNMENDED, "Not fine"),
-    (FINE | {NOT_WORSE: R} | {NOT_WORSE_REWEIGHTED: R, HELPS: S}, "Not fine"),  # nearer, but still farther than the branch
-    # reweighting was not measured on these, so it mends none of them
-    *((FINE | MENDED | {claim: R}, "Not fine") for claim in (DEPTH, READS, FACT)),
-    *((FINE | {claim: R}, "Not fine") for claim in (DEPTH, READS, FACT)),
+    (FINE | {DEPTH: R}, "Not fine"),
+    (FINE | MENDED | {DEPTH: R}, "Not fine"),  # depth was not measured with reweighting, so it mends nothing there
     # nothing open is taken for met
-    *((FINE | {claim: open_}, "Undetermined") for claim in FINE for open_ in (I, None)),
-    *((FINE | MENDED | {NOT_WORSE: R, claim: open_}, "Undetermined") for claim in (DEPTH, READS, FACT, *MENDED) for open_ in (I, None)),
-    (FINE | {NOT_WORSE: R}, "Undetermined"),  # whether reweighting mends it was not measured
-    (FINE | {NOT_WORSE: R, NOT_WORSE_REWEIGHTED: S, HELPS: R}, "Undetermined"),
-    (FINE | {NOT_WORSE: I, NOT_WORSE_REWEIGHTED: R}, "Undetermined"),
+    *((FINE | {claim: verdict}, "Undetermined") for claim in FINE for verdict in (I, None)),
+    *((FINE | MENDED | {NOT_WORSE: R, claim: verdict}, "Undetermined") for claim in (DEPTH, EXACT, *MENDED) for verdict in (I, None)),
+    *((FINE | {plain: R}, "Undetermined") for plain in PAIRS),  # whether reweighting mends it was not measured
+    *((FINE | MENDED | {plain: I, PAIRS[plain]: R}, "Undetermined") for plain in PAIRS),
+    (FINE | MENDED | {NOT_WORSE: R, HELPS: R}, "Undetermined"),  # fine if weighted, yet not by the weighting
     # a yardstick that is not exact where it must be measures nothing
     (FINE | {EXACT: R}, "Undetermined"),
     (FINE | {NOT_WORSE: R} | UNMENDED | {EXACT: R}, "Undetermined"),
@@ -234,7 +234,8 @@ def test_every_conclusion_is_possible():
 @pytest.mark.parametrize("claim", [*FINE, *MENDED])
 def test_no_conclusion_rests_on_a_claim_whose_control_misbehaves(claim):
     found = [replace(f, control_holds=f.claim != claim) for f in of(FINE | MENDED | {NOT_WORSE: R})]
-    assert conclusion.just_fine(found).short == ("Fine with reweighting" if claim == NOT_WORSE else "Undetermined")
+    needless = claim in (NOT_WORSE, READS, FACT)
+    assert conclusion.just_fine(found).short == ("Fine with reweighting" if needless else "Undetermined")
 
 
 def test_nothing_follows_where_any_invariant_is_violated():
@@ -246,13 +247,19 @@ def test_nothing_follows_where_any_invariant_is_violated():
 
 
 def test_the_conclusion_says_what_was_met_and_what_was_not():
-    text = conclusion.just_fine(of(FINE | MENDED | {NOT_WORSE: R, FACT: I})).text
+    words = {claim: said for said, claims in conclusion.CRITERIA.items() for claim in claims}
+    text = conclusion.just_fine(of(FINE | MENDED | {NOT_WORSE: R, FACT: I, READS_REWEIGHTED: R})).text
+    text, reweighted = text.split(" With reweighting ")
     met, failed = text.removeprefix("Met: ").split("Failed: ")
     failed, undecided = failed.split("Open: ")
-    assert conclusion.CRITERIA[DEPTH] in met
-    assert failed.startswith(conclusion.CRITERIA[NOT_WORSE])
-    assert conclusion.CRITERIA[FACT] in undecided
-    assert "[0.125, 0.5]" in text
+    assert f"{words[DEPTH]} (0.25 [0.125, 0.5])" in met.replace("(1 ", "(0.25 ")
+    assert failed.startswith(words[NOT_WORSE])
+    assert undecided.startswith(words[FACT])
+    met, failed = reweighted.removeprefix("met: ").split("; failed: ")
+    assert met == ", ".join(words[claim] for claim in (NOT_WORSE, DEPTH, FACT))
+    assert failed == f"{words[READS]}."
+    assert "With reweighting" not in conclusion.just_fine(of(FINE | MENDED)).text
+    assert "With reweighting" not in conclusion.just_fine(of(FINE | {READS: R})).text
 
 
 def test_the_recommended_mode_without_fidelity_is_undetermined_but_says_what_the_evidence_says():

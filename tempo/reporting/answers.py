@@ -205,9 +205,9 @@ def same_position(findings: Sequence[Finding]) -> Answer:
             f"less that after its most probable member alone is {f.said(NOT_WORSE)} (below 0.05: no worse)."
         )
     if f.of(SHARING):
-        parts.append(f"Against the same siblings one after another, sharing a position: {f.said(SHARING)}{_verdict(f, SHARING)}.")
+        parts.append(f"One after another the same siblings would be read {f.said(SHARING)} farther from it{_verdict(f, SHARING)}.")
     if f.of(READER_DISTANCE):
-        parts.append(f"The reader's distance alone: {f.said(READER_DISTANCE)}{_verdict(f, READER_DISTANCE)}.")
+        parts.append(f"A reader as far off as behind such a row costs {f.said(READER_DISTANCE)} by itself{_verdict(f, READER_DISTANCE)}.")
     if f.of(NEAR):
         parts.append(f"Against the same token one position back a sibling gets a log ratio of {f.said(NEAR)} in attention.")
     rule = (
@@ -249,7 +249,7 @@ def looked_identical(findings: Sequence[Finding]) -> Answer:
         named = "; ".join(f"{ARTEFACTS[claim]} ({f.count(claim)})" for claim in enough)
         parts.append(f"Each of these alone makes them look identical: {named}.")
     if f.of(ENGINE_DIFFERS):
-        parts.append(f"In the same experiment without any of them the modes differ: {f.said(ENGINE_DIFFERS)}{_verdict(f, ENGINE_DIFFERS)}.")
+        parts.append(f"Without any of them the modes differ on {f.count(ENGINE_DIFFERS)}{_verdict(f, ENGINE_DIFFERS)}.")
     if f.truth(ZERO_TOO):
         parts.append(f'"No attention between siblings" comes out in visible mode as well ({f.count(ZERO_TOO)}).')
     rule = (
@@ -278,7 +278,7 @@ def unmeasured(f: Findings, claims: Sequence[str]) -> list[str]:
 
 
 def _verdict(f: Findings, claim: str) -> str:
-    return ", " + {True: "supported", False: "refuted", None: "undecided"}[f.truth(claim)]
+    return f" ({ {True: 'supported', False: 'refuted', None: 'undecided'}[f.truth(claim)] })"
 
 
 def _if_measured(f: Findings, claims: Sequence[str], text: str) -> str:

@@ -6,33 +6,30 @@ for met: absence of evidence is no evidence of absence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tempo.claims import Finding
 from tempo.reporting.answers import EXACT, NOT_WORSE, TITLE, UNDETERMINED, Answer, Findings, Truth, every, scenario, unmeasured
 from tempo.reporting.findings import violated
 
 JUST_FINE, REWEIGHTED, NOT_FINE = "Just fine", "Fine with reweighting", "Not fine"
-# What "just fine" demands, in words for the reader. The first was measured with reweighting as well, the others were not, so
-# that reweighting can mend only the first.
 DEPTH, READS, FACT = "exp7.error-does-not-grow-with-depth", "exp13.reads-as-well-as-greedy", "exp13.fact-still-found"
-CRITERIA = {
-    NOT_WORSE: "as near to the truth as the most probable branch",
-    DEPTH: "no growth of the error with depth",
-    READS: "reads as well as greedy",
-    FACT: "facts still found",
-}
 NOT_WORSE_REWEIGHTED, HELPS = "exp11.reweighted-not-worse-than-top-branch", "exp11.probability-weighting-helps"
-MENDING = {
-    NOT_WORSE_REWEIGHTED: "as near if reweighted",
-    HELPS: "nearer by reweighting",
+READS_REWEIGHTED, FACT_REWEIGHTED = "exp13.weighted-reads-as-well-as-greedy", "exp13.weighted-fact-still-found"
+# What "fine" demands, in words for the reader: the claim about siblings as they are, and that about siblings weighted by
+# probability. No claim about depth is registered with weighting, so that weighting mends nothing there.
+CRITERIA = {
+    "as near to the truth as the most probable branch": (NOT_WORSE, NOT_WORSE_REWEIGHTED),
+    "no growth of the error with depth": (DEPTH, DEPTH),
+    "reads as well as greedy": (READS, READS_REWEIGHTED),
+    "facts still found": (FACT, FACT_REWEIGHTED),
 }
+PLAIN, WEIGHTED = ([pair[arm] for pair in CRITERIA.values()] for arm in (0, 1))
 VISIBLE_NOT_WORSE = "exp7.visible-not-worse-than-isolated"
 FINE_RULE = (
-    f"Only if no invariant is violated and {EXACT} is supported. Just fine: {', '.join(CRITERIA)} all supported. Fine with "
-    f"reweighting: not that, but {', '.join(MENDING)} supported, and all of the former but {NOT_WORSE}, the only one that was "
-    f"measured with reweighting too. Not fine: {NOT_WORSE} and {NOT_WORSE_REWEIGHTED} both refuted, or any other of the former "
-    "refuted. Else undetermined."
+    f"Only if no invariant is violated and {EXACT} is supported. Just fine: {', '.join(PLAIN)} all supported. Fine with reweighting: "
+    f"not that, but {', '.join([HELPS, *WEIGHTED])} all supported. Not fine: of both lists ({HELPS} apart) at least one refuted. "
+    f"Else undetermined. (No claim like {DEPTH} is registered with reweighting, so reweighting mends nothing there.)"
 )
 MODE_RULE = (
     f"Visibility: isolated, if {VISIBLE_NOT_WORSE} is refuted; either, if it is supported or the scenario is A or B. Weighting: by "
@@ -46,7 +43,7 @@ SCENARIO_ADVICE = {
 }
 FINE_ADVICE = {
     JUST_FINE: "Parallel tokens may be relied on within what was tested.",
-    REWEIGHTED: "Rely on parallel tokens only with that weighting (depth, reading and facts were measured without).",
+    REWEIGHTED: "Rely on parallel tokens only with that weighting.",
     NOT_FINE: "Where the text matters, decode greedily (max_width=1).",
     UNDETERMINED: "Whether to rely on parallel tokens at all is undetermined.",
 }
@@ -55,14 +52,13 @@ FINE_ADVICE = {
 def just_fine(findings: Sequence[Finding]) -> Answer:
     """The question of the title, by FINE_RULE."""
     f = Findings(findings)
-    claims = (*CRITERIA, *MENDING, EXACT)
+    claims = tuple(dict.fromkeys((*PLAIN, HELPS, *WEIGHTED, EXACT)))
     sound = False if any(map(violated, findings)) else f.truth(EXACT)
-    plain, reweighted = f.truth(NOT_WORSE), f.truth(NOT_WORSE_REWEIGHTED)
-    others = [f.truth(claim) for claim in (DEPTH, READS, FACT)]
+    plain, weighted = every(*map(f.truth, PLAIN)), every(*map(f.truth, WEIGHTED))
     answers = {
-        JUST_FINE: every(plain, *others),
-        REWEIGHTED: every(reweighted, f.truth(HELPS), *others),
-        NOT_FINE: (plain is False and reweighted is False) or False in others,
+        JUST_FINE: plain,
+        REWEIGHTED: every(f.truth(HELPS), weighted),
+        NOT_FINE: plain is False and weighted is False,
     }
     short = next((name for name, holds in answers.items() if holds), UNDETERMINED) if sound else UNDETERMINED
     broken = ["An invariant is violated, so nothing follows."] if sound is False else []
@@ -70,14 +66,22 @@ def just_fine(findings: Sequence[Finding]) -> Answer:
 
 
 def criteria(findings: Sequence[Finding]) -> list[str]:
-    """`Met: ...`, `Failed: ...`, `Open: ...`, of what was measured; of the reweighted arm only if plain does not meet its criterion."""
+    """`Met: ...`, `Failed: ...`, `Open: ...`, of what was measured; the same with reweighting, unless all are met without."""
     f = Findings(findings)
-    asked = CRITERIA if f.truth(NOT_WORSE) else CRITERIA | MENDING
+    says = [f"{head}: {'; '.join(named)}." for head, named in _sorted(f, PLAIN, f.said)]
+    if every(*map(f.truth, PLAIN)) or not any(f.of(claim) for claim in (NOT_WORSE_REWEIGHTED, READS_REWEIGHTED, FACT_REWEIGHTED)):
+        return says
+    weighted = [f"{head.lower()}: {', '.join(named)}" for head, named in _sorted(f, WEIGHTED)]
+    return [*says, f"With reweighting {'; '.join(weighted)}."]
+
+
+def _sorted(f: Findings, claims: Sequence[str], said: Callable[[str], str] | None = None) -> list[tuple[str, list[str]]]:
+    """The measured criteria by their truth, in words, with numbers if `said` says them."""
     named: dict[Truth, list[str]] = {True: [], False: [], None: []}
-    for claim, words in asked.items():
+    for words, claim in zip(CRITERIA, claims, strict=True):
         if f.of(claim):
-            named[f.truth(claim)].append(f"{words} ({f.said(claim)})")
-    return [f"{head}: {'; '.join(named[truth])}." for truth, head in ((True, "Met"), (False, "Failed"), (None, "Open")) if named[truth]]
+            named[f.truth(claim)].append(f"{words} ({said(claim)})" if said else words)
+    return [(head, named[truth]) for truth, head in ((True, "Met"), (False, "Failed"), (None, "Open")) if named[truth]]
 
 
 def recommended_mode(findings: Sequence[Finding]) -> Answer:

@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 from tempo.claims import Finding
 from tempo.reporting import figures
 from tempo.reporting.answers import ARTEFACTS, EXACT, SCENARIO_CLAIMS, SHARING, STORED
-from tempo.reporting.conclusion import CRITERIA, MENDING, VISIBLE_NOT_WORSE
+from tempo.reporting.conclusion import HELPS, PLAIN, VISIBLE_NOT_WORSE, WEIGHTED
 from tempo.reporting.page import POLICY, report_html
 from tempo.reporting.report import Report, Section
 from tests.browser.checks import below_the_fold, column, dead_links, low_contrast, sideways, unreachable, unsorted
@@ -83,7 +83,7 @@ def hostile_report() -> Report:
     return Report((found,), HOSTILE, (section,), {HOSTILE: HOSTILE})
 
 
-CONCLUSIVE = (*SCENARIO_CLAIMS, *STORED, EXACT, SHARING, *ARTEFACTS, *CRITERIA, *MENDING, VISIBLE_NOT_WORSE, *CONFIRMED)
+CONCLUSIVE = (*SCENARIO_CLAIMS, *STORED, EXACT, SHARING, *ARTEFACTS, *PLAIN, HELPS, *WEIGHTED, VISIBLE_NOT_WORSE, *CONFIRMED)
 
 
 def two_models() -> tuple[Report, Report]:
