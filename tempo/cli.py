@@ -241,26 +241,34 @@ def _list_architectures(as_json: bool) -> None:
 
 @app.command()
 def report(
-    results: Annotated[Path, typer.Option(metavar="DIR", help="The results folder of the experiments.")] = Path("results"),
+    results: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="Results folder of the experiments (default: results); again for more models.")
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the report.")] = Path("reports"),
-    against: Annotated[Path | None, typer.Option(metavar="DIR", help="Another results folder to compare with: before, or model A.")] = None,
+    against: Annotated[Path | None, typer.Option(metavar="DIR", help="Another results folder to compare with: before a change.")] = None,
 ) -> None:
-    """Make the report again from the records alone; no model is run.
+    """Make the report again from the records alone; no model is run. Several models stand side by side.
 
-    Writes findings.html, findings.md, findings.svg and .png, every figure under figures/, and with --against comparison.md.
+    Writes findings.html, findings.md, findings.svg and .png (of several models: findings-<model>.svg), every figure under figures/,
+    and with --against comparison.md.
     """
     from tempo.reporting.comparison import compare_findings
     from tempo.reporting.publish import publish
-    from tempo.reporting.report import read_report
+    from tempo.reporting.report import names_of, read_report, read_reports
 
-    found, comparison = read_report(results), None
+    folders = results or [Path("results")]
+    if against and len(folders) > 1:
+        raise typer.BadParameter("compares two folders: give --results once", param_hint="--against")
+    found, comparison = read_reports(folders), None
     if against:
-        other = read_report(against)
-        names = f"{against} ({other.model})", f"{results} ({found.model})"
-        comparison = compare_findings(other.findings, found.findings, names)
-        table = terminal.comparison_table(comparison)
-        _show(_console(), *table)
-    written = publish(found, results, out, comparison)
+        other, this = read_report(against), found[0]
+        comparison = compare_findings(other.findings, this.findings, (f"{against} ({other.model})", f"{folders[0]} ({this.model})"))
+        _show(_console(), *terminal.comparison_table(comparison))
+    if len(found) > 1:
+        from tempo.reporting.sidebyside import said
+
+        _write("\n".join(visible(line) for line in [f"models: {', '.join(names_of(found))}", *said(found)]) + "\n")
+    written = publish(found, out, comparison)
     named = ", ".join(visible(str(path)) for path in written if path.parent == out)
     _write(f"written: {named}, and {sum(path.parent != out for path in written)} files under {visible(str(out))}/figures/\n")
 

@@ -6,8 +6,25 @@ from dataclasses import replace
 import pytest
 
 from tempo.claims import Finding
-from tempo.reporting import answers
-from tempo.reporting.answers import ATTENDS, EQUIVALENT, IDENTICAL, ISOLATED_ZERO, MORE_THAN_UNIFORM, SELECTION, TOP_10
+from tempo.reporting import answers, conclusion
+from tempo.reporting.answers import (
+    ARTEFACTS,
+    ATTENDS,
+    CLOSER,
+    ENGINE_DIFFERS,
+    EQUIVALENT,
+    EXACT,
+    IDENTICAL,
+    ISOLATED_ZERO,
+    MORE_THAN_UNIFORM,
+    NOT_WORSE,
+    SELECTION,
+    SHARING,
+    STORED,
+    TOP_10,
+    ZERO_TOO,
+)
+from tempo.reporting.conclusion import DEPTH, FACT, FACT_REWEIGHTED, HELPS, NOT_WORSE_REWEIGHTED, READS, READS_REWEIGHTED, VISIBLE_NOT_WORSE
 
 S, R, I = "SUPPORTED", "REFUTED", "INCONCLUSIVE"  # noqa: E741
 BEFORE = "exp2.same-before-first-wide-set"
@@ -84,8 +101,10 @@ def test_verdicts_that_fit_no_scenario_are_said_to_fit_none():
 
 
 def test_nothing_is_known_from_no_findings():
-    for answer in (*answers.questions([]), answers.scenario([]), answers.recommended_mode([]), answers.just_fine([])):
+    for answer in (*answers.questions([]), answers.scenario([]), conclusion.recommended_mode([]), conclusion.just_fine([])):
         assert answer.short == "Undetermined"
+    assert "Not measured in this record: exp7, exp13, exp11" in conclusion.just_fine([]).text
+    assert "not built" not in conclusion.just_fine([]).text
 
 
 @pytest.mark.parametrize(
@@ -115,40 +134,170 @@ def test_identical_equivalent_or_only_the_top_k(verdicts, short):
     assert "25\u00a0% [12.5, 50]" in said.text
 
 
+POSITION = {**dict.fromkeys(STORED, S), EXACT: S, NOT_WORSE: S, CLOSER: S}
+
+
+def of(verdicts) -> list[Finding]:
+    """A finding for each claim with this verdict; None: not measured."""
+    invariants = (*STORED, EXACT, BEFORE, *ARTEFACTS, ZERO_TOO)
+    return [
+        finding(claim, v, kind="invariant" if claim in invariants else "empirical", estimate=1.0 if v == S else 0.25)
+        for claim, v in verdicts.items() if v
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "short"),
+    [({}, "Better than"), ({CLOSER: R}, "No worse than"), ({CLOSER: I}, "No worse than"), ({CLOSER: R, NOT_WORSE: R}, "Worse than"),
+     ({CLOSER: I, NOT_WORSE: I}, "Undetermined"), ({STORED[1]: R}, "Undetermined"), ({STORED[2]: None}, "Undetermined"),
+     ({EXACT: None}, "Undetermined"), ({EXACT: R}, "Undetermined"), ({CLOSER: None, NOT_WORSE: None}, "Undetermined")],
+)  # fmt: skip
+def test_how_well_several_tokens_at_one_position_are_handled(changes, short):
+    said = answers.same_position(of(POSITION | changes))
+    assert said.short.startswith(short)
+
+
 def test_what_no_experiment_measured_is_never_guessed():
-    stored = [
-        finding(f"exp4.{name}", S) for name in ("siblings-share-a-position", "positions-are-p-plus-k", "next-query-reaches-every-slot")
-    ]
+    stored = of(dict.fromkeys(STORED, S))
     said = answers.same_position(stored)
     assert said.short == "Undetermined"
-    assert "They really stand at one position" in said.text
-    assert "undetermined: experiments not built (exp7, exp8)" in said.text
+    assert "They really stand" not in said.text
+    assert "Siblings really stand at one position" in said.text
+    assert "Not measured in this record: exp7, exp8." in said.text
     assert "do NOT stand" in answers.same_position([stored[0], replace(stored[1], verdict=R), stored[2]]).text
-    assert "was not shown" in answers.same_position(stored[:2]).text
-    built = [*stored, finding("exp7.anything", S), finding("exp8.anything", S)]
-    assert "no rule reads exp7, exp8 yet" in answers.same_position(built).text
+    assert "not shown" in answers.same_position(stored[:2]).text
+    assert "Not measured" not in answers.same_position(of(POSITION | {SHARING: S})).text
 
 
-def test_why_they_looked_identical():
-    same, differ = finding(BEFORE, S, estimate=1.0), finding(IDENTICAL, R, estimate=0.0)
-    said = answers.looked_identical([same, differ])
-    assert said.short == "Not the model"
-    assert "160 of 160 prompts" in said.text
-    assert "0 of 160 prompts" in said.text
-    assert "undetermined: experiment not built (exp6)" in said.text
-    assert answers.looked_identical([same, replace(differ, verdict=S)]).short == "They are identical"
-    assert answers.looked_identical([same]).short == "Undetermined"
-    assert "harness is at fault" in answers.looked_identical([replace(same, verdict=R), differ]).text
+LOOKED = {BEFORE: S, IDENTICAL: R, ENGINE_DIFFERS: S, **dict.fromkeys(ARTEFACTS, S), ZERO_TOO: S}
 
 
-def test_the_recommended_mode_is_undetermined_but_says_what_the_evidence_says():
-    advice = {letter: answers.recommended_mode(list(pattern(letter).values())) for letter in PATTERNS}
-    assert {answer.short for answer in advice.values()} == {"Undetermined"}
+@pytest.mark.parametrize(
+    ("changes", "short"),
+    [({}, "Artefacts"), (dict.fromkeys(ARTEFACTS, R), "Not the model"), ({ENGINE_DIFFERS: I}, "Not the model"),
+     ({ENGINE_DIFFERS: None, **dict.fromkeys(ARTEFACTS)}, "Not the model"), ({ENGINE_DIFFERS: R}, "Undetermined"),
+     ({IDENTICAL: S, ENGINE_DIFFERS: R}, "They are identical"), ({IDENTICAL: S}, "Undetermined"), ({IDENTICAL: I}, "Undetermined"),
+     ({BEFORE: R}, "Undetermined"), ({BEFORE: None}, "Undetermined")],
+)  # fmt: skip
+def test_why_they_looked_identical(changes, short):
+    assert answers.looked_identical(of(LOOKED | changes)).short.startswith(short)
+
+
+def test_the_artefacts_that_suffice_are_named_and_no_other():
+    first, second, _ = ARTEFACTS
+    text = answers.looked_identical(of(LOOKED | {second: R})).text
+    assert ARTEFACTS[first] in text
+    assert ARTEFACTS[second] not in text
+    assert "160 of 160 prompts" in text
+    assert "visible mode as well" in text
+    assert "visible mode as well" not in answers.looked_identical(of(LOOKED | {ZERO_TOO: R})).text
+    assert "harness is at fault" in answers.looked_identical(of(LOOKED | {BEFORE: R})).text
+    assert "Not measured in this record: exp6." in answers.looked_identical(of({BEFORE: S, IDENTICAL: R})).text
+
+
+FINE = {EXACT: S, NOT_WORSE: S, DEPTH: S, READS: S, FACT: S}
+WEIGHTED = {NOT_WORSE_REWEIGHTED: S, READS_REWEIGHTED: S, FACT_REWEIGHTED: S}
+MENDED = {HELPS: S, **WEIGHTED}
+UNMENDED = dict.fromkeys(MENDED, R)
+PAIRS = {NOT_WORSE: NOT_WORSE_REWEIGHTED, READS: READS_REWEIGHTED, FACT: FACT_REWEIGHTED}
+CONCLUSIONS = [
+    (FINE, "Just fine"),
+    (FINE | UNMENDED, "Just fine"),  # plain needs no mending
+    (FINE | MENDED, "Just fine"),
+    *((FINE | MENDED | {plain: verdict}, "Fine with reweighting") for plain in PAIRS for verdict in (R, I, None)),
+    (FINE | MENDED | dict.fromkeys(PAIRS, R), "Fine with reweighting"),
+    *((FINE | MENDED | {plain: R, weighted: R}, "Not fine") for plain in PAIRS for weighted in WEIGHTED),
+    (FINE | {NOT_WORSE: R} | UNMENDED, "Not fine"),
+    (FINE | {DEPTH: R}, "Not fine"),
+    (FINE | MENDED | {DEPTH: R}, "Not fine"),  # depth was not measured with reweighting, so it mends nothing there
+    # nothing open is taken for met
+    *((FINE | {claim: verdict}, "Undetermined") for claim in FINE for verdict in (I, None)),
+    *((FINE | MENDED | {NOT_WORSE: R, claim: verdict}, "Undetermined") for claim in (DEPTH, EXACT, *MENDED) for verdict in (I, None)),
+    *((FINE | {plain: R}, "Undetermined") for plain in PAIRS),  # whether reweighting mends it was not measured
+    *((FINE | MENDED | {plain: I, PAIRS[plain]: R}, "Undetermined") for plain in PAIRS),
+    (FINE | MENDED | {NOT_WORSE: R, HELPS: R}, "Undetermined"),  # fine if weighted, yet not by the weighting
+    # a yardstick that is not exact where it must be measures nothing
+    (FINE | {EXACT: R}, "Undetermined"),
+    (FINE | {NOT_WORSE: R} | UNMENDED | {EXACT: R}, "Undetermined"),
+]
+
+
+@pytest.mark.parametrize(("verdicts", "short"), CONCLUSIONS)
+def test_the_conclusion(verdicts, short):
+    assert conclusion.just_fine(of(verdicts)).short == short
+
+
+def test_every_conclusion_is_possible():
+    assert {short for _, short in CONCLUSIONS} == {"Just fine", "Fine with reweighting", "Not fine", "Undetermined"}
+
+
+@pytest.mark.parametrize("claim", [*FINE, *MENDED])
+def test_no_conclusion_rests_on_a_claim_whose_control_misbehaves(claim):
+    found = [replace(f, control_holds=f.claim != claim) for f in of(FINE | MENDED | {NOT_WORSE: R})]
+    needless = claim in (NOT_WORSE, READS, FACT)
+    assert conclusion.just_fine(found).short == ("Fine with reweighting" if needless else "Undetermined")
+
+
+def test_nothing_follows_where_any_invariant_is_violated():
+    broken = finding("exp4.anything", R, kind="invariant")
+    said = conclusion.just_fine([*of(FINE), broken])
+    assert said.short == "Undetermined"
+    assert "An invariant is violated" in said.text
+    assert conclusion.just_fine([*of(FINE), replace(broken, verdict=S)]).short == "Just fine"
+
+
+def test_the_conclusion_says_what_was_met_and_what_was_not():
+    words = {claim: said for said, claims in conclusion.CRITERIA.items() for claim in claims}
+    text = conclusion.just_fine(of(FINE | MENDED | {NOT_WORSE: R, FACT: I, READS_REWEIGHTED: R})).text
+    text, reweighted = text.split(" With reweighting ")
+    met, failed = text.removeprefix("Met: ").split("Failed: ")
+    failed, undecided = failed.split("Open: ")
+    assert f"{words[DEPTH]} (0.25 [0.125, 0.5])" in met.replace("(1 ", "(0.25 ")
+    assert failed.startswith(words[NOT_WORSE])
+    assert undecided.startswith(words[FACT])
+    met, failed = reweighted.removeprefix("met: ").split("; failed: ")
+    assert met == ", ".join(words[claim] for claim in (NOT_WORSE, DEPTH, FACT))
+    assert failed == f"{words[READS]}."
+    assert "With reweighting" not in conclusion.just_fine(of(FINE | MENDED)).text
+    assert "With reweighting" not in conclusion.just_fine(of(FINE | {READS: R})).text
+
+
+def test_the_recommended_mode_without_fidelity_is_undetermined_but_says_what_the_evidence_says():
+    advice = {letter: conclusion.recommended_mode(list(pattern(letter).values())) for letter in PATTERNS}
+    either = "Either visibility, weighting undetermined"
+    assert [answer.short for answer in advice.values()] == [either, either, "Undetermined", "Undetermined"]
     assert "not interchangeable" in advice["D"].text
-    assert "either will do" in advice["A"].text
-    assert "either will do" in advice["B"].text
+    assert "same results" in advice["A"].text
     assert len({answer.text for answer in advice.values()}) == 4
-    assert "exp7, exp11, exp13, not built yet" in advice["D"].text
+    assert "Not measured in this record: exp7, exp11." in advice["D"].text
+
+
+@pytest.mark.parametrize(
+    ("visible", "helps", "short"),
+    [(R, S, "Isolated, weighting by probability"), (S, R, "Either visibility, no weighting"), (R, I, "Isolated, weighting undetermined"),
+     (I, S, "Visibility undetermined, weighting by probability"), (I, I, "Undetermined"), (None, None, "Undetermined")],
+)  # fmt: skip
+def test_the_recommended_mode(visible, helps, short):
+    found = conclusion.recommended_mode(of({VISIBLE_NOT_WORSE: visible, HELPS: helps}))
+    assert found.short == short
+    refuted = of({VISIBLE_NOT_WORSE: R}) + list(pattern("B").values())
+    assert conclusion.recommended_mode(refuted).short.startswith("Isolated")
+
+
+def test_the_advice_follows_the_conclusion():
+    said = {short: conclusion.recommended_mode(of(verdicts)).text for verdicts, short in reversed(CONCLUSIONS)}
+    for short, text in said.items():
+        assert conclusion.FINE_ADVICE[short] in text
+
+
+def test_every_answer_names_its_claims_and_they_come_with_their_findings():
+    for make in (answers.scenario, answers.attend, answers.identical, answers.same_position, answers.looked_identical,
+                 conclusion.just_fine, conclusion.recommended_mode):  # fmt: skip
+        answer = make([])
+        assert answer.claims
+        assert [f for _, f in answers.evidence(answer, [])] == [None] * len(answer.claims)
+        both = [finding(answer.claims[0], S), finding(answer.claims[0], R)]
+        assert [f for claim, f in answers.evidence(answer, both) if claim == answer.claims[0]] == both
 
 
 def test_every_claim_that_a_rule_names_is_registered():
@@ -162,9 +311,8 @@ def test_every_claim_that_a_rule_names_is_registered():
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         registered |= {claim.id for claim in module.STUDY.claims}
-    everything = [
-        a for make in (answers.attend, answers.identical, answers.same_position, answers.looked_identical) for a in make([]).claims
-    ]
-    named = {*answers.SCENARIO_CLAIMS, *everything}
-    assert named <= registered
+    rules = (*answers.questions([]), conclusion.just_fine([]), conclusion.recommended_mode([]))
+    named = {*answers.SCENARIO_CLAIMS, *(claim for answer in rules for claim in answer.claims)}
+    experiments = {claim.split(".")[0] for claim in registered}
+    assert {claim for claim in named if claim.split(".")[0] in experiments} <= registered
     assert "exp2.no-such-claim" not in registered

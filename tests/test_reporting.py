@@ -362,7 +362,7 @@ def test_a_markdown_row_has_its_columns_whatever_the_text():
     hostile = "a|b `c` *d* <img src=x> $e$ [f](g)\n| h"
     rows = findings_markdown([finding(hostile, statement=hostile)]).splitlines()
     assert len(rows) == 3
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8}
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {9}
     assert "<img" not in rows[2]
     assert "&lt;img" in rows[2]
     assert r"\`c\`" in rows[2]
@@ -426,14 +426,14 @@ def test_the_page_test_can_fail():
 def test_the_headline_counts_what_is_in_the_findings():
     found = [finding(), finding("b", "REFUTED"), finding("c", "REFUTED", control_holds=False)]
     text = Page(findings_html(found, {}, {})).text
-    assert "3 registered claims: 1 supported, 2 refuted; 2 of 3 negative controls behaved." in text
+    assert "3 registered claims: 3 exploratory (1 supported, 2 refuted); 2 of 3 negative controls behaved." in text
     assert "tiny · 161 prompts" in text
     assert "Negative control did not behave: c." in text
     assert "did not behave" not in Page(findings_html(found[:2], {}, {})).text
 
 
 def test_findings_without_context_and_no_findings_at_all_still_make_a_page():
-    assert "1 registered claim: 1 supported" in Page(findings_html([finding(context={})], {}, {})).text
+    assert "1 registered claim: 1 exploratory (1 supported)" in Page(findings_html([finding(context={})], {}, {})).text
     assert "0 registered claims: none" in Page(findings_html([], {}, {})).text
 
 

@@ -67,10 +67,7 @@ class Findings:
     def count(self, claim: str) -> str:
         """For how many prompts it was true: `160 of 162 prompts`."""
         found = [f for f in self.of(claim) if f.n]
-        return ", ".join(f"{round(f.estimate * f.n)} of {f.n} {f.unit}s" for f in found) or "not measured"
-
-    def has(self, experiment: str) -> bool:
-        return any(f.context.get("experiment") == experiment or f.claim.startswith(f"{experiment}.") for f in self.all)
+        return ", ".join(f"{round(f.estimate * f.n)} of {f.n} {f.unit}s" for f in found) or "none measured"
 
 
 def every(*truths: Truth) -> Truth:
@@ -178,66 +175,89 @@ def identical(findings: Sequence[Finding]) -> Answer:
     return Answer("Are the distributions identical, or just the top-k?", short, _if_measured(f, claims, text), rule, claims)
 
 
+STORED = ("exp4.siblings-share-a-position", "exp4.positions-are-p-plus-k", "exp4.next-query-reaches-every-slot")
+NEAR = "exp3.more-than-at-distance-one"
+EXACT, NOT_WORSE, CLOSER = "exp7.exact-where-theory-says", "exp7.not-worse-than-top-branch", "exp7.closer-than-top-branch"
+SHARING, READER_DISTANCE = "exp8.sharing-helps", "exp8.reader-distance"
+
+
 def same_position(findings: Sequence[Finding]) -> Answer:
-    """Question 3: where siblings stand is known from exp4; how well a model copes would take exp7 and exp8."""
+    """Question 3: where siblings stand, from exp4, and how near the model comes to the truth, from exp7 and exp8."""
     f = Findings(findings)
-    claims = ("exp4.siblings-share-a-position", "exp4.positions-are-p-plus-k", "exp4.next-query-reaches-every-slot")
-    near = "exp3.more-than-at-distance-one"
-    stored = every(*(f.truth(claim) for claim in claims))
-    known = {
-        True: f"They really stand at one position (recovered from the cached keys on {f.count(claims[0])}), and the next step reads all.",
-        False: "They do NOT stand where they should: see the violated claims of exp4.",
-        None: "Where they stand was not shown: exp4 is missing or undecided.",
+    claims = (*STORED, EXACT, NOT_WORSE, CLOSER, SHARING, READER_DISTANCE, NEAR)
+    stored = every(*map(f.truth, STORED))
+    sound = every(stored, f.truth(EXACT))
+    answers = {
+        "Better than by following the most probable sibling alone": every(sound, f.truth(CLOSER)),
+        "No worse than by following the most probable sibling alone": every(sound, f.truth(NOT_WORSE)),
+        "Worse than by following the most probable sibling alone": every(sound, negated(f.truth(NOT_WORSE))),
+    }
+    short = next((name for name, holds in answers.items() if holds), UNDETERMINED)
+    where = {
+        True: f"Siblings really stand at one position (from the cached keys, on {f.count(STORED[0])}), and the next step reads them all.",
+        False: "Siblings do NOT stand where they should: see the violated claims of exp4.",
+        None: "Where siblings stand is not shown in this record: exp4 is missing or undecided.",
     }[stored]
-    more = f" Against the same token one position back a sibling gets a log ratio of {f.said(near)} in attention." if f.of(near) else ""
-    rule = f"Where they stand: {', '.join(claims)}. How well it is handled: exp7 and exp8; no rule reads them yet."
-    question = "How does the model handle several tokens at one position?"
-    return Answer(question, UNDETERMINED, f"{known}{more} How well it copes: {_missing(f, 'exp7', 'exp8')}.", rule, (*claims, near))
+    parts = [where]
+    if f.of(NOT_WORSE):
+        parts.append(
+            "The truth is the exact mixture of the separate branches. In total variation to it, the next prediction after the whole set "
+            f"less that after its most probable member alone is {f.said(NOT_WORSE)} (below 0.05: no worse)."
+        )
+    if f.of(SHARING):
+        parts.append(f"One after another the same siblings would be read {f.said(SHARING)} farther from it{_verdict(f, SHARING)}.")
+    if f.of(READER_DISTANCE):
+        parts.append(f"A reader as far off as behind such a row costs {f.said(READER_DISTANCE)} by itself{_verdict(f, READER_DISTANCE)}.")
+    if f.of(NEAR):
+        parts.append(f"Against the same token one position back a sibling gets a log ratio of {f.said(NEAR)} in attention.")
+    rule = (
+        f"Only if siblings stand at one position ({', '.join(STORED)}) and the yardstick is exact where theory says so ({EXACT}): "
+        f"better, if {CLOSER} is supported; else no worse, if {NOT_WORSE} is; worse, if that is refuted. Else undetermined."
+    )
+    text = " ".join([*parts, *unmeasured(f, (NOT_WORSE, SHARING))])
+    return Answer("How does the model handle several tokens at one position?", short, text, rule, claims)
+
+
+BEFORE, ENGINE_DIFFERS, ZERO_TOO = "exp2.same-before-first-wide-set", "exp6.correct-engine-differs", "exp6.zero-in-visible-mode-too"
+ARTEFACTS = {  # each makes the modes look identical all by itself, if its claim is supported
+    "exp6.last-only-cache-is-identical": "only the last sibling enters the cache",
+    "exp6.dropped-mask-is-identical": "the mask never reaches the model",
+    "exp6.before-the-siblings-is-identical": "what is compared was computed before the siblings exist",
+}
 
 
 def looked_identical(findings: Sequence[Finding]) -> Answer:
-    """Question 4: what exp2's bitwise identity says, and that the rest would take exp6."""
+    """Question 4: whether they are identical, from exp2, and which artefacts of the earlier pipeline suffice to say so, from exp6."""
     f = Findings(findings)
-    before = "exp2.same-before-first-wide-set"
-    same, after = f.truth(before), f.truth(IDENTICAL)
-    short, text = UNDETERMINED, f"No verdict on {before} or {IDENTICAL}."
-    if same and after is False:
-        short = "Not the model"
-        text = (
-            f"Until the first wide set has been read they are identical to the last bit ({f.count(before)}), by construction; after it on "
-            f"{f.count(IDENTICAL)}. So identical results come from what was measured, not from the model."
-        )
-    elif same and after:
-        short, text = "They are identical", f"To the last bit before a wide set ({f.count(before)}), and after one on {f.count(IDENTICAL)}."
-    elif same is False:
-        text = f"The modes differ even before a wide set: {before} holds on {f.count(before)} only, so the harness is at fault."
-    rule = f"Not the model: {before} supported and {IDENTICAL} refuted. Which artefact it was would take exp6."
-    text += f" Which artefact of the earlier pipeline did it: {_missing(f, 'exp6')}."
-    return Answer("Why did both isolation modes give identical results?", short, text, rule, (before, IDENTICAL))
-
-
-def recommended_mode(findings: Sequence[Finding]) -> Answer:
-    """The default to use: exp7, exp11 and exp13 would decide it; else undetermined, with what the present evidence says."""
-    f = Findings(findings)
-    found = scenario(findings).short[:1]
-    says = {
-        "A": "The modes give the same results, so either will do.",
-        "B": "The modes are equivalent within what bfloat16 changes, so either will do.",
-        "C": "The modes choose the same tokens with different probabilities: name the mode wherever probabilities matter.",
-        "D": "The modes are not interchangeable: choose one, name it with every result, and never mix runs of both.",
-    }.get(found, "Present evidence does not tell the modes apart or together: name the mode with every result.")
-    rule = "Needs whether parallel tokens are handled well (exp7), repaired by weighting (exp11) and useful in text (exp13)."
-    if absent := [name for name in ("exp7", "exp11", "exp13") if not f.has(name)]:
-        says += f" Which is better is undetermined without {', '.join(absent)}, not built yet."
-    return Answer("Which mode should one use?", UNDETERMINED, says, rule)
-
-
-def just_fine(findings: Sequence[Finding]) -> Answer:
-    """The question of the title: exp7 would answer it, with exp11 and exp13; until then undetermined."""
-    f = Findings(findings)
-    rule = "Needs the distance to the exact branch mixture (exp7), what weighting repairs (exp11) and text that is read (exp13)."
-    text = f"Whether the model copes just fine is {_missing(f, 'exp7', 'exp11', 'exp13')}."
-    return Answer(TITLE, UNDETERMINED, text, rule)
+    claims = (BEFORE, IDENTICAL, ENGINE_DIFFERS, *ARTEFACTS, ZERO_TOO)
+    same, after, engine = f.truth(BEFORE), f.truth(IDENTICAL), f.truth(ENGINE_DIFFERS)
+    enough = [claim for claim in ARTEFACTS if f.truth(claim)]
+    differ = every(same, negated(after))
+    answers = {
+        "They are identical": every(same, after, negated(engine) if f.of(ENGINE_DIFFERS) else True),
+        "Artefacts of the earlier pipeline, not the model": every(differ, engine, bool(enough)),
+        "Not the model": None if engine is False else differ,
+    }
+    short = next((name for name, holds in answers.items() if holds), UNDETERMINED)
+    parts = []
+    if same is False:
+        parts.append(f"The modes differ even before a wide set ({f.count(BEFORE)} are identical), so the harness is at fault.")
+    elif f.of(BEFORE) or f.of(IDENTICAL):
+        until = "Until the first wide set has been read they are identical to the last bit, by construction,"
+        parts.append(f"{until} on {f.count(BEFORE)}; after it on {f.count(IDENTICAL)}.")
+    if enough:
+        named = "; ".join(f"{ARTEFACTS[claim]} ({f.count(claim)})" for claim in enough)
+        parts.append(f"Each of these alone makes them look identical: {named}.")
+    if f.of(ENGINE_DIFFERS):
+        parts.append(f"Without any of them the modes differ on {f.count(ENGINE_DIFFERS)}{_verdict(f, ENGINE_DIFFERS)}.")
+    if f.truth(ZERO_TOO):
+        parts.append(f'"No attention between siblings" comes out in visible mode as well ({f.count(ZERO_TOO)}).')
+    rule = (
+        f"Artefacts: {BEFORE} supported, {IDENTICAL} refuted, {ENGINE_DIFFERS} supported, and one of {', '.join(ARTEFACTS)} supported. Not "
+        f"the model (but which artefact is open): the first two alone. They are identical: {IDENTICAL} supported. Else undetermined."
+    )
+    text = " ".join([*parts, *unmeasured(f, (BEFORE, IDENTICAL, ENGINE_DIFFERS, *ARTEFACTS))])
+    return Answer("Why did both isolation modes give identical results?", short, text, rule, claims)
 
 
 def questions(findings: Sequence[Finding]) -> tuple[Answer, ...]:
@@ -245,14 +265,21 @@ def questions(findings: Sequence[Finding]) -> tuple[Answer, ...]:
     return tuple(answer(findings) for answer in (attend, identical, same_position, looked_identical))
 
 
-def _missing(f: Findings, *experiments: str) -> str:
-    """Why it is undetermined, never a guess."""
-    absent = [name for name in experiments if not f.has(name)]
-    if not absent:
-        return f"undetermined: no rule reads {', '.join(experiments)} yet"
-    built = "experiment not built" if len(absent) == 1 else "experiments not built"
-    return f"undetermined: {built} ({', '.join(absent)})"
+def evidence(answer: Answer, findings: Sequence[Finding]) -> list[tuple[str, Finding | None]]:
+    """Each claim that the answer rests on with its finding, of each config; None if it was not measured."""
+    f = Findings(findings)
+    return [(claim, found) for claim in answer.claims for found in (f.of(claim) or [None])]
+
+
+def unmeasured(f: Findings, claims: Sequence[str]) -> list[str]:
+    """A sentence naming the experiments that the record lacks; none if it lacks none."""
+    absent = dict.fromkeys(claim.split(".")[0] for claim in claims if not f.of(claim))
+    return [f"Not measured in this record: {', '.join(absent)}."] if absent else []
+
+
+def _verdict(f: Findings, claim: str) -> str:
+    return f" ({ {True: 'supported', False: 'refuted', None: 'undecided'}[f.truth(claim)] })"
 
 
 def _if_measured(f: Findings, claims: Sequence[str], text: str) -> str:
-    return text if any(f.of(claim) for claim in claims) else f"Not measured in this record: {', '.join(claims)}."
+    return text if any(f.of(claim) for claim in claims) else " ".join(unmeasured(f, claims))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class Report:
     about: Mapping[str, str] = field(default_factory=dict)  # provenance
     quick_look: int | None = None  # of how many prompts, if not of the whole suite
     tests: str = ""  # the page with the list of tests
+    root: Path = Path()  # the results folder
 
 
 def write_section(results: Path, section: Section) -> None:
@@ -86,27 +87,48 @@ def write_session(results: Path, model: str, about: Mapping[str, str], quick_loo
 
 
 def read_report(results: Path) -> Report:
-    """The report of a results folder: of the model of its last session, or of its last finding if no session is on record.
+    """The report of a results folder's last session, or of its last finding if no session is on record."""
+    return read_reports([results])[0]
 
-    Raises TraceError if there are no findings or a record is damaged.
+
+def read_reports(folders: Sequence[Path]) -> list[Report]:
+    """A report for each model that has findings in each results folder, that of the folder's last session first.
+
+    Raises TraceError if a folder has no findings or a record is damaged.
     """
+    return [report for folder in folders for report in _of_folder(folder)]
+
+
+def _of_folder(results: Path) -> list[Report]:
     findings = read_findings(results / "findings.jsonl")
     if not findings:
         raise TraceError(f"{results}/findings.jsonl holds no findings; run pytest test_experiments to make some")
     session = _read(results / RECORD) if (results / RECORD).exists() else {}
-    model = session.get("model") or str(findings[-1].context.get("model", ""))
+    of_session = session.get("model") or _model(findings[-1])
     every = [_section(path, results) for path in results.glob(f"*/{RECORD}")]
-    sections = sorted((s for s in every if s.model == model), key=lambda s: (experiment_number(s.experiment), s.config))
+    every.sort(key=lambda section: (experiment_number(section.experiment), section.config))
     tests = results / TESTS
-    return Report(
-        findings=tuple(sorted(of_model(findings, model), key=_order)), model=model, sections=tuple(sections),
-        about=session.get("about", {}), quick_look=session.get("quick_look"),
-        tests=tests.read_text(encoding="utf-8") if tests.exists() else "",
-    )  # fmt: skip
+    reports = []
+    for model in dict.fromkeys([of_session, *map(_model, findings)]):
+        own = sorted((f for f in findings if _model(f) == model), key=_order)
+        report = Report(tuple(own), model, tuple(section for section in every if section.model == model), root=results)
+        if model == of_session:  # of other models, pictures of configs that were run again are gone, and so is their session
+            report = replace(
+                report, about=session.get("about", {}), quick_look=session.get("quick_look"),
+                tests=tests.read_text(encoding="utf-8") if tests.exists() else "",
+            )  # fmt: skip
+        reports.append(report)
+    return reports
 
 
-def of_model(findings: Sequence[Finding], model: str) -> list[Finding]:
-    return [f for f in findings if str(f.context.get("model", "")) == model]
+def names_of(reports: Sequence[Report]) -> list[str]:
+    """What tells the reports apart: the model, and its results folder where several are of one model."""
+    models = [report.model or "no model" for report in reports]
+    return [f"{model} ({report.root})" if models.count(model) > 1 else model for model, report in zip(models, reports, strict=True)]
+
+
+def _model(finding: Finding) -> str:
+    return str(finding.context.get("model", ""))
 
 
 def experiment_number(experiment: str) -> tuple[int, str]:

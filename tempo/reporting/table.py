@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from tempo.claims import Finding
-from tempo.reporting.findings import SIGNS, behaved, deciding, interval
+from tempo.reporting.findings import SIGNS, behaved, confirmatory_first, deciding, interval, role
 from tempo.reporting.text import number, slug, visible
 
 _WIDTH, _HEIGHT = 150, 22  # of the drawn effect, in CSS pixels
@@ -15,8 +15,11 @@ _COLUMNS = (("Verdict", "number"), ("Claim", "text"), ("Effect [95 % interval]",
             ("Negative control", "number"))  # fmt: skip
 
 
-def claims_table(findings: Sequence[Finding]) -> str:
-    """The findings as a table; filters and sort buttons are there only where a script can serve them."""
+def claims_table(findings: Sequence[Finding], at: str = "") -> str:
+    """The findings as a table, the confirmatory ones first; filters and sort buttons are there only where a script can serve them.
+
+    at: what the ids of this table begin with, so that a page can hold several.
+    """
     head = "".join(f'<th scope="col" data-sort="{kind}">{name}</th>' for name, kind in _COLUMNS)
     counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in SIGNS}
     boxes = "".join(
@@ -24,28 +27,27 @@ def claims_table(findings: Sequence[Finding]) -> str:
         for verdict, n in counts.items()
     )
     seen: set[str] = set()
-    body = "\n".join(_row(f, seen) for f in findings)
+    body = "\n".join(_row(f, seen, at) for f in confirmatory_first(findings))
     return (
         f'<fieldset class="tempo-filters" hidden><legend>Show</legend>{boxes}<output></output></fieldset>'
-        '<div class="tempo-scroll" tabindex="0" role="region" aria-label="Table of claims"><table class="tempo-table tempo-claims">'
-        f"<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
+        '<div class="tempo-scroll" tabindex="0" role="region" aria-label="Table of claims">'
+        f'<table class="tempo-table tempo-claims tempo-stacked"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
         "<p><small>The bar is the 95 % interval, the mark the estimate, the shaded region where the claim would hold, the thin line zero; "
         "each row has its own scale.</small></p>"
     )
 
 
-def _row(f: Finding, seen: set[str]) -> str:
+def _row(f: Finding, seen: set[str], at: str) -> str:
     verdict = f.verdict.lower()
     raw, p = deciding(f)
     against = ", against it" if f.verdict == "REFUTED" else ""
     shown_p = f"{number(p)}<small>raw {number(raw)}{against}</small>" if f.kind == "empirical" else "exact<small>invariant</small>"
-    own, shared = f"claim-{slug(f.label)}", f"claim-{slug(f.claim)}"  # of this config; of the claim, for its first config
+    own, shared = f"{at}claim-{slug(f.label)}", f"{at}claim-{slug(f.claim)}"  # of this config; of the claim, for its first config
     also = f'<span id="{shared}"></span>' if shared != own and shared not in seen else ""
     seen |= {own, shared}
     mark = "" if f.control_holds else ' class="tempo-alarm"'
     cells = (
-        f'<td data-label="Verdict" data-value="{list(SIGNS).index(f.verdict)}">'
-        f'<span class="tempo-badge tempo-{verdict}">{SIGNS[f.verdict]} {verdict}</span></td>',
+        f'<td data-label="Verdict" data-value="{list(SIGNS).index(f.verdict)}">{badge(f)}<small>{role(f)}</small></td>',
         f'<td data-label="Claim" data-value="{_text(f.label)}">{also}<code>{_text(f.label)}</code><br>{_text(f.statement)}{_how(f)}</td>',
         f'<td data-label="Effect" data-value="{_value(f.estimate)}" class="tempo-number">{effect_svg(f)}<br>{interval(f)}</td>',
         f'<td data-label="n" data-value="{f.n}" class="tempo-number">{f.n}<small>{_text(f.unit)}{"" if f.n == 1 else "s"}</small></td>',
@@ -53,7 +55,12 @@ def _row(f: Finding, seen: set[str]) -> str:
         f'<td data-label="Control" data-value="{_value(f.control_estimate)}"{mark}>{_text(f.control)}'
         f"<small>{number(f.control_estimate)}: {_text(behaved(f))}</small></td>",
     )
-    return f'<tr id="{own}" data-verdict="{verdict}">{"".join(cells)}</tr>'
+    leading = ' class="tempo-confirmatory"' if role(f) == "confirmatory" else ""
+    return f'<tr id="{own}"{leading} data-verdict="{verdict}">{"".join(cells)}</tr>'
+
+
+def badge(f: Finding) -> str:
+    return f'<span class="tempo-badge tempo-{f.verdict.lower()}">{SIGNS[f.verdict]} {f.verdict.lower()}</span>'
 
 
 def _how(f: Finding) -> str:
@@ -63,10 +70,13 @@ def _how(f: Finding) -> str:
     return f"<details><summary>How it was decided</summary><small>{_text(said)}</small></details>"
 
 
-def effect_svg(f: Finding) -> str:
-    """The effect with its interval as a small picture: estimate, interval, where the claim would hold, zero."""
-    values = [x for x in (f.estimate, f.low, f.high) if math.isfinite(x)]
-    if not values:
+def effect_svg(f: Finding, beside: Sequence[Finding] = ()) -> str:
+    """The effect with its interval as a small picture: estimate, interval, where the claim would hold, zero.
+
+    beside: findings about the same claim whose pictures are to have the same scale.
+    """
+    values = [x for g in (f, *beside) for x in (g.estimate, g.low, g.high) if math.isfinite(x)]
+    if not math.isfinite(f.estimate):
         return ""
     shares = f.test in ("always", "proportion")
     low, high = (0.0, 1.0) if shares else (min(0.0, *values), max(0.0, f.margin, *values))

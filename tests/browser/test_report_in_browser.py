@@ -16,6 +16,8 @@ from playwright.sync_api import sync_playwright
 
 from tempo.claims import Finding
 from tempo.reporting import figures
+from tempo.reporting.answers import ARTEFACTS, EXACT, SCENARIO_CLAIMS, SHARING, STORED
+from tempo.reporting.conclusion import HELPS, PLAIN, VISIBLE_NOT_WORSE, WEIGHTED
 from tempo.reporting.page import POLICY, report_html
 from tempo.reporting.report import Report, Section
 from tests.browser.checks import below_the_fold, column, dead_links, low_contrast, sideways, unreachable, unsorted
@@ -28,6 +30,8 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 HOSTILE = '<script>window.hacked=1</script><img src="http://127.0.0.1:9/x.png" onerror="window.hacked=1">\x00\x1b\u202e😀"\'&שלום'
 INSIDE = ("file://", "data:")
+CONFIRMED = ("exp2.equivalent-at-reader", "exp3.does-something", "exp6.correct-engine-differs", "exp7.not-worse-than-top-branch",
+             "exp11.probability-weighting-helps", "exp13.reads-as-well-as-greedy")  # fmt: skip
 EFFECT, N = 2, 3  # columns of the claims table
 
 
@@ -79,7 +83,34 @@ def hostile_report() -> Report:
     return Report((found,), HOSTILE, (section,), {HOSTILE: HOSTILE})
 
 
-PAGES = {"full": report_html(full_report()), "hostile": report_html(hostile_report())}
+CONCLUSIVE = (*SCENARIO_CLAIMS, *STORED, EXACT, SHARING, *ARTEFACTS, *PLAIN, HELPS, *WEIGHTED, VISIBLE_NOT_WORSE, *CONFIRMED)
+
+
+def two_models() -> tuple[Report, Report]:
+    """Two models that disagree, with every claim that an answer rests on, and pictures of their own."""
+    verdicts = {"small-model-135m": ("SUPPORTED", "REFUTED"), "another-model-270m": ("SUPPORTED", "SUPPORTED", "INCONCLUSIVE")}
+    reports = []
+    for name, cycle in verdicts.items():
+        found = []
+        for i, claim in enumerate(dict.fromkeys(CONCLUSIVE)):
+            experiment, kind = claim.split(".")[0], "invariant" if claim in (*STORED, EXACT, *ARTEFACTS) else "empirical"
+            context = {"experiment": experiment, "config": f"{experiment}_config", "model": name, "n_prompts": 160, "dtype": "float32"}
+            verdict = "SUPPORTED" if kind == "invariant" else cycle[i % len(cycle)]
+            family = "confirmatory" if claim in CONFIRMED else experiment
+            test = "always" if kind == "invariant" else "greater"
+            found.append(finding(i + 60, 1, verdict, claim=claim, kind=kind, context=context, family=family, test=test))
+        pictures = (figures.set_lattice(name, steps_of(1, 3, 2)), figures.bars({"a": [1, 2]}, ["1", "2"], "width", "share", "Bars", "See."))
+        section = Section("exp2", "Logits", "exp2_config", name, 160, pictures, folder="exp2_logits")
+        reports.append(Report(tuple(found), name, (section,), {"Made": "2026-11-24 16:02 UTC"}, root=Path(name)))
+    return reports[0], reports[1]
+
+
+PAGES = {
+    "full": report_html(full_report()),
+    "hostile": report_html(hostile_report()),
+    "one": report_html(two_models()[0]),
+    "models": report_html(*two_models()),
+}
 if own := os.environ.get("TEMPO_REPORT"):
     PAGES["own"] = Path(own).read_text(encoding="utf-8")
 

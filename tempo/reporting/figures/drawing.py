@@ -56,14 +56,18 @@ class Picture:
     png: bytes = field(default=b"", repr=False)  # the same on white, for a paper or a slide
 
 
-def to_html(picture: Picture) -> str:
-    """The picture as a <figure>, with its text alternative for all readers; it scrolls where it can shrink no further."""
+def to_html(picture: Picture, at: str = "") -> str:
+    """The picture as a <figure>, with its text alternative for all readers; it scrolls where it can shrink no further.
+
+    at: what its ids begin with, so that one page can hold the same picture twice.
+    """
     title, caption, alt = (html.escape(visible(text)) for text in (picture.title, picture.caption, picture.alt))
     width = re.search(r' width="(\d+)"', picture.svg)
+    svg = re.sub(r'( id="|#)(?=fig[0-9a-f]{8}-)', rf"\1{at}", picture.svg) if at else picture.svg
     wide = " tempo-wide" if width and int(width[1]) > _COLUMN else ""
     return (
         f'<figure class="tempo-figure{wide}"><div class="tempo-scroll" tabindex="0" role="region" aria-label="{title}">'
-        f"{picture.svg}</div><figcaption><strong>{title}.</strong> {caption}</figcaption>"
+        f"{svg}</div><figcaption><strong>{title}.</strong> {caption}</figcaption>"
         f"<details><summary>As text</summary><p>{alt}</p></details></figure>"
     )
 

@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter
 
 from tempo.claims import Finding
 from tempo.reporting.figures.drawing import INK, SYMBOLS, Picture, clip, picture
+from tempo.reporting.findings import confirmatory_first, role
 from tempo.reporting.text import number
 
 _IN_MARGINS = "effect in units of the claim's margin (linear to 1, then logarithmic)"
@@ -26,7 +27,7 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
     where only sign and precision can be compared, so each has its own scale.
     """
     panels: dict[str, list[tuple[Finding, float]]] = {_IN_MARGINS: [], _OWN_SCALE: [], _SHARE: []}
-    for finding in findings:
+    for finding in confirmatory_first(findings):
         ends = [abs(x) for x in (finding.estimate, finding.low, finding.high) if math.isfinite(x)]
         if finding.test in ("always", "proportion"):
             panels[_SHARE].append((finding, 1.0))
@@ -51,7 +52,7 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
                 _forest_row(ax, row, finding, scale, left, right)
             ax.axvline(0.0, color=INK, lw=0.6, alpha=0.6)
             ax.set(xlim=(left, right), ylim=(len(members) - 0.4, -0.6), xlabel=label)
-            ax.set_yticks(range(len(members)), [clip(f.label, 48) for f, _ in members])
+            ax.set_yticks(range(len(members)), [_marked(f) for f, _ in members])
             ax.tick_params(axis="y", length=0)
 
     count = {v: sum(f.verdict == v for f in findings) for v in SYMBOLS}
@@ -60,10 +61,16 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
         "vermillion cross: refuted; purple open diamond: inconclusive. The verdict is the registered test's, not the "
         "drawing's."
     )
+    if any(role(f) == "confirmatory" for f in findings):
+        caption += " ★ marks the confirmatory claims; all others are exploratory."
     alt = ", ".join(f"{n} {v.lower()}" for v, n in count.items()) + ". " + "; ".join(
         f"{f.label}: {number(f.estimate)} [{number(f.low)}, {number(f.high)}] {f.verdict.lower()}" for f in findings
     )  # fmt: skip
     return picture(title, caption, alt, (10.5, 0.6 + 0.27 * len(findings) + 0.5 * len(panels)), draw)
+
+
+def _marked(finding: Finding) -> str:
+    return f"★ {clip(finding.label, 46)}" if role(finding) == "confirmatory" else clip(finding.label, 48)
 
 
 def _forest_row(ax: Axes, row: int, finding: Finding, scale: float, left: float, right: float) -> None:
