@@ -11,7 +11,7 @@ from fixtures.study import Context, Run
 from tempo.metrics import total_variation
 from tempo.statistics import SEED
 from test_experiments.branching import READER, Steps, draw
-from test_experiments.truth import log_probability, normalised, predict_after, read_spec
+from test_experiments.truth import forced, log_probability, normalised, predict_after, read_spec
 
 DEPTHS = (1, 2, 3, 4)
 # Any two tokens, however improbable the second, make the forced sets.
@@ -37,7 +37,7 @@ def depth_series(context: Context) -> Steps:
     readers = {d: draw(rng, np.exp(priors[d]) @ np.stack([after[p] for p in paths[d]]).astype(np.float64)) for d in DEPTHS}
     read = predict_after(context.lm, prompt, [(*path, readers[depth]) for depth in DEPTHS for path in paths[depth]])
     ways: dict[str, dict[str, Any]] = {"isolated": {}, "visible": {"visibility": "visible"}, "probability": {"weighting": "probability"}}
-    traces = iter((yield [Run(read_spec(prompt, sets[:d], (readers[d],), **way)) for d in DEPTHS for way in ways.values()]))
+    traces = iter((yield [forced(read_spec(prompt, sets[:d], (readers[d],), **way)) for d in DEPTHS for way in ways.values()]))
     found: dict[str, list[float]] = {name: [] for name in (*ways, "top_path", "last_path", "planted")}
     for depth in DEPTHS:
         posterior = normalised(priors[depth] + [log_probability(after[path][readers[depth]]) for path in paths[depth]])

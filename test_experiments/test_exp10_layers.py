@@ -26,6 +26,7 @@ from tempo.claims import Case, Claim
 from tempo.reporting.figures import Picture, lines_by
 from tempo.statistics import SEED
 from test_experiments.one_set import first_wide_set
+from test_experiments.truth import forced
 
 NUM_WINDOWS = 6
 KL_MARGIN = 0.005
@@ -52,14 +53,14 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
         return {"width": None}
     num_layers, bounds = context.lm.num_layers, bounds_of(context.lm.num_layers)
     spec = scene.spec(visibility="visible", capture=("logits",))
-    visible, isolated = yield [Run(spec), Run(spec.but(visibility="isolated"))]
+    visible, isolated = yield [forced(spec), forced(spec.but(visibility="isolated"))]
     text, whole, apart = visible.text, _log_probabilities(visible), _log_probabilities(isolated)
     total = _effect(whole, isolated)
     effects: dict[tuple[int, int, str], dict[str, float]] = {}
     from_isolated: dict[str, dict[str, float]] = {}
     # one at a time, as each run brings the whole vocabulary for every member; batches are by layers anyway
     for first, end, mass in _cuts(bounds):
-        (partly,) = yield [Run(spec.but(isolated_layers=(first, end), isolated_mass=mass))]
+        (partly,) = yield [forced(spec.but(isolated_layers=(first, end), isolated_mass=mass))]
         effects[first, end, mass] = _effect(whole, partly)
         if (first, mass) == (0, "spread") and end >= bounds[-2]:
             from_isolated["all_layers" if end == num_layers else "all_but_last_window"] = _effect(apart, partly)

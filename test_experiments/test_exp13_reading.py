@@ -28,7 +28,7 @@ from tempo.reporting.figures.intervals import intervals
 from tempo.reporting.text import number
 from tempo.statistics import SEED
 from test_experiments.reading import Facts, Path, Search, Sets, bigrams, coverage, parted_at, search
-from test_experiments.truth import read_spec
+from test_experiments.truth import forced, read_spec
 
 MODES: dict[str, dict[str, Any]] = {
     "isolated": {"visibility": "isolated"},
@@ -130,7 +130,7 @@ def _ask(context: Context, facts: Facts, spec: RunSpec) -> Generator[Sequence[Ru
     probability: dict[str, list[float]] = {}
     found: dict[str, list[bool]] = {}
     for arm, (prefix, between, mode) in asked_after.items():
-        (trace,) = yield [Run(read_spec(prefix, between, questions, stop_at_eos=False, **mode))]
+        (trace,) = yield [forced(read_spec(prefix, between, questions, stop_at_eos=False, **mode))]
         answers = [trace.steps[FACT_STEPS + at] for at in answers_at]
         probability[arm] = [step.probabilities[0] for step in answers]
         found[arm] = [step.probabilities[0] >= float(step.distribution.max()) for step in answers]

@@ -19,7 +19,7 @@ from fixtures.floors import rounding
 from fixtures.raw import spread
 from fixtures.session import test_claim  # noqa: F401  every claim below is a test
 from fixtures.store import Store
-from fixtures.study import CONFIRMATORY, Context, Run, Study
+from fixtures.study import CONFIRMATORY, Context, Study
 from tempo import LanguageModel, Trace
 from tempo.claims import Case, Claim
 from tempo.metrics import total_variation
@@ -28,7 +28,7 @@ from tempo.reporting.figures.intervals import intervals
 from test_experiments import branching
 from test_experiments.branching import LAGS, READER, Scene, Steps, distances, find_scene, over
 from test_experiments.depth import DEPTHS, depth_series
-from test_experiments.truth import log_probability, normalised, predict_after, read_spec
+from test_experiments.truth import forced, log_probability, normalised, predict_after, read_spec
 
 # What two computations of one distribution may differ by: ten times the measured floor.
 EXACT_TV = rounding("tv")
@@ -79,7 +79,7 @@ def _curves(context: Context, scene: Scene) -> Steps:
         "dropped": read_spec(scene.prefix, [], scene.continuation),
         "likely": read_spec(scene.prefix, sets, (likely,)),
     }
-    found = yield [*branches.runs(), *map(Run, specs.values())]
+    found = yield [*branches.runs(), *map(forced, specs.values())]
     of_branches, runs = found[: len(branches.paths)], dict(zip(specs, found[len(branches.paths) :], strict=True))
     soft = _soft_token(lm, scene)
     truths, by_lag = [], []

@@ -18,7 +18,7 @@ from fixtures.floors import rounding
 from fixtures.raw import spread
 from fixtures.session import test_claim  # noqa: F401  every claim below is a test
 from fixtures.store import Store
-from fixtures.study import Context, Run, Study
+from fixtures.study import Context, Study
 from tempo import RunSpec
 from tempo.claims import Case, Claim
 from tempo.metrics import total_variation
@@ -27,7 +27,7 @@ from tempo.reporting.figures.intervals import intervals
 from tempo.spec import Positions, Visibility
 from test_experiments import branching
 from test_experiments.branching import READER, Scene, Steps, find_scene, over
-from test_experiments.truth import read_spec
+from test_experiments.truth import forced, read_spec
 
 POSITIONS, VISIBILITIES, READERS = get_args(Positions), get_args(Visibility), ("near", "far")
 NATURAL = {"shared": "near", "sequential": "far"}
@@ -52,7 +52,7 @@ def measure(context: Context) -> Steps:
         "visible": ("shared", "visible", "near"), "far": ("shared", "isolated", "far"),
     }  # fmt: skip
     alone_specs = {name: _cell(scene, top, *cell) for name, cell in alone.items()}
-    found = yield [*branches.runs(), *map(Run, specs.values()), *map(Run, alone_specs.values())]
+    found = yield [*branches.runs(), *map(forced, specs.values()), *map(forced, alone_specs.values())]
     num_paths = len(branches.paths)
     truth = branches.truth(found[:num_paths], READER)
     of_cells = dict(zip(specs, found[num_paths:], strict=False))

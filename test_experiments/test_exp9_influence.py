@@ -25,7 +25,7 @@ from tempo.metrics import kl_divergence, softmax, total_variation
 from tempo.reporting.figures import Picture, bars, lines_by
 from tempo.statistics import SEED
 from test_experiments.one_set import OneSet, first_wide_set
-from test_experiments.truth import Branches, read_spec
+from test_experiments.truth import Branches, forced, read_spec
 
 TV_MARGIN, KL_MARGIN = 0.02, 0.005
 BFLOAT16_REASON = "what running the same model in bfloat16 changes"
@@ -83,13 +83,13 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
     log_posterior = branches.log_posterior(paths, lag=2)
     prior = np.array([path.steps[0].probabilities[0] for path in paths])
     exact = _exact_influence(log_posterior, branches.predictions(paths, lag=2))
-    again, *without = yield [Run(_without(scene, ())), *(Run(_without(scene, (i,))) for i in range(width))]
+    again, *without = yield [forced(_without(scene, ())), *(forced(_without(scene, (i,))) for i in range(width))]
     case["floor_tv"] = total_variation(reader, again.steps[2].distribution)
     influence = np.array([total_variation(reader, trace.steps[2].distribution) for trace in without])
     kl = [kl_divergence(reader, trace.steps[2].distribution) for trace in without]
     if context.store:
         _keep(context.store, free, full, [trace.steps[2].distribution for trace in without])
-    same_mass = yield [Run(_without(scene, (i,), same_mass=True)) for i in range(width)]
+    same_mass = yield [forced(_without(scene, (i,), same_mass=True)) for i in range(width)]
     influence_same_mass = np.array([total_variation(reader, trace.steps[2].distribution) for trace in same_mass])
     weights = {
         "posterior": np.exp(log_posterior),

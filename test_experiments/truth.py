@@ -43,7 +43,7 @@ class Branches:
 
     def runs(self) -> list[Run]:
         """One run a path, in the order of `paths`."""
-        return [Run(read_spec(self.prefix, [(token,) for token in path], self.continuation)) for path in self.paths]
+        return [forced(read_spec(self.prefix, [(token,) for token in path], self.continuation)) for path in self.paths]
 
     def log_posterior(self, traces: Sequence[Trace], lag: int) -> np.ndarray:
         """log pi(s) of each path [paths], once the first lag - 1 tokens of the continuation have been read."""
@@ -58,6 +58,15 @@ class Branches:
     def truth(self, traces: Sequence[Trace], lag: int) -> np.ndarray:
         """The true next distribution at `lag`, float64 [V]: 1 right after the last set, j after j - 1 more tokens."""
         return np.exp(self.log_posterior(traces, lag)) @ self.predictions(traces, lag)
+
+
+def forced(spec: RunSpec) -> Run:
+    """A forced run in batches of its own kind.
+
+    Runs here come in other numbers for one mode than for another. Among those of the first experiments, which compare modes
+    to the last bit, they would give the modes' batches different shapes.
+    """
+    return Run(spec, batch="truth")
 
 
 def read_spec(prefix: Sequence[int], sets: Sequence[Sequence[int]], continuation: Sequence[int] = (), **changes: object) -> RunSpec:
