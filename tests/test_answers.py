@@ -1,7 +1,10 @@
 """The answers follow from the findings by the registered rules, and are undetermined where a needed finding is."""
 
+import importlib.util
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +29,7 @@ from tempo.reporting.answers import (
 )
 from tempo.reporting.conclusion import DEPTH, FACT, FACT_REWEIGHTED, HELPS, NOT_WORSE_REWEIGHTED, READS, READS_REWEIGHTED, VISIBLE_NOT_WORSE
 
+ROOT = Path(__file__).resolve().parent.parent
 S, R, I = "SUPPORTED", "REFUTED", "INCONCLUSIVE"  # noqa: E741
 BEFORE = "exp2.same-before-first-wide-set"
 # The pattern of verdicts that makes each scenario, by its registered rule; in A no sibling gets any attention at all.
@@ -300,19 +304,30 @@ def test_every_answer_names_its_claims_and_they_come_with_their_findings():
         assert [f for claim, f in answers.evidence(answer, both) if claim == answer.claims[0]] == both
 
 
-def test_every_claim_that_a_rule_names_is_registered():
-    """A renamed claim must not turn an answer into "undetermined" unseen."""
-    import importlib.util
-    from pathlib import Path
-
-    registered = set()
-    for path in sorted(Path(__file__).resolve().parent.parent.glob("test_experiments/test_exp*.py")):
+def registered() -> set[str]:
+    """The ids of all registered claims."""
+    found = set()
+    for path in sorted((ROOT / "test_experiments").glob("test_exp*.py")):
         spec = importlib.util.spec_from_file_location(f"claims_of_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        registered |= {claim.id for claim in module.STUDY.claims}
+        found |= {claim.id for claim in module.STUDY.claims}
+    return found
+
+
+def test_every_claim_that_a_rule_or_the_method_names_is_registered():
+    """A renamed claim must not turn an answer into "undetermined" unseen."""
+    known = registered()
+    experiments = {claim.split(".")[0] for claim in known}
     rules = (*answers.questions([]), conclusion.just_fine([]), conclusion.recommended_mode([]))
-    named = {*answers.SCENARIO_CLAIMS, *(claim for answer in rules for claim in answer.claims)}
-    experiments = {claim.split(".")[0] for claim in registered}
-    assert {claim for claim in named if claim.split(".")[0] in experiments} <= registered
-    assert "exp2.no-such-claim" not in registered
+    explained = re.findall(r"`(exp\d+\.[a-z0-9-]+)`", (ROOT / "docs/method.md").read_text(encoding="utf-8"))
+    named = {*answers.SCENARIO_CLAIMS, *explained, *(claim for answer in rules for claim in answer.claims)}
+    assert len(explained) >= 7
+    assert {claim for claim in named if claim.split(".")[0] in experiments} <= known
+    assert "exp2.no-such-claim" not in known
+
+
+def test_the_links_of_the_method_lead_somewhere():
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / "docs/method.md").read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
