@@ -68,8 +68,10 @@ WEIGHTS = {
     "heavier": "each sibling weighing n",
 }
 TITLES = ARMS | WEIGHTS
-IN_CURVES = ("isolated", "count", "probability", "posterior", "late_branch", "top_branch", "copies", "random")
+IN_CURVES = ("isolated", "count", "probability", "posterior", "late_branch", "top_branch")
 TRIED = ("probability", "posterior", "posterior_root", "posterior_square", "posterior_half", "posterior_double", "late_branch")
+# A point of a figure with an interval from fewer prompts would say nothing.
+FEWEST = 5
 COPIES = ("copies_count_differ", "copies_differ", "copies_reader_tv")
 
 
@@ -418,6 +420,7 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
     )
     found.append(lines_by(lines, "lag after the set", "total variation to the truth", "Weighted siblings by lag", caption))
     by_width = {width: [c for c in branched if c["width"] == width] for width in sorted({c["width"] for c in branched})}
+    by_width = {width: of_width for width, of_width in by_width.items() if len(of_width) >= FEWEST}
     lines = {
         TITLES[name]: [(float(width), *spread([_tv(c, name) for c in of_width])) for width, of_width in by_width.items()]
         for name in IN_CURVES
@@ -444,7 +447,7 @@ def _arms(cases: Sequence[Mapping[str, Any]]) -> Picture:
     """Every arm at the reader, with its divergence and the share of the error that it removes."""
     rows = {title: spread([_tv(case, name) for case in cases]) for name, title in TITLES.items()}
     plain = rows[TITLES["isolated"]][0]
-    notes = [f"{1 - rows[title][0] / plain:+.0%}, {np.mean([c['js'][name][0] for c in cases]):.3f}" for name, title in TITLES.items()]
+    notes = [f"{1 - rows[title][0] / plain:.0%}, {np.mean([c['js'][name][0] for c in cases]):.3f}" for name, title in TITLES.items()]
     copies, _, _ = spread([case["copies_reader_tv"] for case in cases])
     caption = (
         f"Total variation to the exact branch mixture after the first token that reads the set; mean and 95 % interval over {len(cases)} "
