@@ -259,7 +259,7 @@ def test_a_claims_row_sorts_by_numbers_and_none_where_there_is_none():
 
 @pytest.mark.parametrize("test", ["always", "greater", "less", "equivalent", "proportion", "somewhere"])
 def test_the_drawn_effect_stays_in_its_box_whatever_the_numbers(test):
-    for value in (0.0, 1.0, -40.0, 1e-9, 1e9):
+    for value in (0.0, 1.0, -40.0, 1e-9, 1e9, 1.7e308, -1.7e308):
         svg = effect_svg(finding(test=test, estimate=value, low=value - 1, high=value + 1, margin=0.05))
         drawn = [float(x) for x in re.findall(r' (?:x|x1|x2|cx)="([^"]+)"', svg)]
         assert drawn

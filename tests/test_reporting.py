@@ -261,7 +261,7 @@ def test_the_forest_prints_every_estimate_and_tells_verdicts_apart_by_more_than_
 
 
 @pytest.mark.parametrize("test", ["always", "greater", "less", "equivalent", "proportion", "somewhere"])
-@pytest.mark.parametrize("value", [0.0, 1.0, -40.0, math.nan, math.inf])
+@pytest.mark.parametrize("value", [0.0, 1.0, -40.0, 7.5e307, math.nan, math.inf])
 def test_the_forest_draws_any_finding(test, value):
     for margin in (0.0, 0.05):
         assert ET.fromstring(figures.forest([finding(test=test, margin=margin, estimate=value, low=value, high=value)]).svg) is not None

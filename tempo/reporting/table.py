@@ -75,7 +75,7 @@ def effect_svg(f: Finding, beside: Sequence[Finding] = ()) -> str:
 
     beside: findings about the same claim whose pictures are to have the same scale.
     """
-    values = [x for g in (f, *beside) for x in (g.estimate, g.low, g.high) if math.isfinite(x)]
+    values = [min(max(x, -1e300), 1e300) for g in (f, *beside) for x in (g.estimate, g.low, g.high) if math.isfinite(x)]
     if not math.isfinite(f.estimate):
         return ""
     shares = f.test in ("always", "proportion")

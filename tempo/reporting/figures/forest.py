@@ -15,6 +15,8 @@ from tempo.reporting.figures.drawing import INK, SYMBOLS, Picture, clip, picture
 from tempo.reporting.findings import confirmatory_first, role
 from tempo.reporting.text import number
 
+# In units of the scale: what lies farther is drawn at the edge, since an interval from too few prompts may have no bound to speak of.
+FARTHEST = 1e6
 _IN_MARGINS = "effect in units of the claim's margin (linear to 1, then logarithmic)"
 _OWN_SCALE = "effect of claims with margin 0, each row on a scale of its own"
 _SHARE = "share of units for which it is true"
@@ -41,7 +43,7 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
         rows = [len(members) + 1 for members in panels.values()] or [1]
         axes = figure.subplots(len(rows), 1, squeeze=False, height_ratios=rows)[:, 0]
         for ax, (label, members) in zip(axes, panels.items(), strict=False):
-            values = [x / s for f, s in members for x in (f.estimate, f.low, f.high) if math.isfinite(x)]
+            values = [_units(x, s) for f, s in members for x in (f.estimate, f.low, f.high) if math.isfinite(x)]
             left, right = (-0.03, 1.03) if label == _SHARE else (1.3 * min([-1, *values]), 1.3 * max([1, *values]))
             if label == _IN_MARGINS:
                 ax.set_xscale("symlog", linthresh=1.0)
@@ -69,6 +71,11 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
     return picture(title, caption, alt, (10.5, 0.6 + 0.27 * len(findings) + 0.5 * len(panels)), draw)
 
 
+def _units(x: float, scale: float) -> float:
+    """x in units of the scale, within what can be drawn; NaN stays NaN."""
+    return x if math.isnan(x) else min(max(x / scale, -FARTHEST), FARTHEST)
+
+
 def _marked(finding: Finding) -> str:
     return f"★ {clip(finding.label, 46)}" if role(finding) == "confirmatory" else clip(finding.label, 48)
 
@@ -82,9 +89,9 @@ def _forest_row(ax: Axes, row: int, finding: Finding, scale: float, left: float,
     ax.add_patch(Rectangle((begin, row - 0.4), end - begin, 0.8, facecolor=INK, alpha=0.13, lw=0))
     colour, symbol = SYMBOLS[finding.verdict]
     if math.isfinite(finding.low) and math.isfinite(finding.high):
-        ax.plot([finding.low / scale, finding.high / scale], [row, row], color=colour, lw=1.8, solid_capstyle="butt")
+        ax.plot([_units(finding.low, scale), _units(finding.high, scale)], [row, row], color=colour, lw=1.8, solid_capstyle="butt")
     face = "none" if finding.verdict == "INCONCLUSIVE" else colour
-    ax.plot([finding.estimate / scale], [row], symbol, mfc=face, mec=colour, ms=6.5)
+    ax.plot([_units(finding.estimate, scale)], [row], symbol, mfc=face, mec=colour, ms=6.5)
     interval = f"{number(finding.estimate)} [{number(finding.low)}, {number(finding.high)}]"
     margin = f"  margin {number(finding.margin)}" if finding.margin > 0 else ""
     ax.text(1.02, row, interval + margin, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
