@@ -80,7 +80,8 @@ def slots_growth(lm: LanguageModel, scale: Scale) -> dict[str, Any]:
         read = [(step.slots[0], step.seconds) for step in trace.steps[1:]]
         for slots, found in seconds.items():
             found += [spent for number, spent in read if abs(number - slots) <= slots / 10]
-    curve = _curve(f"a step of {scale.siblings} siblings of one run", scale.slots, [median(seconds[slots]) for slots in scale.slots])
+    reached = [slots for slots in scale.slots if seconds[slots]]  # a run may end before the most slots
+    curve = _curve(f"a step of {scale.siblings} siblings of one run", reached, [median(seconds[slots]) for slots in reached])
     met = all(curve["exponents"][key] <= LINEAR for key in ("fitted", "last"))
     return curve | {"at_most": LINEAR, "met": met}
 

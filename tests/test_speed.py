@@ -1,4 +1,4 @@
-"""The benchmark measures what it says: equal work, paired ratios, exact exponents; and the published table is of the published numbers."""
+"""The benchmark measures what it says: equal work, paired ratios, exact exponents."""
 
 import json
 from importlib.util import find_spec
@@ -136,9 +136,3 @@ def test_one_command_writes_numbers_table_and_plot(tmp_path, capsys):
     assert (tmp_path / "speed.md").read_text(encoding="utf-8") == markdown(report)
     assert "^" in (tmp_path / "speed.svg").read_text(encoding="utf-8")
     assert "16 siblings" in capsys.readouterr().out
-
-
-def test_the_published_table_is_of_the_published_numbers():
-    report = json.loads((PUBLISHED / "speed.json").read_text(encoding="utf-8"))
-    assert (PUBLISHED / "speed.md").read_text(encoding="utf-8") == markdown(report)
-    assert [(found["model"], found["dtype"]) for found in report["models"]] == [("smollm2-135m", "float32"), ("smollm2-135m", "bfloat16")]
