@@ -40,14 +40,14 @@ def test_an_architecture_is_what_the_registry_says(name):
     assert entry.status == "supported" or entry.reason
 
 
-def window_by_slot(context, window, groups, dtype, original=PassContext.mask):
+def window_by_slot(context, layer, window, groups, dtype, original=PassContext.mask):
     context.slot_positions = torch.arange(context.num_slots).expand_as(context.slot_positions)
     context.query_positions[context.rows, context.offsets] = context.slots
-    return original(context, window, groups, dtype)
+    return original(context, layer, window, groups, dtype)
 
 
-def window_ignored(context, window, groups, dtype, original=PassContext.mask):
-    return original(context, None, groups, dtype)
+def window_ignored(context, layer, window, groups, dtype, original=PassContext.mask):
+    return original(context, layer, None, groups, dtype)
 
 
 def without(name):
