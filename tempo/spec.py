@@ -193,7 +193,9 @@ class RunSpec(Strict):
 
     def to_yaml(self) -> str:
         """The settings as YAML; `from_yaml` gives an equal spec back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        # PyYAML folds these line breaks where it writes them as they are
+        breaks = isinstance(self.prompt, str) and not {"\x85", "\u2028", "\u2029"}.isdisjoint(self.prompt)
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=not breaks)
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> RunSpec:

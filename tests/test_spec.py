@@ -368,3 +368,8 @@ def test_layers_a_model_does_not_have_and_positions_beyond_its_context_are_refus
         tempo.generate(tiny, "ab", replay=[[1]], replay_positions=[[tiny.context_length]])
     run = tempo.generate(tiny, "ab", replay=[[1], [1, 1]], replay_positions=[[tiny.context_length - 1], [3, 4]])
     assert run.slot_position[-3:].tolist() == [tiny.context_length - 1, 3, 4]
+
+
+@pytest.mark.parametrize("prompt", ["\x85", "a\u2028b", "\u2029", "日本\x85"])
+def test_yaml_keeps_every_kind_of_line_break(prompt):
+    assert RunSpec.from_yaml(RunSpec(prompt=prompt).to_yaml()).prompt == prompt
