@@ -30,6 +30,7 @@ floors: setup  ## rounding floors of the real model in three dtypes; rewrites te
 PEERS := .peers
 
 speed: setup $(PEERS)/.ready  ## tempo against transformers, nnsight and TransformerLens; writes reports/published/speed.json, .md and .svg
+	TEMPO_PEERS=1 $(PEERS)/bin/python -m pytest -q tests/test_speed.py
 	$(PEERS)/bin/python -m benchmarks.speed
 
 $(PEERS)/.ready: $(READY)

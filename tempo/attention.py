@@ -90,11 +90,14 @@ class PassContext:
         key = (inside, window, groups, dtype)
         if key not in self._masks:
             allowed, bias = self.allowed, self.bias
-            if inside and self.isolated is not None:
+            if inside:
+                assert self.isolated is not None
                 allowed = allowed.index_copy(0, (rows := torch.tensor(inside, device=allowed.device)), self.isolated[rows])
                 if bias is not None and self.isolated_bias is not None:
                     bias = bias.index_copy(0, rows, self.isolated_bias[rows])
-            if window is not None and self.query_positions is not None and self.slot_positions is not None:
+            if window is not None:
+                assert self.query_positions is not None
+                assert self.slot_positions is not None
                 distance = self.query_positions[:, :, None] - self.slot_positions[:, None, :]
                 allowed = allowed & (distance < window)
             if bias is not None:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from fixtures import progress
+from fixtures.execute import prompts_at_once
 from fixtures.progress import Progress, duration
 
 
@@ -31,7 +32,8 @@ class Terminal:
 
 
 def task(i: int):
-    return SimpleNamespace(prompt=f"prompt {i // 2}", family=SimpleNamespace(name="exp\x1b[31m"))
+    lm = SimpleNamespace(vocab_size=50_000)
+    return SimpleNamespace(prompt=f"prompt {i // 2}", family=SimpleNamespace(name="exp\x1b[31m"), context=SimpleNamespace(lm=lm))
 
 
 @pytest.fixture
@@ -74,3 +76,8 @@ def test_at_a_terminal_one_line_is_rewritten_and_cleared(measured):
 )
 def test_durations_are_as_exact_as_an_estimate_deserves(seconds, said):
     assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(("vocab_size", "prompts"), [(97, 16), (49_152, 16), (262_144, 4), (100_000, 10)])
+def test_a_window_holds_fewer_prompts_of_a_large_vocabulary(vocab_size, prompts):
+    assert prompts_at_once(SimpleNamespace(vocab_size=vocab_size)) == prompts
