@@ -111,7 +111,7 @@ def somewhere(maps: np.ndarray, margin: float) -> Result:
     unvaried_below = bool((cells[:, ~varied] < 0).all())
     best = int(t.argmax())
     at = np.unravel_index(np.flatnonzero(varied)[best], maps.shape[1:])
-    widest = np.nan_to_num(np.abs(booted), nan=np.inf).max(axis=1)
+    widest = np.nan_to_num(np.abs(booted), nan=np.inf, posinf=np.inf).max(axis=1)
     half = float(np.quantile(widest, CONFIDENCE, method="higher")) * float(centred[:, best].std(ddof=1)) / math.sqrt(n)
     half = half * scale if math.isfinite(half) else math.nan
     estimate = float(centred[:, best].mean()) * scale + margin
