@@ -21,6 +21,7 @@ LINEAR = 1.1  # what an exponent of linear growth may come out at
 
 NEAR = 0.1  # how far the peak memory may be from what was computed
 BASE = Point(runs=8, width=8, context=64, steps=8)  # what memory is varied around
+SPOOLED_STEPS = "steps, spooled"
 LARGE = Point(runs=16, width=16, context=64, steps=12)  # 1.4 GB on SmolLM2-135M, so that one pass's own memory is little beside it
 
 
@@ -38,6 +39,7 @@ class Scale:
     rounds: int = 2
     base: Point = BASE
     memory_context: Sequence[int] = (64, 128, 256, 512)
+    memory_steps: Sequence[int] = (8, 16, 32, 64)
     large: Point = LARGE
 
 
@@ -88,8 +90,11 @@ def slots_growth(lm: LanguageModel, scale: Scale) -> dict[str, Any]:
 
 def memory_growth(model: str, scale: Scale) -> dict[str, Any]:
     """`peak`: the largest runs' peak over what was computed; `memory`: {quantity: values, bytes computed and measured, exponents}."""
-    axes = {"runs": scale.runs, "width": scale.width, "context": scale.memory_context, "layers": scale.layers}
-    rows = memory.measured(model, [scale.large, *(scale.base._replace(**{axis: n}) for axis, values in axes.items() for n in values)])
+    axes = {"runs": scale.runs, "width": scale.width, "context": scale.memory_context, "layers": scale.layers, "steps": scale.memory_steps}
+    points = [scale.base._replace(**{axis: n}) for axis, values in axes.items() for n in values]
+    axes[SPOOLED_STEPS] = scale.memory_steps
+    points += [scale.base._replace(steps=n, spooled=True) for n in scale.memory_steps]
+    rows = memory.measured(model, [scale.large, *points])
     if not rows:
         return {"peak": {"skipped": "the peak of a process cannot be reset here; Linux has /proc/self/clear_refs"}, "memory": {}}
     large, rows = rows[0], rows[1:]

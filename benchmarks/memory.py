@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import tempo
 from benchmarks.shapes import layers_of, text_of, wide
 from tempo import LanguageModel
-from tempo.capture import trace_bytes
+from tempo.capture import SPOOLED, trace_bytes
 
 # Arrays above 64 KiB go back to the system as soon as they are freed, so that the resident set holds what is in use.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -35,6 +36,7 @@ class Point(NamedTuple):
     context: int  # prompt tokens
     steps: int
     layers: int | None = None
+    spooled: bool = False  # arrays go to disk
 
 
 def measured(model: str, points: Sequence[Point]) -> list[dict[str, Any]]:
@@ -55,10 +57,13 @@ def measure(lm: LanguageModel, point: Point) -> dict[str, int]:
     ctypes.CDLL(None).malloc_trim(0)
     CLEAR_REFS.write_text("5", encoding="ascii")
     before = _status("VmRSS")
-    traces = tempo.generate_batch(lm, specs, max_rows=len(specs), memory_budget=2**62)
+    with tempfile.TemporaryDirectory() as folder:
+        spool = folder if point.spooled else None
+        traces = tempo.generate_batch(lm, specs, max_rows=len(specs), memory_budget=2**62, spool=spool)
     assert all(trace.widths == [point.width] * point.steps for trace in traces)
+    in_memory = [n for spec in specs for name, n in trace_bytes(lm, spec, point.context).items() if not (spool and name in SPOOLED)]
     return {
-        "computed": sum(sum(trace_bytes(lm, spec, point.context).values()) for spec in specs),
+        "computed": sum(in_memory),
         "peak": _status("VmHWM") - before,
     }
 

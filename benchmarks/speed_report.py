@@ -127,12 +127,12 @@ def picture_of(report: Report) -> Picture:
     def draw(figure: Figure) -> None:
         above, below = figure.subfigures(2, 1, height_ratios=(height + 0.6, 4.2))
         draw_ratios(above.subplots(), labelled)
-        axes = below.subplots(2, 4, squeeze=False)
+        axes = below.subplots(2, 6, squeeze=False)
         for column, (name, curve) in enumerate(report["time"].items()):
             draw_curve(axes[0][column], f"ms ~ {name}", curve, [[s * 1e3 for s in curve["seconds"]]])
         for column, (name, curve) in enumerate(report["memory"].items()):
             draw_curve(axes[1][column], f"MiB ~ {name}", curve, [[b / 2**20 for b in curve[key]] for key in ("peak", "computed")])
-        for ax in axes[1][len(report["memory"]) :]:
+        for ax in [*axes[0][len(report["time"]) :], *axes[1][len(report["memory"]) :]]:
             ax.set_axis_off()
 
     caption = (

@@ -61,6 +61,8 @@ class PassContext:
     isolated: Tensor | None = None  # [R, w, N] bool, `allowed` in the layers that isolate siblings
     isolated_bias: Tensor | None = None  # [R, w, N], `bias` there
     isolated_layers: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # of each row that has some: first, end
+    only: range | None = None  # slots of the tokens, if there is but one row
+    copies: tuple[Tensor, Tensor, Tensor] | None = None  # rows and slots that also hold a packed token, and which it is
     record: Callable[[int, Tensor], None] | None = None  # gets (layer, weights [R, H, w, N] float32)
     num_calls: int = 0  # made so far
     _masks: dict[tuple, Tensor] = field(default_factory=dict)
@@ -81,11 +83,14 @@ class PassContext:
         # a layer may ask several times with the same queries and keys (differential attention): its weights are one set
         return known.layer, known.window, index == 0 or self.expected[index - 1].layer != known.layer
 
-    def mask(self, layer: int, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
+    def mask(self, layer: int, window: int | None, groups: int, dtype: torch.dtype) -> Tensor | None:
         """The mask of one layer, [R, 1, G*w, N], the same for each of the G query heads that share a key head.
 
-        Boolean without bias, additive in `dtype` with one. A window counts positions, not slots.
+        Boolean without bias, additive in `dtype` with one; None for a single token that sees all there is. A window counts
+        positions, not slots.
         """
+        if self.only is not None and len(self.only) == 1 and self.bias is None and window is None:
+            return None
         inside = tuple(row for row, (first, end) in self.isolated_layers.items() if first <= layer < end)
         key = (inside, window, groups, dtype)
         if key not in self._masks:
@@ -134,11 +139,14 @@ def tempo_attention(
     num_rows, num_key_heads, _, head_size = key.shape
     num_heads, (_, width, _) = query.shape[1], tempo_pass.allowed.shape
     groups = num_heads // num_key_heads
-    padded = query.new_zeros(num_rows, width, num_heads, head_size)
-    padded[tempo_pass.rows, tempo_pass.offsets] = query[0].transpose(0, 1)
+    if tempo_pass.only is None:
+        padded = query.new_zeros(num_rows, width, num_heads, head_size)
+        padded[tempo_pass.rows, tempo_pass.offsets] = query[0].transpose(0, 1)
+        padded = padded.transpose(1, 2)
+    else:
+        padded = query  # one row needs no layout
     # the G heads that share keys become extra queries, so that keys are read once and never repeated
-    grouped = padded.view(num_rows, width, num_key_heads, groups, head_size).permute(0, 2, 3, 1, 4)
-    grouped = grouped.reshape(num_rows, num_key_heads, groups * width, head_size)
+    grouped = padded.reshape(num_rows, num_key_heads, groups * width, head_size)
     layer, window, is_first = tempo_pass.take_call(module, sliding_window)
     mask = tempo_pass.mask(layer, window, groups, query.dtype)
     scale = head_size**-0.5 if scaling is None else scaling
@@ -150,18 +158,20 @@ def tempo_attention(
         weights = _weights(grouped, key, mask, scale, softcap, s_aux)
         weights = weights.view(num_rows, num_heads, width, -1)
         tempo_pass.record(layer, weights)
-    output = output.view(num_rows, num_key_heads, groups, width, -1).permute(0, 3, 1, 2, 4)
-    output = output.reshape(num_rows, width, num_heads, -1)
-    return output[tempo_pass.rows, tempo_pass.offsets].unsqueeze(0), None
+    output = output.reshape(num_rows, num_heads, width, -1).transpose(1, 2)
+    if tempo_pass.only is None:
+        output = output[tempo_pass.rows, tempo_pass.offsets].unsqueeze(0)
+    return output, None
 
 
-def _weights(query: Tensor, key: Tensor, mask: Tensor, scaling: float, softcap: float | None, sinks: Tensor | None) -> Tensor:
+def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, sinks: Tensor | None) -> Tensor:
     """Softmax weights [R, Hkv, G*w, N] in float32 at least; a forbidden entry is exactly 0."""
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = (query.to(wide) @ key.to(wide).transpose(-1, -2)) * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     if sinks is None:
         return torch.softmax(scores, dim=-1)
     num_key_heads, rows = scores.shape[1], scores.shape[2]

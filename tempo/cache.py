@@ -44,7 +44,14 @@ class SlotLayer(CacheLayerMixin):
         stored = []
         for name, states in (("keys", key_states), ("values", value_states)):
             held = _grown(getattr(self, name), step.num_slots)
-            held[step.rows, :, step.slots] = states[0].transpose(0, 1)
+            packed = states[0].transpose(0, 1)
+            if step.only is not None:
+                held[0, :, step.only.start : step.only.stop] = states[0]
+            else:
+                held[step.rows, :, step.slots] = packed
+            if step.copies is not None:
+                rows, slots, tokens = step.copies
+                held[rows, :, slots] = packed[tokens]
             setattr(self, name, held)
             stored.append(held[:, :, : step.num_slots])
         return stored[0], stored[1]
@@ -75,6 +82,11 @@ class SlotCache(Cache):
         held = _grown(self.slot_positions.to(positions.device)[:, None, :, None], int(slots.max()) + 1)
         self.slot_positions = held[:, 0, :, 0]
         self.slot_positions[rows, slots] = positions
+
+    def release(self) -> None:
+        """Let go of all keys and values; the layers and their cache hold each other, which the garbage collector finds late."""
+        self.step = None
+        self.layers.clear()
 
     @property
     def sizes(self) -> tuple[tuple[int, int, int], ...]:

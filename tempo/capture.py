@@ -7,23 +7,29 @@ D head size, V vocabulary, P prompt.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
 
-from tempo.errors import MemoryBudgetError, ModelError
+from tempo.errors import MemoryBudgetError, ModelError, TraceError
 from tempo.models import LanguageModel
 from tempo.spec import CAPTURES, RunSpec
+from tempo.trace import STEP_ARRAYS
 
 # Rounding may let the probabilities of a float32 softmax sum to slightly more than one, and so one more token in.
 SUM_SLACK = 1e-5
 # A run may take this part of the memory that is free when it starts, unless a budget is given.
 FREE_MEMORY_SHARE = 0.5
+# What a spool takes: what is recorded of each step.
+SPOOLED = STEP_ARRAYS
 
 
 def widest_set(spec: RunSpec, vocab_size: int) -> int:
@@ -36,7 +42,7 @@ def trace_bytes(lm: LanguageModel, spec: RunSpec, num_prompt: int, widths: Seque
     """Bytes of every array a run's trace and cache hold, by name.
 
     Exact for given `widths` (taken from the replay if there is one); otherwise for the widest sets the threshold
-    allows, an upper bound. attention: sum over steps of L*H*w*N_k*4; logits: sum of w*V*4; kv: L*Hkv*N*(2*D+Dv)*4;
+    allows, an upper bound. attention: sum over steps of L*H*w*N_k*4; siblings: of L*H*w*w*4; logits: sum of w*V*4; kv: L*Hkv*N*(2*D+Dv)*4;
     distribution: steps*V*4; cache: L*Hkv*N*(D+Dv)*size of the model's dtype (keys of size D, values of size Dv).
     """
     if widths is None:
@@ -49,28 +55,65 @@ def trace_bytes(lm: LanguageModel, spec: RunSpec, num_prompt: int, widths: Seque
         "distribution": len(widths) * lm.vocab_size * 4,
         "cache": (keys + values) * num_slots * lm.dtype.itemsize,
         "attention": lm.num_layers * lm.num_heads * int(np.dot(widths, slots)) * 4,
+        "siblings": lm.num_layers * lm.num_heads * int(np.dot(widths, widths)) * 4,
         "logits": sum(widths) * lm.vocab_size * 4,
         "kv": (2 * keys + values) * num_slots * 4,
     }
     return {name: size for name, size in sizes.items() if name not in CAPTURES or name in spec.capture}
 
 
-def check_budget(lm: LanguageModel, specs: Sequence[RunSpec], num_prompts: Sequence[int], budget: int | None) -> None:
-    """Nothing, or MemoryBudgetError with the bytes these runs need together and the settings that would fit."""
-    if budget is None:
-        budget = int(psutil.virtual_memory().available * FREE_MEMORY_SHARE)
+def rows_that_fit(
+    lm: LanguageModel,
+    specs: Sequence[RunSpec],
+    num_prompts: Sequence[int],
+    max_rows: int,
+    budget: int | None = None,
+    spool: str | Path | None = None,
+) -> int:
+    """How many of these runs, at most `max_rows`, can be under way at once, whichever they are; MemoryBudgetError if not even one."""
+    pairs = sorted(zip(specs, num_prompts, strict=True), key=lambda pair: -_needed(lm, *pair, spool))
+    sizes = np.cumsum([_needed(lm, *pair, spool) for pair in pairs[:max_rows]])
+    fitting = int((sizes <= memory_budget(budget)).sum())
+    check_budget(lm, [spec for spec, _ in pairs[: max(1, fitting)]], [num for _, num in pairs[: max(1, fitting)]], budget, spool)
+    return fitting
+
+
+def memory_budget(given: int | None = None) -> int:
+    """Bytes that runs may take: `given`, or a share of the memory that is free now."""
+    return int(psutil.virtual_memory().available * FREE_MEMORY_SHARE) if given is None else given
+
+
+def _needed(lm: LanguageModel, spec: RunSpec, num_prompt: int, spool: str | Path | None) -> int:
+    return sum(size for name, size in trace_bytes(lm, spec, num_prompt).items() if not (spool and name in SPOOLED))
+
+
+def check_budget(
+    lm: LanguageModel, specs: Sequence[RunSpec], num_prompts: Sequence[int], budget: int | None, spool: str | Path | None = None
+) -> None:
+    """Nothing, or MemoryBudgetError with the bytes these runs need together and the settings that would fit.
+
+    With a spool, the disk must have room for what goes there.
+    """
+    budget = memory_budget(budget)
 
     def total(**changes: Any) -> int:
         changed = [spec.but(**changes) if changes else spec for spec in specs]
-        return sum(sum(trace_bytes(lm, s, p).values()) for s, p in zip(changed, num_prompts, strict=True))
+        return sum(_needed(lm, s, p, spool) for s, p in zip(changed, num_prompts, strict=True))
 
     needed = total()
-    if needed <= budget:
-        return
     parts: dict[str, int] = {}
     for spec, num_prompt in zip(specs, num_prompts, strict=True):
         for name, size in trace_bytes(lm, spec, num_prompt).items():
             parts[name] = parts.get(name, 0) + size
+    if spool:
+        spooled, free = sum(parts.pop(name, 0) for name in SPOOLED), _free_on_disk(Path(spool))
+        if spooled > free:
+            raise MemoryBudgetError(
+                f"{len(specs)} run(s) may spool {_gib(spooled)} ({spooled} bytes) to {spool}, where {_gib(free)} are free; "
+                "capture less, lower max_width or max_steps, or name a folder on a larger disk"
+            )
+    if needed <= budget:
+        return
     remedies = []
     if all(spec.replay is None for spec in specs):
         for name, most in (
@@ -80,11 +123,13 @@ def check_budget(lm: LanguageModel, specs: Sequence[RunSpec], num_prompts: Seque
             fits = _largest_that_fits(lambda n, name=name: total(**{name: n}) <= budget, most)
             if fits:
                 remedies.append(f"{name}={fits}")
-    captured = [name for name in CAPTURES if any(name in spec.capture for spec in specs)]
+    captured = [name for name in CAPTURES if name in parts]
     for name in sorted(captured, key=lambda name: -parts[name]):
         if needed - parts[name] <= budget:
             remedies.append(f"capture without '{name}'")
             break
+    if not spool and needed - sum(parts.get(name, 0) for name in SPOOLED) <= budget:
+        remedies.append("spool=FOLDER (attention, logits and distributions on its disk)")
     if len(specs) > 1:
         remedies.append(f"{max(1, len(specs) * budget // needed)} of the {len(specs)} runs at a time (tempo.stream keeps none)")
     remedies.append(f"memory_budget={needed}")
@@ -93,6 +138,60 @@ def check_budget(lm: LanguageModel, specs: Sequence[RunSpec], num_prompts: Seque
         f"{len(specs)} run(s) may need {_gib(needed)} ({needed} bytes: {detail}), the budget is {_gib(budget)}. "
         f"What would fit: {'; '.join(remedies)}"
     )
+
+
+def _free_on_disk(folder: Path) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    return shutil.disk_usage(folder).free
+
+
+class _Stored(NamedTuple):
+    """Where in a spool's file an array is, in numbers."""
+
+    start: int
+    shape: tuple[int, ...]
+
+
+class Spool:
+    """A file without a name that float32 arrays go to as they are recorded, read as one memory map when the run is over.
+
+    The system writes it to disk while computing goes on, and frees it when the last of the arrays is gone.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder, self.size = Path(folder), 0
+        self.file: Any = None  # opened by the first array, so that runs that wait hold no file
+
+    def write(self, array: np.ndarray) -> _Stored:
+        """Append an array; TraceError if the disk is full or the folder is none."""
+        try:
+            if self.file is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  open as long as its arrays are in use
+            self.file.write(np.ascontiguousarray(array, dtype=np.float32).data)
+        except OSError as error:
+            raise TraceError(
+                f"cannot spool {array.nbytes} bytes to {self.folder}: {error.strerror or error}; give a folder on a disk with room"
+            ) from error
+        stored = _Stored(self.size, array.shape)
+        self.size += array.size
+        return stored
+
+    def read(self, steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The steps with the arrays that were written for them, as parts of one memory map."""
+        self.file.flush()
+        whole = np.memmap(self.file, dtype=np.float32, mode="r")
+        self.close()  # the map keeps the file
+
+        def array(value: Any) -> Any:
+            return whole[value.start :][: math.prod(value.shape)].reshape(value.shape) if isinstance(value, _Stored) else value
+
+        return [{name: array(value) for name, value in step.items()} for step in steps]
+
+    def close(self) -> None:
+        """Let go of the file; what has been read of it stays."""
+        if self.file is not None:
+            self.file.close()
 
 
 def _largest_that_fits(fits: Any, most: int) -> int:

@@ -153,6 +153,7 @@ def _full_forward(lm: LanguageModel, spec: RunSpec, slots: Sequence[_Slot]) -> _
     made = {kind: _mask(slots, spec, *kind, lm.dtype).to(lm.device) for kind in set(kinds)}
     masks = [made[kind] for kind in kinds]
     cache: Any = DynamicCache()  # new for each pass, read afterwards and thrown away
+    wanted = "attention" in spec.capture or "siblings" in spec.capture
     with ExitStack() as stack:
         stack.enter_context(_eager(lm))
         if any(lm.layer_windows) or spec.isolated_layers:
@@ -163,10 +164,10 @@ def _full_forward(lm: LanguageModel, spec: RunSpec, slots: Sequence[_Slot]) -> _
             position_ids=torch.tensor([[slot.position for slot in slots]], device=lm.device),
             attention_mask=masks[0],
             use_cache=True,
-            output_attentions="attention" in spec.capture,
+            output_attentions=wanted,
             **{lm.cache_keyword: cache},
         )
-    weights = output.attentions if "attention" in spec.capture else None
+    weights = output.attentions if wanted else None
     return _Output(
         logits=output.logits[0].cpu() if output.logits.dtype == torch.float64 else output.logits[0].float().cpu(),
         attention=None if weights is None else torch.cat([w.float().cpu() for w in weights]).numpy(),
@@ -185,8 +186,10 @@ def _record(steps: list[dict[str, Any]], output: _Output, slots: list[int], spec
         return
     if "logits" in spec.capture:
         steps[-1]["logits"] = output.logits[slots].float().numpy()
-    if output.attention is not None:
+    if "attention" in spec.capture and output.attention is not None:
         steps[-1]["attention"] = output.attention[:, :, slots]
+    if "siblings" in spec.capture and output.attention is not None:
+        steps[-1]["siblings"] = output.attention[:, :, slots][..., slots]
 
 
 @contextmanager

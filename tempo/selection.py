@@ -60,6 +60,9 @@ def select(distribution: Tensor, threshold: float, max_width: int | None, eos: f
     if tokens.numel() == 0:
         # argmax of several equal maxima is unspecified in torch; the first index of the maximum is the lower id
         tokens = torch.nonzero(distribution == distribution.max())[0]
+    if max_width is not None and tokens.numel() > max_width:
+        # a tiny threshold lets the whole vocabulary in: only what reaches the last place is worth sorting
+        tokens = torch.nonzero(distribution >= distribution.topk(max_width).values[-1]).flatten()
     probabilities, order = torch.sort(distribution[tokens], descending=True, stable=True)
     chosen = tokens[order][:max_width].tolist()
     values = probabilities[:max_width].tolist()

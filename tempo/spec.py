@@ -21,7 +21,7 @@ Positions = Literal["shared", "sequential"]
 Readout = Literal["mixture", "mean_logits", "last", "first"]
 Weighting = Literal["none", "count", "probability"]
 IsolatedMass = Literal["spread", "self"]
-Capture = Literal["attention", "logits", "kv"]
+Capture = Literal["attention", "siblings", "logits", "kv"]
 
 VISIBILITIES: tuple[str, ...] = get_args(Visibility)
 POSITIONS: tuple[str, ...] = get_args(Positions)
@@ -101,7 +101,7 @@ class RunSpec(Strict):
     isolated_layers: [first, end) of the layers in which siblings are isolated, whatever `visibility` says.
     isolated_mass: where a sibling's attention goes in those layers: over all it may still see (`spread`, what removing
         edges does), or to itself (`self`: its own key counts for the whole set, +log n, so that the set keeps about its mass).
-    capture: any of "attention", "logits", "kv".
+    capture: any of "attention", "siblings" (of attention the columns of a set's own members only), "logits", "kv".
     """
 
     prompt: str | TokenIds

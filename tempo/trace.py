@@ -21,6 +21,7 @@ from tempo.errors import SpecError, TraceError
 from tempo.spec import RunSpec
 
 FORMAT = 1  # of the saved folder; raised when an older reader would misread it
+STEP_ARRAYS = ("distribution", "logits", "attention", "siblings")
 _ARRAYS, _RECORD = "arrays.npz", "trace.json"
 
 
@@ -38,6 +39,7 @@ class Step:
     seconds: float = 0.0  # wall time of the pass that chose the set, shared by all runs in the batch
     logits: np.ndarray | None = None  # [w, V] float32, each member's own output
     attention: np.ndarray | None = None  # [L, H, w, N_k] float32
+    siblings: np.ndarray | None = None  # [L, H, w, w] float32, the last w columns of attention: what members give each other
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +115,7 @@ class Trace:
     def _arrays(self) -> dict[str, Any]:
         arrays: dict[str, Any] = {name: getattr(self, name) for name in ("slot_token", "slot_position", "slot_step")}
         arrays |= {name: kv for name in ("keys", "values", "raw_keys") if (kv := getattr(self, name)) is not None}
-        for name in ("distribution", "logits", "attention"):
+        for name in STEP_ARRAYS:
             arrays |= {f"{name}_{k}": a for k, step in enumerate(self.steps) if (a := getattr(step, name)) is not None}
         return arrays
 
@@ -155,9 +157,8 @@ def load_trace(folder: str | Path) -> Trace:
     try:
         with np.load(folder / _ARRAYS, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-        captured = ("distribution", "logits", "attention")
         steps = [
-            Step(**step, **{name: arrays[f"{name}_{k}"] for name in captured if f"{name}_{k}" in arrays})
+            Step(**step, **{name: arrays[f"{name}_{k}"] for name in STEP_ARRAYS if f"{name}_{k}" in arrays})
             for k, step in enumerate(record["steps"])
         ]
         kv = {name: arrays.get(name) for name in ("keys", "values", "raw_keys")}

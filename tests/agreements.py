@@ -110,6 +110,9 @@ def company_changes_nothing_but_rounding(lm: LanguageModel, case: Case) -> None:
         tempo.RunSpec(**of_case | {"prompt": case.prompt[:1], "visibility": "visible", "weighting": "count"}),
         tempo.RunSpec(**common | {"prompt": case.prompt[::-1] * 2, "visibility": "causal", "capture": EVERYTHING}),
         tempo.RunSpec(**common | {"prompt": case.prompt, "max_width": 2, "positions": "sequential", "capture": "logits"}),
+        # these are the same as the first until they part
+        *(tempo.RunSpec(**of_case | {"visibility": mode, "capture": EVERYTHING}) for mode in ("isolated", "visible")),
+        *(tempo.RunSpec(**common | {"prompt": case.prompt, "visibility": mode, "capture": EVERYTHING}) for mode in ("isolated", "visible")),
     ]
     alone = [tempo.generate_batch(lm, [spec])[0] for spec in specs]
     batches = {f"{rows} rows": tempo.generate_batch(lm, specs, max_rows=rows) for rows in (2, 16)}

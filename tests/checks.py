@@ -17,10 +17,12 @@ from numpy.typing import ArrayLike
 
 import tempo
 from tempo import LanguageModel, Trace
+from tempo.spec import CAPTURES
+from tempo.trace import STEP_ARRAYS
 from tests import tempo64
 from tests.tiny_models import exact
 
-EVERYTHING = ("attention", "logits", "kv")
+EVERYTHING = CAPTURES
 # float32 on the models of tiny_models.py (up to 4 layers, logits up to about 7): six to nine times the largest difference
 # seen in 120 drawn cases of each check (1.6e-5, 1.2e-6, 2.9e-6, 1.5e-5).
 LOGITS, PROBABILITIES, WEIGHTS, STATES = 1e-4, 1e-5, 2e-5, 1e-4
@@ -83,7 +85,7 @@ def same(found: Any, expected: Any, what: str) -> None:
     expect(unequal == 0, f"{what}: {unequal} of {one.size} entries differ, expected equality to the bit")
 
 
-BOUNDS = {"probabilities": PROBABILITIES, "distribution": PROBABILITIES, "logits": LOGITS, "attention": WEIGHTS}
+BOUNDS = {"probabilities": PROBABILITIES, "distribution": PROBABILITIES, "logits": LOGITS, "attention": WEIGHTS, "siblings": WEIGHTS}
 
 
 def same_runs(found: Trace, expected: Trace, what: str, *, rounded: bool = False) -> None:
@@ -99,7 +101,7 @@ def same_runs(found: Trace, expected: Trace, what: str, *, rounded: bool = False
 
     expect(found.sets == expected.sets, f"{what}: sets {found.sets}, expected {expected.sets}")
     for k, (one, other) in enumerate(zip(found.steps, expected.steps, strict=True)):
-        for name in ("probabilities", "distribution", "logits", "attention"):
+        for name in ("probabilities", *STEP_ARRAYS):
             check(name, getattr(one, name), getattr(other, name), f" of step {k}")
     for name in ("slot_token", "slot_position", "slot_step", "keys", "values", "raw_keys"):
         check(name, getattr(found, name), getattr(expected, name))
@@ -107,13 +109,13 @@ def same_runs(found: Trace, expected: Trace, what: str, *, rounded: bool = False
 
 def forced(lm: LanguageModel, case: Case, **changes: Any) -> Trace:
     """The case's sets replayed under its settings, with `changes`; everything is captured."""
-    return forced_together(lm, case, [changes])[0]
+    return forced_each(lm, case, [changes])[0]
 
 
-def forced_together(lm: LanguageModel, case: Case, changes: Sequence[dict[str, Any]]) -> list[Trace]:
-    """Several variants of the case's run in one batch."""
+def forced_each(lm: LanguageModel, case: Case, changes: Sequence[dict[str, Any]]) -> list[Trace]:
+    """Several variants of the case's run, one after another: in one batch they would share what is to be compared."""
     common = {"prompt": case.prompt, "replay": case.sets, "capture": EVERYTHING, **case.settings}
-    return tempo.generate_batch(lm, [tempo.RunSpec(**common | change) for change in changes])
+    return [tempo.generate_batch(lm, [tempo.RunSpec(**common | change)])[0] for change in changes]
 
 
 def replayed64(lm: LanguageModel, case: Case, **changes: Any) -> tempo64.Replayed:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tempo import attention, engine, trace
+from tempo import run as one_run
 from tempo.cache import SlotLayer
 from tempo.layout import Layout
 from tests.planting import at_other_positions, change_attention, change_pass
@@ -70,14 +71,14 @@ def positions_by_slot(patch: pytest.MonkeyPatch) -> None:
 
 def last_sibling_only_in_the_cache(patch: pytest.MonkeyPatch) -> None:
     """(earlier) Of each set only the last member is fed to the model, and read."""
-    append, read_out = Layout.append_set, engine.read_out
+    append, read_out = Layout.append_set, one_run.read_out
 
     def append_last(layout: Layout, tokens: Any, probabilities: Any) -> None:
         layout.replay_positions = layout.replay_weights = None  # their rows are as long as the whole set
         append(layout, tokens[-1:], probabilities[-1:])
 
     patch.setattr(Layout, "append_set", append_last)
-    patch.setattr(engine, "read_out", lambda logits, probabilities, readout: read_out(logits, [1.0], readout))
+    patch.setattr(one_run, "read_out", lambda logits, probabilities, readout: read_out(logits, [1.0], readout))
 
 
 def prompt_token_repeated(patch: pytest.MonkeyPatch) -> None:
@@ -201,8 +202,8 @@ def visible_siblings_at_own_positions(patch: pytest.MonkeyPatch) -> None:
 
 def last_member_read_out(patch: pytest.MonkeyPatch) -> None:
     """(earlier) The last member's distribution stands for the set, whatever read-out was asked for."""
-    original = engine.read_out
-    patch.setattr(engine, "read_out", lambda logits, probabilities, readout: original(logits, probabilities, "last"))
+    original = one_run.read_out
+    patch.setattr(one_run, "read_out", lambda logits, probabilities, readout: original(logits, probabilities, "last"))
 
 
 def weighting_not_applied(patch: pytest.MonkeyPatch) -> None:
@@ -251,14 +252,14 @@ def replayed_weights_ignored(patch: pytest.MonkeyPatch) -> None:
 
 def threshold_halved(patch: pytest.MonkeyPatch) -> None:
     """Tokens join a set from half the threshold on."""
-    original = engine.select
-    patch.setattr(engine, "select", lambda distribution, threshold, *rest: original(distribution, threshold / 2, *rest))
+    original = one_run.select
+    patch.setattr(one_run, "select", lambda distribution, threshold, *rest: original(distribution, threshold / 2, *rest))
 
 
 def replayed_members_weigh_alike(patch: pytest.MonkeyPatch) -> None:
     """In a replay the members' probabilities are forgotten."""
-    original = engine.Selection
-    patch.setattr(engine, "Selection", lambda tokens, found, *rest: original(tokens, [1 / len(found)] * len(found), *rest))
+    original = one_run.Selection
+    patch.setattr(one_run, "Selection", lambda tokens, found, *rest: original(tokens, [1 / len(found)] * len(found), *rest))
 
 
 def scale_ignored(patch: pytest.MonkeyPatch) -> None:
@@ -296,6 +297,21 @@ def shorter_runs_see_the_padding(patch: pytest.MonkeyPatch) -> None:
     change_pass(patch, change)
 
 
+def modes_never_part(patch: pytest.MonkeyPatch) -> None:
+    """Runs of one prompt and the same sets share their passes in whatever modes they are."""
+
+    def ignored(run: one_run.Run, start: int, mode: object) -> None:
+        note(run, start, None)
+
+    note = one_run.Run._note
+    patch.setattr(one_run.Run, "_note", ignored)
+
+
+def shared_passes_are_not_written(patch: pytest.MonkeyPatch) -> None:
+    """A pass that is made once for several runs fills the cache of the first of them alone."""
+    patch.setattr(engine, "_copies", lambda lm, groups: None)
+
+
 def raw_keys_not_saved(patch: pytest.MonkeyPatch) -> None:
     """One of the arrays is left out of the file."""
     original = trace.Trace._arrays
@@ -312,6 +328,6 @@ FAULTS: dict[str, Plant] = {
         visible_siblings_at_own_positions, last_member_read_out, weighting_not_applied, own_set_always_biased,
         isolated_layers_ignored, isolated_layers_off_by_one, mass_not_kept, replayed_weights_ignored,
         threshold_halved, replayed_members_weigh_alike, scale_ignored, wrong_theta, capture_replaces_the_output,
-        shorter_runs_see_the_padding, raw_keys_not_saved,
+        shorter_runs_see_the_padding, modes_never_part, shared_passes_are_not_written, raw_keys_not_saved,
     )
 }  # fmt: skip

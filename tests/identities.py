@@ -27,7 +27,7 @@ from tests.checks import (
     attention,
     expect,
     forced,
-    forced_together,
+    forced_each,
     logits,
     near,
     plain,
@@ -62,7 +62,7 @@ def an_isolated_sibling_is_what_it_would_be_alone(lm: LanguageModel, case: Case,
     common = {"visibility": visibility, "positions": "shared"}
     together = forced(lm, case, **common)
     for k, members in enumerate(case.sets):
-        alone = forced_together(lm, case, [{**common, "replay": (*case.sets[:k], (token,))} for token in members])
+        alone = forced_each(lm, case, [{**common, "replay": (*case.sets[:k], (token,))} for token in members])
         for i, run in enumerate(alone):
             near(logits(together, k)[i], logits(run, k)[0], LOGITS, f"logits of member {i} of set {k}")
 
@@ -162,7 +162,7 @@ def added_siblings_scale_all_other_weights_alike(lm: LanguageModel, case: Case, 
     reader, first = case.sets[k + 1][:1], len(case.prompt) + sum(map(len, case.sets[:k]))
     common = {"visibility": "isolated", "positions": "shared", "weighting": "none"}
     of_set = [members, *((token,) for token in members)]
-    runs = forced_together(lm, case, [common | {"replay": (*case.sets[:k], given, reader)} for given in of_set])
+    runs = forced_each(lm, case, [common | {"replay": (*case.sets[:k], given, reader)} for given in of_set])
     together, *alone = (attention(run, k + 1)[layer, :, 0] for run in runs)  # [H, N] each, of the one reader
     for i, narrow in enumerate(alone):
         others = [first + j for j in range(len(members)) if j != i]

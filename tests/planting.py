@@ -16,13 +16,13 @@ from tempo.models import LanguageModel
 
 
 def change_pass(patch: pytest.MonkeyPatch, change: Callable[..., None]) -> None:
-    """Let `change(context, runs)` alter what each forward pass is told."""
+    """Let `change(context, runs)` alter what each forward pass is told of the runs that it forwards."""
     original = engine._pass_context
 
     @wraps(original)
-    def changed(lm: LanguageModel, cache: Any, runs: Any) -> attention.PassContext:
-        context = original(lm, cache, runs)
-        change(context, runs)
+    def changed(lm: LanguageModel, cache: Any, groups: Any) -> attention.PassContext:
+        context = original(lm, cache, groups)
+        change(context, [group[0] for group in groups])
         return context
 
     patch.setattr(engine, "_pass_context", changed)

@@ -20,14 +20,14 @@ from tempo.selection import select
 from tempo.spec import CAPTURES, RunSpec
 
 PROMPT = "The cat"
-EVERYTHING = ("attention", "logits", "kv")
-SUBSETS = [names for count in range(4) for names in itertools.combinations(CAPTURES, count)]
+EVERYTHING = CAPTURES
+SUBSETS = [names for count in range(5) for names in itertools.combinations(CAPTURES, count)]
 
 
 def nbytes(trace):
     """Bytes of the arrays a trace really holds, by name; the cache holds the keys and values in the model's float32."""
     held = {"distribution": sum(step.distribution.nbytes for step in trace.steps)}
-    for name in ("attention", "logits"):
+    for name in ("attention", "siblings", "logits"):
         arrays = [array for step in trace.steps if (array := getattr(step, name)) is not None]
         held |= {name: sum(array.nbytes for array in arrays)} if arrays else {}
     if trace.keys is not None:
@@ -94,6 +94,7 @@ def test_bytes_are_the_sums_over_steps(widths, num_prompt):
     slots = [num_prompt + sum(widths[: k + 1]) for k in range(len(widths))]
     assert sizes == {
         "attention": sum(2 * 6 * width * n * 4 for width, n in zip(widths, slots, strict=True)),
+        "siblings": sum(2 * 6 * width * width * 4 for width in widths),
         "logits": sum(width * 50 * 4 for width in widths),
         "kv": 3 * slots[-1] * (2 * 3 * 8 - 3) * 4,  # one layer's values are 3 shorter
         "distribution": len(widths) * 50 * 4,
@@ -112,6 +113,20 @@ def test_no_distribution_has_a_wider_set_than_the_bound(counts, threshold, membe
             width = len(select(distribution, level, None).tokens)
             assert 1 <= width <= widest_set(spec, len(weights))
             assert len(select(distribution, level, 3).tokens) <= widest_set(spec.but(max_width=3), len(weights)) <= 3
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize("capture", ["siblings", ("attention", "siblings")])
+def test_siblings_are_the_last_columns_of_attention_whether_that_is_kept_or_not(tiny, capture, replayed):
+    spec = RunSpec(prompt=PROMPT, threshold=0.03, max_steps=5, visibility="visible", capture=("attention", "siblings"))
+    spec = spec.but(replay=tempo.generate_batch(tiny, [spec])[0]) if replayed else spec
+    full, lean = tempo.generate_batch(tiny, [spec])[0], tempo.generate_batch(tiny, [spec.but(capture=capture)])[0]
+    assert max(full.widths) > 1
+    for step, other in zip(full.steps, lean.steps, strict=True):
+        width = len(step.tokens)
+        assert (other.siblings == step.attention[..., -width:]).all()
+        assert width == 1 or (other.siblings != step.attention[..., -width - 1 : -1]).any()
+        assert (other.attention is None) == (capture == "siblings")
 
 
 @pytest.mark.parametrize("members", [*range(1, 60), 127, 1000, 4097])
@@ -241,8 +256,6 @@ def test_a_stream_needs_the_memory_of_the_runs_under_way_only(tiny):
     specs = [RunSpec(prompt=PROMPT, max_steps=2)] * 3
     one = needs(tiny, specs[0], len(tiny.encode(PROMPT)))
     assert len(list(tempo.stream(tiny, specs, max_rows=2, memory_budget=2 * one))) == 3
-    with pytest.raises(MemoryBudgetError):
-        list(tempo.stream(tiny, specs, max_rows=3, memory_budget=2 * one))
     with pytest.raises(MemoryBudgetError):
         tempo.generate_batch(tiny, specs, max_rows=2, memory_budget=2 * one)
 

@@ -6,9 +6,10 @@ import torch
 
 import tempo
 from tempo import attention, capture, engine
+from tempo.spec import CAPTURES
 
 PROMPT = "The cat sat on the"
-EVERYTHING = ("attention", "logits", "kv")
+EVERYTHING = CAPTURES
 
 
 def wide(lm, **settings):

@@ -122,8 +122,8 @@ def refusal(**changes):
         ("replay", [["a"]], "'a'", "a valid integer", [[0]]),
         ("replay", "ab", "'ab'", "a valid tuple", [[97], [98]]),
         ("replay", [[True]], "True", "a valid integer", [[1]]),
-        ("capture", "weights", "'weights'", "'attention', 'logits' or 'kv'", "kv"),
-        ("capture", ["kv", "weights"], "'weights'", "'attention', 'logits' or 'kv'", ["kv", "logits"]),
+        ("capture", "weights", "'weights'", "'attention', 'siblings', 'logits' or 'kv'", "kv"),
+        ("capture", ["kv", "weights"], "'weights'", "'attention', 'siblings', 'logits' or 'kv'", ["kv", "logits"]),
         ("capture", 5, "5", "a valid tuple", ()),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 
 import tempo
 from benchmarks import memory, peers, speed
-from benchmarks.growth import NEAR
+from benchmarks.growth import NEAR, SPOOLED_STEPS
 from benchmarks.memory import Point
 from benchmarks.shapes import layers_of, random_llama, text_of, wide
 from benchmarks.speed_report import markdown
@@ -113,6 +113,8 @@ def test_the_peak_is_what_was_computed():
     large, small = memory.measured("tiny", [Point(runs=4, width=64, context=32, steps=24), Point(1, 8, 8, 2)])
     assert abs(large["peak"] / large["computed"] - 1) <= NEAR, large
     assert large["computed"] > 50 * 2**20 > small["peak"]  # the peak of its own runs, not of those before
+    (spooled,) = memory.measured("tiny", [Point(runs=4, width=64, context=32, steps=24, spooled=True)])
+    assert spooled["peak"] < large["peak"] / 4
 
 
 def test_without_a_gpu_there_is_a_notice_and_with_one_this_would_run():
@@ -121,7 +123,9 @@ def test_without_a_gpu_there_is_a_notice_and_with_one_this_would_run():
     with random_llama(torch.bfloat16, "cpu", **SMALL) as lm:
         found = speed.ratios_of(lm, speed.QUICK[0], every=True)
     assert (found["dtype"], found["device"]) == ("bfloat16", "cpu")
-    assert {"16 siblings", "transformers, eager", "single run", "bound", "capture"} <= {row["name"] for row in found["rows"]}
+    assert {"16 siblings", "transformers, eager", "single run", "bound", "capture attention", "capture siblings"} <= {
+        row["name"] for row in found["rows"]
+    }
 
 
 def test_one_command_writes_numbers_table_and_plot(tmp_path, capsys):
@@ -129,8 +133,12 @@ def test_one_command_writes_numbers_table_and_plot(tmp_path, capsys):
     report = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
     assert [found["dtype"] for found in report["models"]] == ["float32", "bfloat16"]
     assert all(row["same_runs"].startswith("2 ") for row in report["models"][0]["rows"] if "same_runs" in row)
-    assert all(row["same_bits"] for found in report["models"] for row in found["rows"] if row["name"] == "capture")
-    assert set(report["time"]) == {"runs", "width", "context", "layers"} >= set(report["memory"])
+    captures = [row for found in report["models"] for row in found["rows"] if "same_bits" in row]
+    assert len(captures) == 4
+    assert all(row["same_bits"] for row in captures)
+    assert set(report["time"]) == {"runs", "width", "context", "layers"}
+    assert set(report["memory"]) in ({*report["time"], "steps", SPOOLED_STEPS}, set())
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".json", ".md", ".svg"]
     assert (tmp_path / "speed.md").read_text(encoding="utf-8") == markdown(report)
     assert "^" in (tmp_path / "speed.svg").read_text(encoding="utf-8")
     assert "16 siblings" in capsys.readouterr().out

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 import tempo
 from tempo.errors import TempoError, TraceError
 from tempo.spec import CAPTURES, RunSpec
-from tempo.trace import FORMAT, Step, Trace, load_trace, slot_steps
+from tempo.trace import FORMAT, STEP_ARRAYS, Step, Trace, load_trace, slot_steps
 
-SUBSETS = [names for count in range(4) for names in combinations(CAPTURES, count)]
+SUBSETS = [names for count in range(5) for names in combinations(CAPTURES, count)]
 ARRAYS = ("slot_token", "slot_position", "slot_step", "keys", "values", "raw_keys")
-STEP_ARRAYS = ("distribution", "logits", "attention")
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -88,7 +87,7 @@ def test_a_loaded_trace_is_the_saved_one_to_the_bit(traces, tmp_path, names):
     loaded = load_trace(tmp_path / "trace")
     assert differences(trace, loaded) == []
     assert (loaded.text, loaded.widths, loaded.sets, loaded.num_slots) == (trace.text, trace.widths, trace.sets, trace.num_slots)
-    captured = {name for name in ("logits", "attention") if getattr(loaded.steps[0], name) is not None}
+    captured = {name for name in ("logits", "attention", "siblings") if getattr(loaded.steps[0], name) is not None}
     assert captured | ({"kv"} if loaded.keys is not None else set()) == set(names)
     for path in (tmp_path, tmp_path / "trace"):
         assert sorted(entry.name for entry in path.iterdir()) in (["trace"], ["arrays.npz", "trace.json"])

@@ -1,0 +1,198 @@
+"""tempo.stream over many runs: passes shared until runs part, rows by memory, arrays on disk, traces from an earlier session."""
+
+import gc
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import tempo
+from tempo import capture, engine
+from tempo.capture import trace_bytes
+from tempo.errors import MemoryBudgetError, TraceError
+from tempo.spec import CAPTURES
+from tempo.store import TraceStore
+from tests.checks import same_runs
+from tests.test_trace import differences
+
+PROMPT, OTHER = "The cat sat on the", "A dog"
+EVERYTHING = CAPTURES
+
+
+@pytest.fixture
+def forwarded(monkeypatch):
+    """How many tokens each forward pass was over."""
+    found, original = [], engine._pass_context
+
+    def spied(*args):
+        context = original(*args)
+        found.append(len(context.rows))
+        return context
+
+    monkeypatch.setattr(engine, "_pass_context", spied)
+    return found
+
+
+def modes(prompt=PROMPT, **settings):
+    common = {"threshold": 0.03, "max_steps": 5, "stop_at_eos": False, "capture": EVERYTHING}
+    return [tempo.RunSpec(prompt=prompt, visibility=v, **{**common, **settings}) for v in ("isolated", "visible", "causal")]
+
+
+def but_for_time(one, other):
+    return [name for name in differences(one, other) if not name.startswith("seconds")]
+
+
+def test_modes_share_passes_until_the_first_wide_set(tiny, forwarded):
+    runs = tempo.generate_batch(tiny, modes())
+    first = next(k for k, width in enumerate(runs[0].widths) if width > 1)
+    num_prompt = len(runs[0].prompt_tokens)
+    alike, apart = runs[0].widths[:first], [sum(run.widths[k] for run in runs) for k in range(first, 5)]
+    assert forwarded == [num_prompt, *alike, *apart]
+    assert apart[0] == 3 * runs[0].widths[first], "the set is the same, but its members see each other or not"
+
+
+def test_runs_that_never_part_are_one(tiny, forwarded):
+    runs = tempo.generate_batch(tiny, modes(threshold=1.0))
+    assert forwarded == [len(runs[0].prompt_tokens), 1, 1, 1, 1, 1]
+
+
+def test_runs_of_other_prompts_weights_or_positions_share_nothing_they_must_not(tiny, forwarded):
+    sets = [[65], [66]]
+    specs = [
+        tempo.RunSpec(prompt=PROMPT, replay=sets),
+        tempo.RunSpec(prompt=OTHER, replay=sets),
+        tempo.RunSpec(prompt=PROMPT, replay=sets, positions="sequential"),  # the same, as no set is wide
+        tempo.RunSpec(prompt=PROMPT, replay=sets, replay_weights=[[1.0], [0.5]]),
+        tempo.RunSpec(prompt=PROMPT, replay=sets, replay_weights=[[1.0], [0.5]], visibility="visible"),  # its own key weighs half
+        tempo.RunSpec(prompt=PROMPT, replay=sets, replay_positions=[[20], [21]]),
+    ]
+    tempo.generate_batch(tiny, [spec.but(capture="kv") for spec in specs])
+    assert forwarded == [len(tiny.encode(PROMPT)) + len(tiny.encode(OTHER)), 2 * 5]
+
+
+@pytest.mark.parametrize("replay", [False, True])
+def test_shared_passes_give_what_single_runs_give(tiny, replay):
+    specs = [*modes(), *modes(OTHER), *modes(capture=())]
+    if replay:
+        specs = [spec.but(replay=tempo.generate_batch(tiny, [spec])[0]) for spec in specs]
+    for spec, run in zip(specs, tempo.generate_batch(tiny, specs), strict=True):
+        (alone,) = tempo.generate_batch(tiny, [spec])
+        same_runs(run, alone, f"{spec.visibility}, {spec.prompt!r}", rounded=True)
+
+
+def test_as_many_runs_at_once_as_the_memory_allows(tiny, forwarded):
+    spec = tempo.RunSpec(prompt=PROMPT, max_width=1, max_steps=2, stop_at_eos=False)
+    num_prompt = len(tiny.encode(PROMPT))
+    one = sum(trace_bytes(tiny, spec, num_prompt).values())
+    specs = [spec, spec.but(prompt="The dog sat on the"), spec.but(prompt="The cow sat on the"), spec.but(prompt="The pig sat on the")]
+    for rows, expected in ((1, [num_prompt, 1] * 4), (2, [2 * num_prompt, 2] * 2), (4, [4 * num_prompt, 4])):
+        forwarded.clear()
+        assert len(list(tempo.stream(tiny, specs, memory_budget=rows * one))) == 4
+        assert forwarded == expected
+    with pytest.raises(MemoryBudgetError, match=f"1 run.s. may need .*{one} bytes"):
+        list(tempo.stream(tiny, specs, memory_budget=one - 1))
+
+
+def test_a_stream_that_is_over_holds_no_keys(tiny, monkeypatch):
+    made, original = [], engine.SlotCache
+    monkeypatch.setattr(engine, "SlotCache", lambda *args: made.append(original(*args)) or made[-1])
+    tempo.generate(tiny, PROMPT, max_steps=2)
+    stopped = tempo.stream(tiny, modes())
+    next(stopped)
+    assert made[1].layers
+    stopped.close()
+    assert not any(cache.layers or cache.step for cache in made)
+
+
+# Arrays on disk
+
+
+def test_spooled_arrays_are_those_of_memory_to_the_bit(tiny, tmp_path):
+    runs = tempo.generate_batch(tiny, modes(), spool=tmp_path / "new")
+    for plain, spooled in zip(tempo.generate_batch(tiny, modes()), runs, strict=True):
+        assert but_for_time(plain, spooled) == []
+        for step in spooled.steps:
+            assert all(isinstance(array, np.memmap) for array in (step.distribution, step.logits, step.attention))
+    assert list((tmp_path / "new").iterdir()) == [], "the file has no name, so that nothing is left behind"
+    assert differences(tempo.load_trace(runs[0].save(tmp_path / "saved")), runs[0]) == []
+
+
+def test_what_is_spooled_needs_no_memory(tiny, tmp_path):
+    spec = tempo.RunSpec(prompt=PROMPT, max_width=3, threshold=0.02, max_steps=6, capture=("attention", "logits"))
+    sizes = trace_bytes(tiny, spec, len(tiny.encode(PROMPT)))
+    with pytest.raises(MemoryBudgetError, match=r"spool=FOLDER"):
+        tempo.generate_batch(tiny, [spec], memory_budget=sizes["cache"])
+    assert tempo.generate_batch(tiny, [spec], memory_budget=sizes["cache"], spool=tmp_path)[0].widths
+    with pytest.raises(MemoryBudgetError, match="cache"):
+        tempo.generate_batch(tiny, [spec], memory_budget=sizes["cache"] - 1, spool=tmp_path)
+
+
+def test_a_disk_without_room_is_refused_before_and_reported_during_a_run(tiny, tmp_path, monkeypatch, forwarded):
+    monkeypatch.setattr(capture.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10))
+    with pytest.raises(MemoryBudgetError, match=r"may spool .* where 0.0 MiB are free"):
+        tempo.generate(tiny, PROMPT, spool=tmp_path)
+    assert not forwarded
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    with pytest.raises((TraceError, OSError), match="file"):
+        tempo.generate(tiny, PROMPT, spool=tmp_path / "file")
+
+
+# Traces of an earlier session
+
+
+def test_a_known_run_runs_no_model(tiny, tmp_path, forwarded):
+    first = tempo.generate_batch(tiny, modes(), store=tmp_path)
+    forwarded.clear()
+    again = tempo.generate_batch(tiny, modes(), store=tmp_path)
+    assert not forwarded
+    assert [differences(a, b) for a, b in zip(first, again, strict=True)] == [[]] * 3
+    assert tempo.generate(tiny, PROMPT, store=tmp_path, **modes()[0].model_dump(exclude={"prompt"})).sets == first[0].sets
+    assert not forwarded
+
+
+def test_an_interrupted_sweep_goes_on(tiny, tmp_path, forwarded):
+    specs = [tempo.RunSpec(prompt=prompt, max_width=1, max_steps=2, stop_at_eos=False) for prompt in (PROMPT, OTHER, "So")]
+    begun = tempo.stream(tiny, specs, max_rows=1, store=tmp_path)
+    next(begun)
+    begun.close()
+    forwarded.clear()
+    assert sorted(index for index, _ in tempo.stream(tiny, specs, max_rows=1, store=tmp_path)) == [0, 1, 2]
+    assert len(forwarded) == 2 * 2
+
+
+def test_another_spec_model_or_code_is_another_run(tiny, tmp_path, monkeypatch):
+    spec = modes()[0]
+    place = TraceStore(tiny, tmp_path).place(spec)
+    assert TraceStore(tiny, tmp_path / "x").place(spec).name == place.name
+    assert TraceStore(tiny, tmp_path).place(spec.but(capture=())) != place
+    with tempo.load_model("tiny", dtype="float64") as other:
+        assert TraceStore(other, tmp_path).place(spec) != place
+    monkeypatch.setattr("tempo.store.JUDGING", {"engine.py"})
+    assert TraceStore(tiny, tmp_path).place(spec) != place
+
+
+def test_a_damaged_trace_is_computed_anew_with_a_warning(tiny, tmp_path, forwarded):
+    spec = modes()[0]
+    (run,) = tempo.generate_batch(tiny, [spec], store=tmp_path)
+    arrays = TraceStore(tiny, tmp_path).place(spec) / "arrays.npz"
+    data = bytearray(arrays.read_bytes())
+    data[len(data) // 2] ^= 1
+    arrays.write_bytes(data)
+    forwarded.clear()
+    with pytest.warns(UserWarning, match="computed anew: .* is damaged"):
+        (again,) = tempo.generate_batch(tiny, [spec], store=tmp_path)
+    assert forwarded
+    assert again.sets == run.sets
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tempo.generate_batch(tiny, [spec], store=tmp_path)
+
+
+def test_spool_and_store_together(tiny, tmp_path):
+    first = tempo.generate_batch(tiny, modes(), spool=tmp_path / "spool", store=tmp_path / "store")
+    again = tempo.generate_batch(tiny, modes(), spool=tmp_path / "spool", store=tmp_path / "store")
+    assert [differences(a, b) for a, b in zip(first, again, strict=True)] == [[]] * 3
+    del first, again
+    gc.collect()
