@@ -10,7 +10,7 @@ G = H / Hkv, D head size, V value size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -47,6 +47,21 @@ class AttentionCall(NamedTuple):
 
 
 @dataclass
+class Recording:
+    """Where a pass leaves its attention weights."""
+
+    rows: Tensor  # [R'] cache rows that are recorded
+    weights: Tensor  # [L, R', H, w, N] float32; [L, R', H, w, w] if only what the pass's own tokens give each other is wanted
+    own_slots: Tensor | None = None  # [R, w] slots of the pass's own tokens, if only these columns are wanted
+
+    def take(self, layer: int, weights: Tensor) -> None:
+        """Keep one layer's weights [R, H, w, N]."""
+        if self.own_slots is not None:
+            weights = weights.gather(-1, self.own_slots[:, None, None].expand(*weights.shape[:3], -1))
+        torch.index_select(weights, 0, self.rows, out=self.weights[layer])
+
+
+@dataclass
 class PassContext:
     """What one forward pass means: which run, slot and position each packed token has, and who may see whom."""
 
@@ -63,7 +78,7 @@ class PassContext:
     isolated_layers: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # of each row that has some: first, end
     only: range | None = None  # slots of the tokens, if there is but one row
     copies: tuple[Tensor, Tensor, Tensor] | None = None  # rows and slots that also hold a packed token, and which it is
-    record: Callable[[int, Tensor], None] | None = None  # gets (layer, weights [R, H, w, N] float32)
+    recording: Recording | None = None
     num_calls: int = 0  # made so far
     _masks: dict[tuple, Tensor] = field(default_factory=dict)
 
@@ -86,8 +101,8 @@ class PassContext:
     def mask(self, layer: int, window: int | None, groups: int, dtype: torch.dtype) -> Tensor | None:
         """The mask of one layer, [R, 1, G*w, N], the same for each of the G query heads that share a key head.
 
-        Boolean without bias, additive in `dtype` with one; None for a single token that sees all there is. A window counts
-        positions, not slots.
+        Additive in `dtype`: the bias, or 0, where a query may attend, else -inf. None for a single token that sees all there
+        is. A window counts positions, not slots.
         """
         if self.only is not None and len(self.only) == 1 and self.bias is None and window is None:
             return None
@@ -105,9 +120,8 @@ class PassContext:
                 assert self.slot_positions is not None
                 distance = self.query_positions[:, :, None] - self.slot_positions[:, None, :]
                 allowed = allowed & (distance < window)
-            if bias is not None:
-                allowed = bias.to(dtype).masked_fill(~allowed, -torch.inf)
-            self._masks[key] = allowed.repeat(1, groups, 1).unsqueeze(1)
+            added = torch.zeros_like(allowed, dtype=dtype) if bias is None else bias.to(dtype)
+            self._masks[key] = added.masked_fill(~allowed, -torch.inf).repeat(1, groups, 1).unsqueeze(1)
         return self._masks[key]
 
 
@@ -154,10 +168,9 @@ def tempo_attention(
         output = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
     else:
         output = _weights(grouped, key, mask, scale, softcap, s_aux).to(value.dtype) @ value
-    if tempo_pass.record is not None and is_first:
+    if tempo_pass.recording is not None and is_first:
         weights = _weights(grouped, key, mask, scale, softcap, s_aux)
-        weights = weights.view(num_rows, num_heads, width, -1)
-        tempo_pass.record(layer, weights)
+        tempo_pass.recording.take(layer, weights.view(num_rows, num_heads, width, -1))
     output = output.reshape(num_rows, num_heads, width, -1).transpose(1, 2)
     if tempo_pass.only is None:
         output = output[tempo_pass.rows, tempo_pass.offsets].unsqueeze(0)
@@ -171,7 +184,7 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, so
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        scores = scores + mask
     if sinks is None:
         return torch.softmax(scores, dim=-1)
     num_key_heads, rows = scores.shape[1], scores.shape[2]

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tempo.attention import PassContext, installed
+from tempo.attention import PassContext, Recording, installed
 from tempo.cache import SlotCache
 from tempo.capture import Spool, check_budget, raw_keys, rows_that_fit
 from tempo.errors import ModelError
@@ -157,6 +156,8 @@ def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
         )
     if context.num_calls != len(lm.attention_calls):
         raise ModelError(f"{lm.name} made {context.num_calls} attention calls in a pass, {len(lm.attention_calls)} at load; load it again")
+    if context.recording:
+        _share_out(context.recording, groups)
     logits = output.logits[0].cpu()  # all at once: what follows, run by run, waits for no device
     seconds = time.perf_counter() - began
     for group, end, new_logits in zip(groups, ends, logits.split([run.num_read for run in packed]), strict=True):
@@ -207,11 +208,17 @@ def _pass_context(lm: LanguageModel, cache: SlotCache, groups: Sequence[Sequence
         context.isolated = isolated.to(lm.device)
         context.isolated_bias = None if bias is None else bias.to(lm.device)
         context.isolated_layers = {run.row: run.spec.isolated_layers for run in partly if run.spec.isolated_layers}
-    recording = [(run, group[0].row) for group in groups for run in group if run.records_attention]
-    for run, _ in recording:
-        num_columns = run.layout.num_slots - run.first_recorded
-        run.attention.append(np.empty((lm.num_layers, lm.num_heads, run.num_new, num_columns), np.float32))
-    context.record = partial(_record_attention, recording) if recording else None
+    recorded = [group for group in groups if any(run.records_attention for run in group)]
+    if recorded:
+        own = all(run.first_recorded for group in recorded for run in group if run.records_attention)
+        shape = lm.num_layers, len(recorded), lm.num_heads, width, width if own else num_slots
+        context.recording = Recording(
+            rows=torch.tensor([group[0].row for group in recorded], device=lm.device),
+            weights=torch.empty(shape, dtype=torch.promote_types(lm.dtype, torch.float32), device=lm.device),
+        )
+        if own:
+            context.recording.own_slots = torch.zeros(num_rows, width, dtype=torch.long, device=lm.device)
+            context.recording.own_slots[rows, offsets] = slots
     return context
 
 
@@ -245,8 +252,12 @@ def _masks(runs: Sequence[Run], num_rows: int, width: int, num_slots: int, visib
     return allowed, bias
 
 
-def _record_attention(recording: Sequence[tuple[Run, int]], layer: int, weights: Tensor) -> None:
-    """Keep each run's own part of one layer's weights [R, H, w, N], taken from the row that was forwarded for it."""
-    kept = weights.cpu().numpy()
-    for run, row in recording:
-        run.attention[-1][layer] = kept[row, :, : run.num_new, run.first_recorded : run.layout.num_slots]
+def _share_out(recording: Recording, groups: Sequence[Sequence[Run]]) -> None:
+    """Give each run that records attention its own part of what the pass of its group left."""
+    weights, own = recording.weights.float().cpu().numpy(), recording.own_slots is not None
+    recorded = [group for group in groups if any(run.records_attention for run in group)]
+    for index, group in enumerate(recorded):
+        for run in group:
+            if run.records_attention:
+                columns = slice(0, run.num_new) if own else slice(run.first_recorded, run.layout.num_slots)
+                run.attention = weights[:, index, :, : run.num_new, columns]

@@ -47,7 +47,7 @@ class Run:
     stop_reason: str = ""
     started: float = 0.0
     pass_seconds: float = 0.0
-    attention: list[np.ndarray] = field(default_factory=list)
+    attention: np.ndarray | None = None  # [L, H, w, N - first_recorded] of the pass just made
     raw_keys: list[Tensor] = field(default_factory=list)
     kv: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: float = 0.0
@@ -114,7 +114,7 @@ class Run:
             )
         sets = [range(self.layout.start, self.layout.num_slots)[-1:]] if not self.slots else self.slots[self.num_forwarded :]
         self.num_forwarded = len(self.slots)
-        attention = self.attention.pop() if self.attention else None
+        attention, self.attention = self.attention, None
         for slots, logits in zip(sets, self.new_logits.split([len(slots) for slots in sets]), strict=True):
             if self.steps:
                 self._record(slots, logits, attention)

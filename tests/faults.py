@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -122,24 +123,20 @@ def sibling_values_swapped(patch: pytest.MonkeyPatch) -> None:
 
 def capture_one_pass_early(patch: pytest.MonkeyPatch) -> None:
     """(earlier) The attention kept of a set is that of the pass that predicted it, 0 where its members are."""
-    passed: dict[tuple[int, int], Tensor] = {}  # the last query's weights [H, N] of the pass before, by run and layer
+    passed: dict[int, np.ndarray] = {}  # the last query's weights [L, H, N] of the pass before, by run
+    original = engine._share_out
 
-    def change(context: attention.PassContext, runs: Any) -> None:
-        deliver, readers = context.record, [(run.index, run.row, run.num_new, run.layout.num_slots) for run in runs]
+    @wraps(original)
+    def changed(recording: Any, groups: Any) -> None:
+        original(recording, groups)
+        for run in (run for group in groups for run in group if run.attention is not None):
+            before, early = passed.get(run.index), np.zeros_like(run.attention)
+            if before is not None and before.shape[-1] < early.shape[-1]:  # shorter: of the same run, not of an earlier one
+                early[..., : before.shape[-1]] = before[:, :, None]
+            passed[run.index] = run.attention[:, :, -1].copy()
+            run.attention = early
 
-        def record(layer: int, weights: Tensor) -> None:
-            early = torch.zeros_like(weights)
-            for index, row, width, num_slots in readers:
-                before = passed.get((index, layer))
-                if before is not None and before.shape[-1] < num_slots:  # shorter: of the same run, not of an earlier one
-                    early[row, :, :, : before.shape[-1]] = before[:, None]
-                passed[index, layer] = weights[row, :, width - 1, :num_slots].clone()
-            if deliver is not None:
-                deliver(layer, early)
-
-        context.record = record
-
-    change_pass(patch, change)
+    patch.setattr(engine, "_share_out", changed)
 
 
 def mode_applied_to_the_prompt(patch: pytest.MonkeyPatch) -> None:
@@ -280,7 +277,7 @@ def capture_replaces_the_output(patch: pytest.MonkeyPatch) -> None:
     """While weights are recorded, the output is made from them, by other arithmetic than without."""
 
     def change(module: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-        recording = arguments["tempo_pass"].record is not None
+        recording = arguments["tempo_pass"].recording is not None
         # a cap far above all scores changes no weight beyond rounding, and takes the path that multiplies weights
         return {"softcap": 1e4} if recording else {}
 
