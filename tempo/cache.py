@@ -83,6 +83,13 @@ class SlotCache(Cache):
         self.slot_positions = held[:, 0, :, 0]
         self.slot_positions[rows, slots] = positions
 
+    def copy(self, source: int, target: int, num_slots: int) -> None:
+        """Let one row begin with what the first slots of another hold."""
+        self.slot_positions[target, :num_slots] = self.slot_positions[source, :num_slots]
+        layers: list[Any] = [layer for layer in self.layers if layer.is_initialized]  # pyright: ignore[reportAttributeAccessIssue]
+        for held in (held for layer in layers for held in (layer.keys, layer.values)):
+            held[target, :, :num_slots] = held[source, :, :num_slots]
+
     def release(self) -> None:
         """Let go of all keys and values; the layers and their cache hold each other, which the garbage collector finds late."""
         self.step = None

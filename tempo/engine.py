@@ -21,7 +21,7 @@ from tempo.cache import SlotCache
 from tempo.capture import Spool, check_budget, raw_keys, rows_that_fit
 from tempo.errors import ModelError
 from tempo.models import LanguageModel
-from tempo.run import Run
+from tempo.run import Prefix, Run
 from tempo.spec import RunSpec
 from tempo.store import TraceStore
 from tempo.trace import Trace
@@ -71,8 +71,8 @@ def stream(
     """(index, trace) of each spec as its run ends, so that a long sweep need not hold all traces at once.
 
     As many runs are under way at any time as the memory budget allows, `max_rows` at most; the next one starts in the pass
-    after one has ended, long prompts first and those of one prompt together. Runs that are the same so far (one prompt; two
-    modes before the first wide set) share a pass until they part.
+    after one has ended, long prompts first and those of one prompt together. A prompt is forwarded once for runs that follow one
+    another, and runs that are the same so far (two modes before the first wide set) share a pass until they part.
 
     spool: a folder on whose disk, in a file without a name, all distributions, logits and attention are kept instead of in
         memory; the arrays of a trace are then memory maps, and the file is gone when the trace is.
@@ -89,33 +89,45 @@ def stream(
         return
     num_rows = rows_that_fit(lm, [run.spec for run in runs], [run.num_prompt for run in runs], max_rows, memory_budget, spool)
     # packed so that little is padding: in a pass every row is as long as the longest
-    waiting, active = deque(sorted(runs, key=lambda run: (-run.num_prompt, run.prompt, -sum(map(len, run.spec.replay or ()))))), []
+    waiting = deque(sorted(runs, key=lambda run: (-run.num_prompt, run.prompt, -sum(map(len, run.spec.replay or ())))))
+    runs.clear()  # a run that is over must not be held
+    active: list[Run] = []
+    finished: list[Run] = []
     cache = SlotCache(lm.num_layers, num_rows)
     free = list(range(num_rows))
+    prefixes: dict[int, Prefix] = {}  # the prompt whose keys and values each row begins with
     try:
         while waiting or active:
-            finished: list[Run] = []
             with installed(lm.model), torch.inference_mode():
                 while not finished:
                     while waiting and free:
-                        active.append(waiting.popleft())
-                        active[-1].row = free.pop(0)
-                    for together in _passes(active):
+                        active.append(run := waiting.popleft())
+                        run.row = free.pop(0)
+                        if (known := next(filter(run.fits, prefixes.values()), None)) is not None:
+                            cache.copy(known.row, run.row, run.num_prompt)
+                            run.begin_with(known)
+                        prefixes.pop(run.row, None)
+                    for together in _passes([run for run in active if run.new_logits is None]):
                         _forward(lm, cache, together)
                     for run in active:
+                        assert run.prefix is not None
+                        prefixes[run.row] = run.prefix
                         if run.step(lm):
                             run.finish(cache)
                             finished.append(run)
                     active = [run for run in active if run not in finished]
-            for run in finished:
+            while finished:
+                run = finished.pop(0)
                 free.append(run.row)
-                trace = run.trace(lm)
+                index, trace = run.index, run.trace(lm)
                 if shelf:
                     shelf.put(trace)
-                yield run.index, trace
+                del run
+                yield index, trace
+                del trace
     finally:
         cache.release()
-        for run in runs:
+        for run in [*active, *finished]:
             if run.spool:
                 run.spool.close()
 
@@ -128,7 +140,8 @@ def _passes(runs: Sequence[Run]) -> Iterator[list[Run]]:
             yield group
             group = []
         group.append(run)
-    yield group
+    if group:
+        yield group
 
 
 def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
@@ -166,6 +179,8 @@ def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
             run.started = run.started or began
             if "kv" in run.spec.capture:
                 run.raw_keys.append(torch.cat([keys[:, :, end - run.num_new : end] for keys in raw]))
+            if run.layout.new_tokens_are_prompt():
+                run.begin_with(Prefix(run.row, run.prompt, new_logits, run.raw_keys[-1] if run.raw_keys else None))
 
 
 def _same_so_far(runs: Sequence[Run]) -> list[list[Run]]:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,15 @@ from tempo.models import LanguageModel
 from tempo.selection import Selection, read_out, select
 from tempo.spec import RunSpec
 from tempo.trace import Step, Trace, slot_steps
+
+
+class Prefix(NamedTuple):
+    """What a pass over a prompt gave, beside the keys and values that it left in a row."""
+
+    row: int
+    prompt: list[int]
+    logits: Tensor  # [1, V] of the last token
+    raw_keys: Tensor | None  # [L, Hkv, P, D] if they were captured
 
 
 @dataclass(eq=False)
@@ -44,6 +53,7 @@ class Run:
     slots: list[range] = field(default_factory=list)  # of each set that has been appended
     num_forwarded: int = 0  # sets whose pass has been made
     new_logits: Tensor | None = None  # [w, V] of the last prompt token, or of the members of the sets just forwarded
+    prefix: Prefix | None = None  # once the prompt has been forwarded
     stop_reason: str = ""
     started: float = 0.0
     pass_seconds: float = 0.0
@@ -103,6 +113,19 @@ class Run:
         """The slot from which on attention to it is recorded in this pass."""
         return 0 if "attention" in self.spec.capture else self.layout.start
 
+    def fits(self, prefix: Prefix) -> bool:
+        """Whether another run's pass over its prompt gave all that this run's would."""
+        return prefix.prompt == self.prompt and ("kv" not in self.spec.capture or prefix.raw_keys is not None)
+
+    def begin_with(self, prefix: Prefix) -> None:
+        """Take what a pass over the prompt gave, be it this run's own or another's whose keys and values are now in this row."""
+        self.prefix = prefix._replace(row=self.row)
+        self.started = self.started or time.perf_counter()
+        self.new_logits = prefix.logits
+        if "kv" in self.spec.capture:
+            assert prefix.raw_keys is not None
+            self.raw_keys = [prefix.raw_keys]
+
     def step(self, lm: LanguageModel) -> bool:
         """Take in the logits of a pass, then choose and append what the next one forwards; True once the run is over."""
         assert self.new_logits is not None
@@ -112,10 +135,11 @@ class Run:
                 f"{lm.name} gave logits that are not finite {where} of run {self.index} (prompt {self.spec.prompt!r:.60}); "
                 f"the model runs in {str(lm.dtype).removeprefix('torch.')}: try float32, and check its weights"
             )
+        new_logits, self.new_logits = self.new_logits, None
         sets = [range(self.layout.start, self.layout.num_slots)[-1:]] if not self.slots else self.slots[self.num_forwarded :]
         self.num_forwarded = len(self.slots)
         attention, self.attention = self.attention, None
-        for slots, logits in zip(sets, self.new_logits.split([len(slots) for slots in sets]), strict=True):
+        for slots, logits in zip(sets, new_logits.split([len(slots) for slots in sets]), strict=True):
             if self.steps:
                 self._record(slots, logits, attention)
             if self.stop_reason:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tempo import attention, engine, trace
 from tempo import run as one_run
-from tempo.cache import SlotLayer
+from tempo.cache import SlotCache, SlotLayer
 from tempo.layout import Layout
 from tests.planting import at_other_positions, change_attention, change_pass
 from tests.tiny_models import THETA, gpt_oss, llama, mistral
@@ -309,6 +309,11 @@ def shared_passes_are_not_written(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(engine, "_copies", lambda lm, groups: None)
 
 
+def prompt_taken_over_without_its_keys(patch: pytest.MonkeyPatch) -> None:
+    """A run that enters later takes over what the pass over its prompt gave, and not the keys and values it left."""
+    patch.setattr(SlotCache, "copy", lambda cache, source, target, num_slots: None)
+
+
 def raw_keys_not_saved(patch: pytest.MonkeyPatch) -> None:
     """One of the arrays is left out of the file."""
     original = trace.Trace._arrays
@@ -325,6 +330,6 @@ FAULTS: dict[str, Plant] = {
         visible_siblings_at_own_positions, last_member_read_out, weighting_not_applied, own_set_always_biased,
         isolated_layers_ignored, isolated_layers_off_by_one, mass_not_kept, replayed_weights_ignored,
         threshold_halved, replayed_members_weigh_alike, scale_ignored, wrong_theta, capture_replaces_the_output,
-        shorter_runs_see_the_padding, modes_never_part, shared_passes_are_not_written, raw_keys_not_saved,
+        shorter_runs_see_the_padding, modes_never_part, shared_passes_are_not_written, prompt_taken_over_without_its_keys, raw_keys_not_saved,
     )
 }  # fmt: skip

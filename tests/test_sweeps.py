@@ -2,6 +2,7 @@
 
 import gc
 import warnings
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -71,6 +72,28 @@ def test_runs_of_other_prompts_weights_or_positions_share_nothing_they_must_not(
     assert forwarded == [len(tiny.encode(PROMPT)) + len(tiny.encode(OTHER)), 2 * 5]
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_prompt_is_forwarded_once_however_many_runs_have_it(tiny, forwarded, rows):
+    """Runs that enter later begin with the keys that an earlier one has left, in its row or in another."""
+    num_prompt = len(tiny.encode(PROMPT))
+    specs = [tempo.RunSpec(prompt=PROMPT, replay=[[65 + i, 70], [66]], capture=("kv", "logits")) for i in range(5)]
+    runs = tempo.generate_batch(tiny, specs, max_rows=rows)
+    assert sum(forwarded) == num_prompt + 5 * 3
+    for run in runs:
+        same_runs(run, tempo.generate_batch(tiny, [run.spec])[0], f"{rows} rows", rounded=True)
+    forwarded.clear()
+    mixed = [spec.but(prompt=prompt) for prompt in (PROMPT, OTHER) for spec in specs]
+    for run in tempo.generate_batch(tiny, mixed[::-1], max_rows=rows):
+        same_runs(run, tempo.generate_batch(tiny, [run.spec])[0], f"{rows} rows, two prompts", rounded=True)
+
+
+def test_a_run_with_keys_captured_does_not_begin_as_one_without(tiny, forwarded):
+    specs = [tempo.RunSpec(prompt=PROMPT, replay=[[65, 70], [66]], capture=capture) for capture in ("logits", "kv")]
+    plain, rich = tempo.generate_batch(tiny, specs, max_rows=1)
+    assert sum(forwarded) == 2 * (len(plain.prompt_tokens) + 3)
+    assert rich.raw_keys.shape == rich.keys.shape
+
+
 @pytest.mark.parametrize("replay", [False, True])
 def test_shared_passes_give_what_single_runs_give(tiny, replay):
     specs = [*modes(), *modes(OTHER), *modes(capture=())]
@@ -103,6 +126,16 @@ def test_a_stream_that_is_over_holds_no_keys(tiny, monkeypatch):
     assert made[1].layers
     stopped.close()
     assert not any(cache.layers or cache.step for cache in made)
+
+
+def test_a_stream_holds_no_run_that_is_over(tiny):
+    specs = [spec.but(prompt=prompt) for prompt in (PROMPT, OTHER, "So", "It was") for spec in modes()]
+    seen = []
+    for _, trace in tempo.stream(tiny, specs, max_rows=2):
+        seen.append(weakref.ref(trace.steps[0].logits))
+        del trace
+        gc.collect()
+        assert sum(array() is not None for array in seen) <= 2, "more than the runs that ended in the last pass"
 
 
 # Arrays on disk
