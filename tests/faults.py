@@ -330,6 +330,7 @@ FAULTS: dict[str, Plant] = {
         visible_siblings_at_own_positions, last_member_read_out, weighting_not_applied, own_set_always_biased,
         isolated_layers_ignored, isolated_layers_off_by_one, mass_not_kept, replayed_weights_ignored,
         threshold_halved, replayed_members_weigh_alike, scale_ignored, wrong_theta, capture_replaces_the_output,
-        shorter_runs_see_the_padding, modes_never_part, shared_passes_are_not_written, prompt_taken_over_without_its_keys, raw_keys_not_saved,
+        shorter_runs_see_the_padding, modes_never_part, shared_passes_are_not_written,
+        prompt_taken_over_without_its_keys, raw_keys_not_saved,
     )
 }  # fmt: skip
