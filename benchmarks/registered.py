@@ -13,10 +13,12 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.simulation import FEWER, MAP, RESAMPLES, RESAMPLES_CORRECTED, SIMULATIONS, SIZES, far_away, identity, plain_claim
-from fixtures.study import EXPERIMENTS, Study, families
+from fixtures.study import CONFIRMATORY, EXPERIMENTS, NUM_CONFIRMATORY, Study, families
 from tempo import statistics
 from tempo.claims import Claim, declared_sizes, judge, num_needed
 from tempo.reporting.records import read_jsonl
+
+DRAWS = FEWER // 4  # samples for the power of one claim and shape
 
 
 def studies() -> list[Study]:
@@ -51,6 +53,7 @@ def registered_power(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[d
     for study in studies():
         found = families(study.experiment)
         sizes = declared_sizes(claim for _ in found for claim in study.claims)
+        sizes |= {CONFIRMATORY: NUM_CONFIRMATORY} if CONFIRMATORY in sizes else {}
         for claim in study.claims:
             if claim.planned_effect is None:
                 continue
@@ -59,7 +62,7 @@ def registered_power(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[d
             real = [v for case in cases[found[0].name] if (v := claim.values(case)) is not None]
             rows.append({
                 "claim": claim.id, "effect": claim.planned_effect, "sd": claim.planned_sd, "family": size,
-                "needed": num_needed(claim, size), **_power(tested, np.array(real, dtype=np.float64)),
+                "needed": num_needed(claim, size), "draws": DRAWS, **_power(tested, np.array(real, dtype=np.float64)),
             })  # fmt: skip
             print(rows[-1], flush=True)
     return rows
@@ -86,8 +89,8 @@ def _power(claim: Claim, real: np.ndarray) -> dict[str, float]:
         if np.ptp(real) > 0:
             scaled = (real - real.mean()) / real.std()
             shapes["power_real_shape"] = lambda rng: effect + claim.planned_sd * rng.choice(scaled, n)
-    rng, rounds = np.random.default_rng(0), FEWER // 4
-    return {name: float(np.mean([judge(claim, list(draw(rng))).verdict == right for _ in range(rounds)])) for name, draw in shapes.items()}
+    rng = np.random.default_rng(0)
+    return {name: float(np.mean([judge(claim, list(draw(rng))).verdict == right for _ in range(DRAWS)])) for name, draw in shapes.items()}
 
 
 SAME_MODE = {  # by config: (what a mode against itself measures, the margin beyond which it would be a difference)
