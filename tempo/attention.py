@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -46,19 +47,22 @@ class AttentionCall(NamedTuple):
     value_size: int
 
 
-@dataclass
-class Recording:
-    """Where a pass leaves its attention weights."""
+class Recording(NamedTuple):
+    """Where a pass leaves its attention weights: each run's own array, or one for all if it is but what sets give themselves."""
 
-    rows: Tensor  # [R'] cache rows that are recorded
-    weights: Tensor  # [L, R', H, w, N] float32; [L, R', H, w, w] if only what the pass's own tokens give each other is wanted
-    own_slots: Tensor | None = None  # [R, w] slots of the pass's own tokens, if only these columns are wanted
+    parts: Sequence[tuple[int, np.ndarray]]  # cache row, and [L, H, w, N] float32 of its run
+    own: np.ndarray | None  # [L, R, H, w, w] float32, if no run records more
+    own_slots: Tensor  # [R, w] slots of the pass's own tokens
 
     def take(self, layer: int, weights: Tensor) -> None:
         """Keep one layer's weights [R, H, w, N]."""
-        if self.own_slots is not None:
-            weights = weights.gather(-1, self.own_slots[:, None, None].expand(*weights.shape[:3], -1))
-        torch.index_select(weights, 0, self.rows, out=self.weights[layer])
+        if self.own is not None:
+            slots = self.own_slots[:, None, None].expand(*weights.shape[:3], -1)
+            self.own[layer] = weights.gather(-1, slots).cpu().numpy()
+            return
+        kept = weights.cpu().numpy()
+        for row, part in self.parts:
+            part[layer] = kept[row, :, : part.shape[2], : part.shape[3]]
 
 
 @dataclass
@@ -180,11 +184,11 @@ def tempo_attention(
 def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, sinks: Tensor | None) -> Tensor:
     """Softmax weights [R, Hkv, G*w, N] in float32 at least; a forbidden entry is exactly 0."""
     wide = torch.promote_types(query.dtype, torch.float32)
-    scores = (query.to(wide) @ key.to(wide).transpose(-1, -2)) * scaling
+    scores = (query.to(wide) @ key.to(wide).transpose(-1, -2)).mul_(scaling)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
-        scores = scores + mask
+        scores.add_(mask)
     if sinks is None:
         return torch.softmax(scores, dim=-1)
     num_key_heads, rows = scores.shape[1], scores.shape[2]

@@ -169,8 +169,6 @@ def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
         )
     if context.num_calls != len(lm.attention_calls):
         raise ModelError(f"{lm.name} made {context.num_calls} attention calls in a pass, {len(lm.attention_calls)} at load; load it again")
-    if context.recording:
-        _share_out(context.recording, groups)
     logits = output.logits[0].cpu()  # all at once: what follows, run by run, waits for no device
     seconds = time.perf_counter() - began
     for group, end, new_logits in zip(groups, ends, logits.split([run.num_read for run in packed]), strict=True):
@@ -223,18 +221,26 @@ def _pass_context(lm: LanguageModel, cache: SlotCache, groups: Sequence[Sequence
         context.isolated = isolated.to(lm.device)
         context.isolated_bias = None if bias is None else bias.to(lm.device)
         context.isolated_layers = {run.row: run.spec.isolated_layers for run in partly if run.spec.isolated_layers}
-    recorded = [group for group in groups if any(run.records_attention for run in group)]
-    if recorded:
-        own = all(run.first_recorded for group in recorded for run in group if run.records_attention)
-        shape = lm.num_layers, len(recorded), lm.num_heads, width, width if own else num_slots
-        context.recording = Recording(
-            rows=torch.tensor([group[0].row for group in recorded], device=lm.device),
-            weights=torch.empty(shape, dtype=torch.promote_types(lm.dtype, torch.float32), device=lm.device),
-        )
-        if own:
-            context.recording.own_slots = torch.zeros(num_rows, width, dtype=torch.long, device=lm.device)
-            context.recording.own_slots[rows, offsets] = slots
+    context.recording = _recording(lm, context, groups)
     return context
+
+
+def _recording(lm: LanguageModel, context: PassContext, groups: Sequence[Sequence[Run]]) -> Recording | None:
+    """Arrays for the attention of those runs that record it, to be filled from the row that is forwarded for each."""
+    recorded = [(group[0].row, run) for group in groups for run in group if run.records_attention]
+    if not recorded:
+        return None
+    num_rows, width, _ = context.allowed.shape
+    own_slots = torch.zeros(num_rows, width, dtype=torch.long, device=lm.device)
+    own_slots[context.rows, context.offsets] = context.slots
+    if not any("attention" in run.spec.capture for _, run in recorded):
+        own = np.empty((lm.num_layers, num_rows, lm.num_heads, width, width), np.float32)
+        for row, run in recorded:
+            run.attention, run.first_column = own[:, row, :, : run.num_new, : run.num_new], run.layout.start
+        return Recording([], own, own_slots)
+    for _, run in recorded:
+        run.attention, run.first_column = np.empty((lm.num_layers, lm.num_heads, run.num_new, run.layout.num_slots), np.float32), 0
+    return Recording([(row, run.attention) for row, run in recorded if run.attention is not None], None, own_slots)
 
 
 def _copies(lm: LanguageModel, groups: Sequence[Sequence[Run]]) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -265,14 +271,3 @@ def _masks(runs: Sequence[Run], num_rows: int, width: int, num_slots: int, visib
             if visibility and run.spec.isolated_mass == "self":
                 bias[run.row, :new, :used] += layout.own_mass()
     return allowed, bias
-
-
-def _share_out(recording: Recording, groups: Sequence[Sequence[Run]]) -> None:
-    """Give each run that records attention its own part of what the pass of its group left."""
-    weights, own = recording.weights.float().cpu().numpy(), recording.own_slots is not None
-    recorded = [group for group in groups if any(run.records_attention for run in group)]
-    for index, group in enumerate(recorded):
-        for run in group:
-            if run.records_attention:
-                columns = slice(0, run.num_new) if own else slice(run.first_recorded, run.layout.num_slots)
-                run.attention = weights[:, index, :, : run.num_new, columns]

@@ -57,7 +57,8 @@ class Run:
     stop_reason: str = ""
     started: float = 0.0
     pass_seconds: float = 0.0
-    attention: np.ndarray | None = None  # [L, H, w, N - first_recorded] of the pass just made
+    attention: np.ndarray | None = None  # [L, H, w, N - first_column] of the pass just made
+    first_column: int = 0  # the slot that its first column is about
     raw_keys: list[Tensor] = field(default_factory=list)
     kv: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: float = 0.0
@@ -108,11 +109,6 @@ class Run:
     def records_attention(self) -> bool:
         return bool({"attention", "siblings"}.intersection(self.spec.capture)) and not self.layout.new_tokens_are_prompt()
 
-    @property
-    def first_recorded(self) -> int:
-        """The slot from which on attention to it is recorded in this pass."""
-        return 0 if "attention" in self.spec.capture else self.layout.start
-
     def fits(self, prefix: Prefix) -> bool:
         """Whether another run's pass over its prompt gave all that this run's would."""
         return prefix.prompt == self.prompt and ("kv" not in self.spec.capture or prefix.raw_keys is not None)
@@ -153,7 +149,7 @@ class Run:
         if "logits" in self.spec.capture:
             self.steps[-1]["logits"] = self._keep(logits.float().numpy())
         if attention is not None:
-            new, first = self.layout.start, self.first_recorded
+            new, first = self.layout.start, self.first_column
             own = attention[:, :, slots.start - new : slots.stop - new, : slots.stop - first]
             if "attention" in self.spec.capture:
                 self.steps[-1]["attention"] = self._keep(own)

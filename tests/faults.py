@@ -124,19 +124,19 @@ def sibling_values_swapped(patch: pytest.MonkeyPatch) -> None:
 def capture_one_pass_early(patch: pytest.MonkeyPatch) -> None:
     """(earlier) The attention kept of a set is that of the pass that predicted it, 0 where its members are."""
     passed: dict[int, np.ndarray] = {}  # the last query's weights [L, H, N] of the pass before, by run
-    original = engine._share_out
+    original = engine._forward
 
     @wraps(original)
-    def changed(recording: Any, groups: Any) -> None:
-        original(recording, groups)
-        for run in (run for group in groups for run in group if run.attention is not None):
+    def changed(lm: Any, cache: Any, runs: Any) -> None:
+        original(lm, cache, runs)
+        for run in (run for run in runs if run.attention is not None):
             before, early = passed.get(run.index), np.zeros_like(run.attention)
             if before is not None and before.shape[-1] < early.shape[-1]:  # shorter: of the same run, not of an earlier one
                 early[..., : before.shape[-1]] = before[:, :, None]
             passed[run.index] = run.attention[:, :, -1].copy()
             run.attention = early
 
-    patch.setattr(engine, "_share_out", changed)
+    patch.setattr(engine, "_forward", changed)
 
 
 def mode_applied_to_the_prompt(patch: pytest.MonkeyPatch) -> None:

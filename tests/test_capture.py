@@ -115,6 +115,16 @@ def test_no_distribution_has_a_wider_set_than_the_bound(counts, threshold, membe
             assert len(select(distribution, level, 3).tokens) <= widest_set(spec.but(max_width=3), len(weights)) <= 3
 
 
+def test_siblings_alone_beside_a_run_that_records_all_attention(tiny):
+    specs = [RunSpec(prompt=PROMPT, threshold=0.03, max_steps=4, capture=capture) for capture in ("siblings", "attention")]
+    lean, full = tempo.generate_batch(tiny, [specs[0].but(prompt="A dog sat"), specs[1]])
+    (alone,) = tempo.generate_batch(tiny, [lean.spec])
+    assert max(lean.widths) > 1
+    for step, other in zip(lean.steps, alone.steps, strict=True):
+        assert np.abs(step.siblings - other.siblings).max() < 1e-5
+    assert full.steps[0].attention is not None
+
+
 @pytest.mark.parametrize("replayed", [False, True])
 @pytest.mark.parametrize("capture", ["siblings", ("attention", "siblings")])
 def test_siblings_are_the_last_columns_of_attention_whether_that_is_kept_or_not(tiny, capture, replayed):
