@@ -21,7 +21,7 @@ LINEAR = 1.1  # what an exponent of linear growth may come out at
 
 NEAR = 0.1  # how far the peak memory may be from what was computed
 BASE = Point(runs=8, width=8, context=64, steps=8)  # what memory is varied around
-SPOOLED_STEPS = "steps, spooled"
+SPOOLED = "spooled"  # the same steps, their arrays on disk
 LARGE = Point(runs=16, width=16, context=64, steps=12)  # 1.4 GB on SmolLM2-135M, so that one pass's own memory is little beside it
 
 
@@ -92,7 +92,7 @@ def memory_growth(model: str, scale: Scale) -> dict[str, Any]:
     """`peak`: the largest runs' peak over what was computed; `memory`: {quantity: values, bytes computed and measured, exponents}."""
     axes = {"runs": scale.runs, "width": scale.width, "context": scale.memory_context, "layers": scale.layers, "steps": scale.memory_steps}
     points = [scale.base._replace(**{axis: n}) for axis, values in axes.items() for n in values]
-    axes[SPOOLED_STEPS] = scale.memory_steps
+    axes[SPOOLED] = scale.memory_steps
     points += [scale.base._replace(steps=n, spooled=True) for n in scale.memory_steps]
     rows = memory.measured(model, [scale.large, *points])
     if not rows:

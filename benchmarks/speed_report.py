@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.growth import SPOOLED
 from tempo.reporting.figures import Picture
 from tempo.reporting.figures.drawing import BLUE, GREEN, VERMILLION, picture
 
@@ -104,7 +105,9 @@ def growth_table(report: Report) -> str:
         rows.append(["time", name, span(curve), curve["what"], f"{power['fitted']:.2f}", f"{power['last']:.2f}", limit])
     for name, curve in report["memory"].items():
         power, computed = curve["exponents"], curve["computed_exponents"]
-        what = f"peak; computed: {computed['fitted']:.2f}, {computed['last']:.2f}"
+        what = (
+            f"peak{', over steps, arrays on disk' if name == SPOOLED else ''}; computed: {computed['fitted']:.2f}, {computed['last']:.2f}"
+        )
         rows.append(["memory", name, span(curve), what, f"{power['fitted']:.2f}", f"{power['last']:.2f}", ""])
     return table(["", "against", "from, to", "of", "fitted", "last", "demanded"], rows)
 

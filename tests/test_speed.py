@@ -10,7 +10,7 @@ import torch
 
 import tempo
 from benchmarks import memory, peers, speed
-from benchmarks.growth import NEAR, SPOOLED_STEPS
+from benchmarks.growth import NEAR, SPOOLED
 from benchmarks.memory import Point
 from benchmarks.shapes import layers_of, random_llama, text_of, wide
 from benchmarks.speed_report import markdown
@@ -128,6 +128,12 @@ def test_without_a_gpu_there_is_a_notice_and_with_one_this_would_run():
     }
 
 
+def test_the_committed_table_is_that_of_the_committed_record():
+    report = json.loads((speed.TARGET / "speed.json").read_text(encoding="utf-8"))
+    assert (speed.TARGET / "speed.md").read_text(encoding="utf-8") == markdown(report)
+    assert {row["name"] for row in report["models"][0]["rows"]} >= {"nnsight", "TransformerLens", "single run", "capture siblings"}
+
+
 def test_one_command_writes_numbers_table_and_plot(tmp_path, capsys):
     speed.main(["--model", "tiny", "--quick", "--folder", str(tmp_path)])
     report = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
@@ -137,7 +143,7 @@ def test_one_command_writes_numbers_table_and_plot(tmp_path, capsys):
     assert len(captures) == 4
     assert all(row["same_bits"] for row in captures)
     assert set(report["time"]) == {"runs", "width", "context", "layers"}
-    assert set(report["memory"]) in ({*report["time"], "steps", SPOOLED_STEPS}, set())
+    assert set(report["memory"]) in ({*report["time"], "steps", SPOOLED}, set())
     assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".json", ".md", ".svg"]
     assert (tmp_path / "speed.md").read_text(encoding="utf-8") == markdown(report)
     assert "^" in (tmp_path / "speed.svg").read_text(encoding="utf-8")
