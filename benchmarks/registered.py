@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.simulation import FEWER, MAP, RESAMPLES, RESAMPLES_CORRECTED, SIMULATIONS, SIZES, far_away, identity, plain_claim
+from benchmarks.simulation import FEWER, RESAMPLES, RESAMPLES_CORRECTED, SIMULATIONS, SIZES, far_away, identity, plain_claim
 from fixtures.study import CONFIRMATORY, EXPERIMENTS, NUM_CONFIRMATORY, Study, families
 from tempo import statistics
 from tempo.claims import Claim, declared_sizes, judge, num_needed
@@ -79,11 +79,9 @@ def _power(claim: Claim, real: np.ndarray) -> dict[str, float]:
         return {"power": float(stats.binom.pmf(held, n, effect)[verdicts].sum())}
     shapes: dict[str, Callable[[np.random.Generator], np.ndarray]] = {}
     if claim.test == "somewhere":
-        one = np.zeros(MAP)
-        one[0, 0] = 1
-        shapes["power"] = lambda rng: (
-            rng.normal(claim.margin - claim.planned_sd, claim.planned_sd, (n, *MAP)) + one * (effect - claim.margin + claim.planned_sd)
-        )
+        means = np.full(claim.cells, claim.margin - claim.planned_sd)
+        means[0] = effect
+        shapes["power"] = lambda rng: rng.normal(means, claim.planned_sd, (n, claim.cells))
     else:
         shapes["power"] = lambda rng: rng.normal(effect, claim.planned_sd, n)
         if np.ptp(real) > 0:

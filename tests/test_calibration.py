@@ -52,11 +52,17 @@ MORE_THAN_THE_SUITE = {
 }  # fmt: skip
 
 
+# Enough prompts for data of a normal shape, as plans assume, and not for data as skewed as a real model's.
+LESS_IN_THEIR_OWN_SHAPE = {"exp7.visible-not-worse-than-isolated", "exp8.company", "exp13.fact-still-found"}
+
+
 @pytest.mark.parametrize("row", REPORT["registered"], ids=lambda row: row["claim"])
 def test_each_registered_effect_is_found_nine_times_in_ten_at_160_prompts_or_named_here(row):
     assert (row["needed"] > 160) == (row["claim"] in MORE_THAN_THE_SUITE)
     if row["needed"] <= 160:
-        assert min(row["power"], row.get("power_real_shape", 1.0)) >= 1 - limit(row["draws"], alpha=0.1)
+        least = 1 - limit(row["draws"], alpha=0.1)
+        assert row["power"] >= least
+        assert (row.get("power_real_shape", 1.0) < least) == (row["claim"] in LESS_IN_THEIR_OWN_SHAPE)
 
 
 def test_a_model_does_not_differ_from_itself_and_shuffled_labels_seldom():
