@@ -87,9 +87,9 @@ def share(held: int, n: int, margin: float) -> Result:
 def somewhere(maps: np.ndarray, margin: float) -> Result:
     """Whether the mean exceeds `margin` in any cell of `maps` [n, ...]: max-T over cells (Westfall & Young 1993).
 
-    Estimate: the mean in the cell with the largest t, with a 95 % interval that holds for all cells at once (Bonferroni). `p`
-    is corrected for all cells; `p_against`: that every cell's mean is below the margin (intersection-union). Both are the larger
-    of sign flips and studentised bootstrap, as for one mean: sign flips alone give skewed cells false verdicts nearly always.
+    Estimate: the mean in the cell with the largest t, with a simultaneous 95 % interval. `p` is corrected for all cells;
+    `p_against`: that every cell's mean is below the margin (intersection-union). Both are the larger of sign flips and
+    studentised bootstrap, as for one mean: sign flips alone give skewed cells false verdicts nearly always.
     """
     n = len(maps)
     cells = maps.reshape(n, -1).astype(np.float64) - margin
@@ -111,10 +111,8 @@ def somewhere(maps: np.ndarray, margin: float) -> Result:
     unvaried_below = bool((cells[:, ~varied] < 0).all())
     best = int(t.argmax())
     at = np.unravel_index(np.flatnonzero(varied)[best], maps.shape[1:])
-    # of that cell alone: in the largest over all cells, one cell in which nearly all prompts give 0 makes every interval endless
-    own = np.nan_to_num(np.abs(booted[:, best]), nan=np.inf, posinf=np.inf)
-    level = 1 - (1 - CONFIDENCE) / cells.shape[1]
-    half = float(np.quantile(own, level, method="higher")) * float(centred[:, best].std(ddof=1)) / math.sqrt(n)
+    widest = np.nan_to_num(np.abs(booted), nan=np.inf, posinf=np.inf).max(axis=1)
+    half = float(np.quantile(widest, CONFIDENCE, method="higher")) * float(centred[:, best].std(ddof=1)) / math.sqrt(n)
     half = half * scale if math.isfinite(half) else math.nan
     estimate = float(centred[:, best].mean()) * scale + margin
     details = {"cell": [int(i) for i in at], "cells": cells.shape[1], "significant": int((2 * corrected < 1 - CONFIDENCE).sum())}
