@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tempo.errors import MemoryBudgetError, ModelError, TraceError
 from tempo.models import LanguageModel
 from tempo.spec import CAPTURES, RunSpec
-from tempo.trace import STEP_ARRAYS
+from tempo.trace import STEP_ARRAYS, made_folder
 
 # Rounding may let the probabilities of a float32 softmax sum to slightly more than one, and so one more token in.
 SUM_SLACK = 1e-5
@@ -71,10 +71,12 @@ def rows_that_fit(
     spool: str | Path | None = None,
 ) -> int:
     """How many of these runs, at most `max_rows`, can be under way at once, whichever they are; MemoryBudgetError if not even one."""
-    pairs = sorted(zip(specs, num_prompts, strict=True), key=lambda pair: -_needed(lm, *pair, spool))
-    sizes = np.cumsum([_needed(lm, *pair, spool) for pair in pairs[:max_rows]])
-    fitting = int((sizes <= memory_budget(budget)).sum())
-    check_budget(lm, [spec for spec, _ in pairs[: max(1, fitting)]], [num for _, num in pairs[: max(1, fitting)]], budget, spool)
+    budget = memory_budget(budget)
+    sizes = [_needed(lm, spec, num_prompt, spool) for spec, num_prompt in zip(specs, num_prompts, strict=True)]
+    largest = sorted(range(len(specs)), key=lambda i: -sizes[i])[:max_rows]
+    fitting = int((np.cumsum([sizes[i] for i in largest]) <= budget).sum())
+    together = largest[: max(1, fitting)]
+    check_budget(lm, [specs[i] for i in together], [num_prompts[i] for i in together], budget, spool)
     return fitting
 
 
@@ -106,7 +108,7 @@ def check_budget(
         for name, size in trace_bytes(lm, spec, num_prompt).items():
             parts[name] = parts.get(name, 0) + size
     if spool:
-        spooled, free = sum(parts.pop(name, 0) for name in SPOOLED), _free_on_disk(Path(spool))
+        spooled, free = sum(parts.pop(name, 0) for name in SPOOLED), shutil.disk_usage(made_folder(spool)).free
         if spooled > free:
             raise MemoryBudgetError(
                 f"{len(specs)} run(s) may spool {_gib(spooled)} ({spooled} bytes) to {spool}, where {_gib(free)} are free; "
@@ -140,11 +142,6 @@ def check_budget(
     )
 
 
-def _free_on_disk(folder: Path) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    return shutil.disk_usage(folder).free
-
-
 class _Stored(NamedTuple):
     """Where in a spool's file an array is, in numbers."""
 
@@ -163,10 +160,9 @@ class Spool:
         self.file: Any = None  # opened by the first array, so that runs that wait hold no file
 
     def write(self, array: np.ndarray) -> _Stored:
-        """Append an array; TraceError if the disk is full or the folder is none."""
+        """Append an array; TraceError if the disk is full."""
         try:
             if self.file is None:
-                self.folder.mkdir(parents=True, exist_ok=True)
                 self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  open as long as its arrays are in use
             self.file.write(np.ascontiguousarray(array, dtype=np.float32).data)
         except OSError as error:

@@ -33,15 +33,23 @@ MAX_ROWS = 16
 MAX_NEW_TOKENS = 1024
 
 
-def generate(lm: LanguageModel, prompt: str | Sequence[int], *, memory_budget: int | None = None, **settings: Any) -> Trace:
-    """The trace of one TEMPO run; `settings` are those of `RunSpec`, and `spool` or `store` as in `stream`.
+def generate(
+    lm: LanguageModel,
+    prompt: str | Sequence[int],
+    *,
+    memory_budget: int | None = None,
+    spool: str | Path | None = None,
+    store: str | Path | None = None,
+    **settings: Any,
+) -> Trace:
+    """The trace of one TEMPO run; `settings` are those of `RunSpec`, `spool` and `store` as in `stream`.
 
     Raises SpecError for settings that cannot be run, MemoryBudgetError if what it would record exceeds
-    `memory_budget` bytes (default: half of the free memory), ModelError if the logits are not finite.
+    `memory_budget` bytes (default: half of the free memory), ModelError if the logits are not finite, TraceError if
+    `spool` or `store` cannot be written.
     """
-    places = {name: settings.pop(name) for name in ("spool", "store") if name in settings}
     settings["prompt"] = prompt
-    return generate_batch(lm, [RunSpec(**settings)], memory_budget=memory_budget, **places)[0]
+    return generate_batch(lm, [RunSpec(**settings)], memory_budget=memory_budget, spool=spool, store=store)[0]
 
 
 def generate_batch(

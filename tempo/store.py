@@ -13,7 +13,7 @@ import torch
 from tempo.errors import TraceError
 from tempo.models import LanguageModel
 from tempo.spec import RunSpec
-from tempo.trace import Trace, load_trace
+from tempo.trace import Trace, load_trace, made_folder
 
 # What reads results and makes none: a change here must not throw measurements away.
 JUDGING = {"claims.py", "statistics.py", "cli.py"}
@@ -23,7 +23,7 @@ class TraceStore:
     """A folder of traces, each under a name made of its spec and of the model, versions and code that computed it."""
 
     def __init__(self, lm: LanguageModel, folder: str | Path) -> None:
-        self.folder, self.made_by = Path(folder), maker_sha256(lm)
+        self.folder, self.made_by = made_folder(folder), maker_sha256(lm)
 
     def get(self, spec: RunSpec) -> Trace | None:
         """The trace of this spec, None if there is none; a damaged one counts as none, with a warning."""

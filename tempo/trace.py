@@ -169,6 +169,16 @@ def load_trace(folder: str | Path) -> Trace:
         raise TraceError(f"{folder} is not a whole trace: {type(error).__name__} {error}; run the generation again") from None
 
 
+def made_folder(folder: str | Path) -> Path:
+    """The folder, made if need be; TraceError if it cannot be, so that a run is not begun whose result has no place."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TraceError(f"{folder} cannot be used as a folder ({error.strerror}); name one that exists or can be made") from None
+    return folder
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -119,6 +119,19 @@ def test_an_attention_argument_tempo_does_not_know_is_an_error(tiny):
         attention.tempo_attention(module, *states, None)
 
 
+@pytest.mark.parametrize(
+    ("missing", "window"), [({"isolated_layers": {0: (0, 1)}}, None), ({"query_positions": None}, 3), ({"slot_positions": None}, 3)]
+)
+def test_a_mask_that_lacks_what_it_needs_is_an_error_and_not_another_mask(tiny, missing, window):
+    context, *_ = one_token_pass(tiny)
+    assert context.mask(0, window, 1, torch.float32) is not None
+    for name, value in missing.items():
+        setattr(context, name, value)
+    context._masks.clear()
+    with pytest.raises(AssertionError):
+        context.mask(0, window, 1, torch.float32)
+
+
 def test_attention_calls_in_another_order_than_at_load_are_an_error(tiny):
     context, *states = one_token_pass(tiny)
     with pytest.raises(tempo.ModelError, match="call 0 .* the model has changed since"):

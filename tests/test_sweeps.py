@@ -168,8 +168,13 @@ def test_a_disk_without_room_is_refused_before_and_reported_during_a_run(tiny, t
     assert not forwarded
     monkeypatch.undo()
     (tmp_path / "file").write_text("")
-    with pytest.raises((TraceError, OSError), match="file"):
-        tempo.generate(tiny, PROMPT, spool=tmp_path / "file")
+    for place in ("spool", "store"):
+        with pytest.raises(TraceError, match="file cannot be used as a folder"):
+            tempo.generate(tiny, PROMPT, **{place: tmp_path / "file"})
+    assert not forwarded, "no run is begun whose result has no place"
+    monkeypatch.setattr(capture.tempfile, "TemporaryFile", lambda **_: open("/dev/full", "wb", buffering=0))  # noqa: SIM115
+    with pytest.raises(TraceError, match="cannot spool .* No space left on device"):
+        tempo.generate(tiny, PROMPT, spool=tmp_path)
 
 
 # Traces of an earlier session
