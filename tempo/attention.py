@@ -35,6 +35,10 @@ HARMLESS = frozenset(
 )  # fmt: skip
 
 
+# How many products of queries and keys may wait for their softmax: about what a processor's cache holds.
+WAITING = 2**18
+
+
 class AttentionCall(NamedTuple):
     """One call of the attention function in a forward pass, as seen when the model was loaded."""
 
@@ -47,22 +51,56 @@ class AttentionCall(NamedTuple):
     value_size: int
 
 
-class Recording(NamedTuple):
-    """Where a pass leaves its attention weights: each run's own array, or one for all if it is but what sets give themselves."""
+@dataclass
+class Recording:
+    """Where a pass leaves its attention weights: each run's own array, or one for all if it is but what sets give themselves.
+
+    A layer costs one product; softmax and copying are done for several layers at once, which is what makes recording cheap.
+    """
 
     parts: Sequence[tuple[int, np.ndarray]]  # cache row, and [L, H, w, N] float32 of its run
     own: np.ndarray | None  # [L, R, H, w, w] float32, if no run records more
     own_slots: Tensor  # [R, w] slots of the pass's own tokens
+    _products: list[Tensor] = field(default_factory=list)  # [R, Hkv, G*w, N] of the layers that wait
+    _scale: float = 1.0  # what these layers have in common
+    _mask: Tensor | None = None
+    _num_kept: int = 0  # layers whose weights are where they belong
 
-    def take(self, layer: int, weights: Tensor) -> None:
-        """Keep one layer's weights [R, H, w, N]."""
+    def take(self, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> None:
+        """Keep the next layer's weights, the softmax of scale * query key + mask."""
+        wide = torch.promote_types(query.dtype, torch.float32)
+        product = query.to(wide) @ key.to(wide).transpose(-1, -2)
+        if self._products and (product.shape, scale, id(mask)) != (self._products[0].shape, self._scale, id(self._mask)):
+            self.flush()
+        self._scale, self._mask = scale, mask
+        self._products.append(product)
+        if len(self._products) * product.numel() >= WAITING:
+            self.flush()
+
+    def take_weights(self, weights: Tensor) -> None:
+        """Keep the next layer's weights [R, Hkv, G*w, N]."""
+        self.flush()
+        self._keep(weights[None])
+
+    def flush(self) -> None:
+        """Put the weights of all layers that have been taken where they belong."""
+        if self._products:
+            scores = torch.stack(self._products).mul_(self._scale)
+            self._products.clear()
+            self._keep(torch.softmax(scores if self._mask is None else scores.add_(self._mask), dim=-1))
+
+    def _keep(self, weights: Tensor) -> None:
+        num_layers, num_rows, _, _, num_slots = weights.shape
+        layers = slice(self._num_kept, self._num_kept + num_layers)
+        self._num_kept = layers.stop
+        width = self.own_slots.shape[1]
+        weights = weights.reshape(num_layers, num_rows, -1, width, num_slots)
         if self.own is not None:
-            slots = self.own_slots[:, None, None].expand(*weights.shape[:3], -1)
-            self.own[layer] = weights.gather(-1, slots).cpu().numpy()
+            self.own[layers] = weights.gather(-1, self.own_slots[:, None, None].expand(*weights.shape[:4], width)).cpu().numpy()
             return
         kept = weights.cpu().numpy()
         for row, part in self.parts:
-            part[layer] = kept[row, :, : part.shape[2], : part.shape[3]]
+            part[layers] = kept[:, row, :, : part.shape[2], : part.shape[3]]
 
 
 @dataclass
@@ -168,13 +206,16 @@ def tempo_attention(
     layer, window, is_first = tempo_pass.take_call(module, sliding_window)
     mask = tempo_pass.mask(layer, window, groups, query.dtype)
     scale = head_size**-0.5 if scaling is None else scaling
+    recording = tempo_pass.recording if is_first else None
     if softcap is None and s_aux is None:
         output = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
+        if recording is not None:
+            recording.take(grouped, key, scale, mask)
     else:
-        output = _weights(grouped, key, mask, scale, softcap, s_aux).to(value.dtype) @ value
-    if tempo_pass.recording is not None and is_first:
         weights = _weights(grouped, key, mask, scale, softcap, s_aux)
-        tempo_pass.recording.take(layer, weights.view(num_rows, num_heads, width, -1))
+        output = weights.to(value.dtype) @ value
+        if recording is not None:
+            recording.take_weights(weights)
     output = output.reshape(num_rows, num_heads, width, -1).transpose(1, 2)
     if tempo_pass.only is None:
         output = output[tempo_pass.rows, tempo_pass.offsets].unsqueeze(0)

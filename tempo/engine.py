@@ -175,6 +175,8 @@ def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
             tempo_pass=context,
             **{lm.cache_keyword: cache},
         )
+    if context.recording is not None:
+        context.recording.flush()
     if context.num_calls != len(lm.attention_calls):
         raise ModelError(f"{lm.name} made {context.num_calls} attention calls in a pass, {len(lm.attention_calls)} at load; load it again")
     logits = output.logits[0].cpu()  # all at once: what follows, run by run, waits for no device

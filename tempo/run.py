@@ -102,7 +102,8 @@ class Run:
 
     @property
     def num_read(self) -> int:
-        """How many of the new tokens need logits: the last of a prompt, every member of a set."""
+        """How many of the new tokens need logits: the last of a prompt, every member of a set (a readout of one as well: what is
+        captured must not change the shape of the pass)."""
         return 1 if self.layout.new_tokens_are_prompt() else self.num_new
 
     @property

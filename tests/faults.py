@@ -284,6 +284,16 @@ def capture_replaces_the_output(patch: pytest.MonkeyPatch) -> None:
     change_attention(patch, change)
 
 
+def layers_recorded_under_one_mask(patch: pytest.MonkeyPatch) -> None:
+    """The weights of layers that are recorded together are all made under the first one's mask."""
+    original = attention.Recording.take
+
+    def changed(recording: attention.Recording, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> None:
+        original(recording, query, key, scale, recording._mask if recording._products else mask)
+
+    patch.setattr(attention.Recording, "take", changed)
+
+
 def shorter_runs_see_the_padding(patch: pytest.MonkeyPatch) -> None:
     """In a batch, a run may attend to slots that only longer runs have filled."""
 
@@ -330,7 +340,7 @@ FAULTS: dict[str, Plant] = {
         visible_siblings_at_own_positions, last_member_read_out, weighting_not_applied, own_set_always_biased,
         isolated_layers_ignored, isolated_layers_off_by_one, mass_not_kept, replayed_weights_ignored,
         threshold_halved, replayed_members_weigh_alike, scale_ignored, wrong_theta, capture_replaces_the_output,
-        shorter_runs_see_the_padding, modes_never_part, shared_passes_are_not_written,
+        layers_recorded_under_one_mask, shorter_runs_see_the_padding, modes_never_part, shared_passes_are_not_written,
         prompt_taken_over_without_its_keys, raw_keys_not_saved,
     )
 }  # fmt: skip

@@ -60,7 +60,12 @@ def without(name):
     return broken
 
 
+def recorded_under_one_mask(recording, query, key, scale, mask, original=attention.Recording.take):
+    original(recording, query, key, scale, recording._mask if recording._products else mask)
+
+
 FAULTS = {
+    "layers recorded under one mask": ("cohere2", attention.Recording, "take", recorded_under_one_mask),
     "window by slot": ("mistral", PassContext, "mask", window_by_slot),
     "window ignored": ("gemma3_text", PassContext, "mask", window_ignored),
     "window of a module that does not name it": ("phimoe", PassContext, "mask", window_ignored),
