@@ -110,24 +110,20 @@ def stream(
                 while not finished:
                     while waiting and free:
                         active.append(run := waiting.popleft())
-                        run.row = free.pop(0)
-                        if (known := next(filter(run.fits, prefixes.values()), None)) is not None:
-                            cache.copy(known.row, run.row, run.num_prompt)
-                            run.begin_with(known)
-                        prefixes.pop(run.row, None)
+                        _enter(run, free.pop(0), cache, prefixes)
                     for together in _passes([run for run in active if run.new_logits is None]):
                         _forward(lm, cache, together)
                     for run in active:
                         assert run.prefix is not None
                         prefixes[run.row] = run.prefix
-                        if run.step(lm):
+                        if run.step():
                             run.finish(cache)
                             finished.append(run)
                     active = [run for run in active if run not in finished]
             while finished:
                 run = finished.pop(0)
                 free.append(run.row)
-                index, trace = run.index, run.trace(lm)
+                index, trace = run.index, run.trace()
                 if shelf:
                     shelf.put(trace)
                 del run
@@ -138,6 +134,15 @@ def stream(
         for run in [*active, *finished]:
             if run.spool:
                 run.spool.close()
+
+
+def _enter(run: Run, row: int, cache: SlotCache, prefixes: dict[int, Prefix]) -> None:
+    """Give a run a row of the cache, with what some row's pass over the same prompt has left, if one has."""
+    run.row = row
+    if (known := next(filter(run.fits, prefixes.values()), None)) is not None:
+        cache.copy(known.row, row, run.num_prompt)
+        run.begin_with(known)
+    prefixes.pop(row, None)
 
 
 def _passes(runs: Sequence[Run]) -> Iterator[list[Run]]:

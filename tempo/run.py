@@ -123,14 +123,14 @@ class Run:
             assert prefix.raw_keys is not None
             self.raw_keys = [prefix.raw_keys]
 
-    def step(self, lm: LanguageModel) -> bool:
+    def step(self) -> bool:
         """Take in the logits of a pass, then choose and append what the next one forwards; True once the run is over."""
         assert self.new_logits is not None
         if not all(map(math.isfinite, torch.aminmax(self.new_logits))):
             where = f"after set {len(self.steps) - 1}" if self.steps else "after the prompt"
             raise ModelError(
-                f"{lm.name} gave logits that are not finite {where} of run {self.index} (prompt {self.spec.prompt!r:.60}); "
-                f"the model runs in {str(lm.dtype).removeprefix('torch.')}: try float32, and check its weights"
+                f"{self.lm.name} gave logits that are not finite {where} of run {self.index} (prompt {self.spec.prompt!r:.60}); "
+                f"the model runs in {str(self.lm.dtype).removeprefix('torch.')}: try float32, and check its weights"
             )
         new_logits, self.new_logits = self.new_logits, None
         sets = [range(self.layout.start, self.layout.num_slots)[-1:]] if not self.slots else self.slots[self.num_forwarded :]
@@ -141,7 +141,7 @@ class Run:
                 self._record(slots, logits, attention)
             if self.stop_reason:
                 return True
-            self._choose(lm, logits, len(sets))
+            self._choose(logits, len(sets))
         # the last set is forwarded only if something of that pass is asked for
         return bool(self.stop_reason) and not self.spec.capture
 
@@ -160,9 +160,9 @@ class Run:
     def _keep(self, array: np.ndarray) -> Any:
         return np.ascontiguousarray(array) if self.spool is None else self.spool.write(array)
 
-    def _choose(self, lm: LanguageModel, logits: Tensor, num_sets: int) -> None:
+    def _choose(self, logits: Tensor, num_sets: int) -> None:
         """The next set, from the logits of the last one; it is appended unless the pass just made has forwarded it."""
-        k, spec = len(self.steps), self.spec
+        k, spec, lm = len(self.steps), self.spec, self.lm
         probabilities = self.steps[-1]["probabilities"] if k else [1.0]
         distribution = read_out(logits, probabilities, spec.readout)
         if spec.replay:
@@ -222,8 +222,8 @@ class Run:
                 self.kv[name] = torch.cat([getattr(layer, name)[held] for layer in cache.layers]).float().cpu().numpy()
             self.kv["raw_keys"] = torch.cat(self.raw_keys, dim=2).float().cpu().numpy()
 
-    def trace(self, lm: LanguageModel) -> Trace:
-        layout, widths = self.layout, [len(step["tokens"]) for step in self.steps]
+    def trace(self) -> Trace:
+        lm, layout, widths = self.lm, self.layout, [len(step["tokens"]) for step in self.steps]
         return Trace(
             spec=self.spec,
             prompt_tokens=self.prompt,
