@@ -198,9 +198,9 @@ def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
 
 def _same_so_far(runs: Sequence[Run]) -> list[list[Run]]:
     """The runs in groups that differ in nothing yet: the first of each is forwarded for all."""
-    groups: dict[tuple[bytes, int], list[Run]] = {}
+    groups: dict[tuple[bytes, int, int], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.history, run.layout.start), []).append(run)
+        groups.setdefault((run.history, run.layout.start, run.num_read), []).append(run)
     return list(groups.values())
 
 

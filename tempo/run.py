@@ -52,7 +52,7 @@ class Run:
     steps: list[dict[str, Any]] = field(default_factory=list)
     slots: list[range] = field(default_factory=list)  # of each set that has been appended
     num_forwarded: int = 0  # sets whose pass has been made
-    new_logits: Tensor | None = None  # [w, V] of the last prompt token, or of the members of the sets just forwarded
+    new_logits: Tensor | None = None  # [num_read, V] of the last prompt token, or of the members of the sets just forwarded
     prefix: Prefix | None = None  # once the prompt has been forwarded
     stop_reason: str = ""
     started: float = 0.0
@@ -102,9 +102,13 @@ class Run:
 
     @property
     def num_read(self) -> int:
-        """How many of the new tokens need logits: the last of a prompt, every member of a set (a readout of one as well: what is
-        captured must not change the shape of the pass)."""
-        return 1 if self.layout.new_tokens_are_prompt() else self.num_new
+        """How many of the new tokens need logits: the last of a prompt, every member of a set; of the last set none, unless captured.
+
+        A readout of one member takes those of all as well: what is captured must not change the shape of the pass.
+        """
+        if self.layout.new_tokens_are_prompt():
+            return 1
+        return 0 if self.stop_reason and "logits" not in self.spec.capture else self.num_new
 
     @property
     def records_attention(self) -> bool:
@@ -126,17 +130,15 @@ class Run:
     def step(self) -> bool:
         """Take in the logits of a pass, then choose and append what the next one forwards; True once the run is over."""
         assert self.new_logits is not None
-        if not all(map(math.isfinite, torch.aminmax(self.new_logits))):
-            where = f"after set {len(self.steps) - 1}" if self.steps else "after the prompt"
-            raise ModelError(
-                f"{self.lm.name} gave logits that are not finite {where} of run {self.index} (prompt {self.spec.prompt!r:.60}); "
-                f"the model runs in {str(self.lm.dtype).removeprefix('torch.')}: try float32, and check its weights"
-            )
         new_logits, self.new_logits = self.new_logits, None
+        self._check_finite("logits", new_logits)
         sets = [range(self.layout.start, self.layout.num_slots)[-1:]] if not self.slots else self.slots[self.num_forwarded :]
         self.num_forwarded = len(self.slots)
         attention, self.attention = self.attention, None
-        for slots, logits in zip(sets, new_logits.split([len(slots) for slots in sets]), strict=True):
+        if attention is not None and not len(new_logits):
+            self._check_finite("attention weights", torch.from_numpy(attention[-1]))
+        parts = new_logits.split([len(slots) for slots in sets]) if len(new_logits) else [new_logits]
+        for slots, logits in zip(sets, parts, strict=True):
             if self.steps:
                 self._record(slots, logits, attention)
             if self.stop_reason:
@@ -144,6 +146,14 @@ class Run:
             self._choose(logits, len(sets))
         # the last set is forwarded only if something of that pass is asked for
         return bool(self.stop_reason) and not self.spec.capture
+
+    def _check_finite(self, what: str, found: Tensor) -> None:
+        if found.numel() and not all(map(math.isfinite, torch.aminmax(found))):
+            where = f"after set {len(self.steps) - 1}" if self.steps else "after the prompt"
+            raise ModelError(
+                f"{self.lm.name} gave {what} that are not finite {where} of run {self.index} (prompt {self.spec.prompt!r:.60}); "
+                f"the model runs in {str(self.lm.dtype).removeprefix('torch.')}: try float32, and check its weights"
+            )
 
     def _record(self, slots: range, logits: Tensor, attention: np.ndarray | None) -> None:
         """What the members of the last set themselves gave in the pass that forwarded them."""
@@ -220,6 +230,7 @@ class Run:
             held = slice(self.row, self.row + 1), slice(None), slice(0, self.layout.num_slots)
             for name in ("keys", "values"):
                 self.kv[name] = torch.cat([getattr(layer, name)[held] for layer in cache.layers]).float().cpu().numpy()
+            self._check_finite("cached values", torch.from_numpy(self.kv["values"][-1]))
             self.kv["raw_keys"] = torch.cat(self.raw_keys, dim=2).float().cpu().numpy()
 
     def trace(self) -> Trace:

@@ -166,3 +166,50 @@ def test_other_dtypes_run_and_stay_near_float32(tiny, dtype):
     gap = max(np.abs(a.distribution - b.distribution).max() for a, b in zip(fine.steps, run.steps, strict=True))
     assert gap < {"float64": 1e-5, "bfloat16": 0.5}[dtype]
     assert gap > 0
+
+
+@pytest.fixture
+def head_rows(tiny):
+    """How many rows each pass puts through the language-model head."""
+    found = []
+    hook = tiny.model.lm_head.register_forward_pre_hook(lambda _, args: found.append(args[0].shape[1]))
+    yield found
+    hook.remove()
+
+
+@pytest.mark.parametrize(("captured", "last"), [((), None), (("attention",), 0), (("siblings", "kv"), 0), (EVERYTHING, 1)])
+def test_logits_are_computed_of_the_last_prompt_token_of_sets_and_of_the_last_set_only_if_captured(tiny, head_rows, captured, last):
+    run = wide(tiny, capture=captured)
+    assert max(run.widths) > 1
+    end = [] if last is None else [last * run.widths[-1]]
+    assert head_rows == [1, *run.widths[:-1], *end]
+
+
+def test_runs_that_are_the_same_but_for_captured_logits_both_get_what_they_asked_for(tiny):
+    specs = [
+        tempo.RunSpec(prompt=PROMPT, threshold=0.02, max_steps=3, capture=captured) for captured in ("attention", ("attention", "logits"))
+    ]
+    bare, full = tempo.generate_batch(tiny, specs)
+    assert [step.logits is None for step in bare.steps] == [True] * 3
+    assert [step.logits.shape[0] for step in full.steps] == full.widths
+    for one, other in zip(bare.steps, full.steps, strict=True):
+        assert np.abs(one.attention - other.attention).max() < 1e-6
+
+
+@pytest.mark.parametrize(("captured", "what"), [("attention", "attention weights"), ("kv", "cached values")])
+def test_a_last_pass_without_logits_still_says_what_is_not_finite(tiny, captured, what):
+    layer = tiny.model.model.layers[-1].self_attn
+    last = tiny.attention_modules[-1]
+    assert layer is last
+    spec = tempo.RunSpec(prompt=PROMPT, max_steps=1, max_width=1, stop_at_eos=False, capture=captured)
+
+    def spoil(module, args, output):
+        return output if output.shape[1] > 1 else output * float("nan")  # only the pass of the set
+
+    hooks = [projection.register_forward_hook(spoil) for projection in (layer.q_proj, layer.v_proj)]
+    try:
+        with pytest.raises(tempo.ModelError, match=f"gave {what} that are not finite after set 0 of run 0"):
+            tempo.generate_batch(tiny, [spec])
+    finally:
+        for hook in hooks:
+            hook.remove()
