@@ -85,7 +85,7 @@ class Recording:
     def flush(self) -> None:
         """Put the weights of all layers that have been taken where they belong."""
         if self._products:
-            scores = torch.stack(self._products).mul_(self._scale)
+            scores = (torch.stack(self._products) if len(self._products) > 1 else self._products[0][None]).mul_(self._scale)
             self._products.clear()
             self._keep(torch.softmax(scores if self._mask is None else scores.add_(self._mask), dim=-1))
 

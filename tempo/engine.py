@@ -19,7 +19,7 @@ from torch import Tensor
 from tempo.attention import PassContext, Recording, installed
 from tempo.cache import SlotCache
 from tempo.capture import Spool, check_budget, raw_keys, rows_that_fit
-from tempo.errors import ModelError
+from tempo.errors import ModelError, SpecError
 from tempo.models import LanguageModel
 from tempo.run import Prefix, Run
 from tempo.spec import RunSpec
@@ -48,6 +48,8 @@ def generate(
     `memory_budget` bytes (default: half of the free memory), ModelError if the logits are not finite, TraceError if
     `spool` or `store` cannot be written.
     """
+    if isinstance(prompt, RunSpec):
+        raise SpecError("generate takes a prompt and settings; a RunSpec is run by generate_batch(lm, [spec])[0]")
     settings["prompt"] = prompt
     return generate_batch(lm, [RunSpec(**settings)], memory_budget=memory_budget, spool=spool, store=store)[0]
 
@@ -62,6 +64,7 @@ def generate_batch(
     store: str | Path | None = None,
 ) -> list[Trace]:
     """The traces of `specs`, in their order, computed together. Same errors as `generate`, `spool` and `store` as in `stream`."""
+    _check(specs, max_rows)
     check_budget(lm, specs, [len(lm.encode(spec.prompt)) for spec in specs], memory_budget, spool)
     traces = dict(stream(lm, specs, max_rows=max_rows, memory_budget=memory_budget, spool=spool, store=store))
     return [traces[index] for index in range(len(specs))]
@@ -87,6 +90,7 @@ def stream(
     store: a folder where each trace is saved as its run ends, and from which it is read when the same run is asked for again
         (same spec, weights, dtype, device, versions and code).
     """
+    _check(specs, max_rows)
     runs = [Run(lm, index, spec, Spool(spool) if spool else None) for index, spec in enumerate(specs)]
     shelf = TraceStore(lm, store) if store else None
     for run in list(runs):
@@ -134,6 +138,15 @@ def stream(
         for run in [*active, *finished]:
             if run.spool:
                 run.spool.close()
+
+
+def _check(specs: Sequence[RunSpec], max_rows: int) -> None:
+    """SpecError unless these are a number of runs and of rows that can be had."""
+    strange = [specs] if isinstance(specs, RunSpec) else [spec for spec in specs if not isinstance(spec, RunSpec)]
+    if strange:
+        raise SpecError(f"specs holds, or is, {strange[0]!r:.80}; expected a list of tempo.RunSpec")
+    if not isinstance(max_rows, int) or max_rows < 1:
+        raise SpecError(f"max_rows is {max_rows!r}; expected how many runs may be under way at once, a whole number from 1")
 
 
 def _enter(run: Run, row: int, cache: SlotCache, prefixes: dict[int, Prefix]) -> None:

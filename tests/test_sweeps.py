@@ -234,3 +234,23 @@ def test_spool_and_store_together(tiny, tmp_path):
     assert [differences(a, b) for a, b in zip(first, again, strict=True)] == [[]] * 3
     del first, again
     gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("specs", "rows", "message"),
+    [
+        ([tempo.RunSpec(prompt=PROMPT)], 0, "max_rows is 0; expected"),
+        ([tempo.RunSpec(prompt=PROMPT)], 1.5, "max_rows is 1.5; expected"),
+        ([tempo.RunSpec(prompt=PROMPT), PROMPT], 2, "'The cat sat on the'; expected a list of tempo.RunSpec"),
+        (tempo.RunSpec(prompt=PROMPT), 2, "expected a list of tempo.RunSpec"),
+    ],
+)
+def test_what_is_no_list_of_runs_or_number_of_rows_is_refused_and_not_waited_for(tiny, specs, rows, message):
+    for attempt in (tempo.generate_batch, lambda *args, **kwargs: next(tempo.stream(*args, **kwargs))):
+        with pytest.raises(tempo.SpecError, match=message):
+            attempt(tiny, specs, max_rows=rows)
+
+
+def test_generate_says_how_to_run_a_spec(tiny):
+    with pytest.raises(tempo.SpecError, match="generate_batch"):
+        tempo.generate(tiny, tempo.RunSpec(prompt=PROMPT))
