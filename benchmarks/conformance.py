@@ -36,8 +36,9 @@ COMPARISONS: dict[str, tuple[str, str, int, dict[str, float]]] = {
     "float32 against float64": ("float32", "float64", 1, {}),
     "float64": ("float64", "float64", 6, FLOAT64_BOUNDS),
 }
-# Another set is rounding only if the token that makes the difference has the threshold's probability, but for this.
-THRESHOLD_TIE = 1e-5
+# Another set, or another order, is rounding only if the token that makes the difference has the threshold's probability, or the
+# one it changes places with, but for this.
+TIE = 1e-5
 NUM_PROMPTS, NUM_STEPS, THRESHOLD = 20, 3, 0.06
 
 
@@ -51,8 +52,8 @@ def deviations(oracle: LanguageModel, run: Trace) -> dict[str, Any]:
     """The largest differences of a run from the oracle's, each having chosen its sets freely."""
     exact = tempo.reference.generate(oracle, **run.spec.model_dump())
     if run.sets != exact.sets:
-        # nothing after that step can be compared; a probability on the threshold but for rounding may fall on either side
-        return {"same_sets": False, "from_threshold": _from_threshold(run, exact)}
+        # nothing after that step can be compared; a tie but for rounding (with the threshold, with the next token) may fall on either side
+        return {"same_sets": False, "from_a_tie": _from_a_tie(run, exact)}
     pairs = list(zip(run.steps, exact.steps, strict=True))
     return {
         "same_sets": True,
@@ -65,12 +66,15 @@ def deviations(oracle: LanguageModel, run: Trace) -> dict[str, Any]:
     }
 
 
-def _from_threshold(run: Trace, exact: Trace) -> float:
-    """How far from the threshold the oracle's probabilities are of the tokens that only one of the two chose first."""
+def _from_a_tie(run: Trace, exact: Trace) -> float:
+    """How far the oracle is from a tie, where the two differ first: the tokens that one of them lacks from the threshold, or, if
+    only their order differs, the tokens at each place from each other, in probability."""
     for one, other in zip(run.steps, exact.steps, strict=False):
         if one.tokens != other.tokens:
-            only = sorted(set(one.tokens) ^ set(other.tokens))
-            return float(np.abs(other.distribution[only] - run.spec.threshold).max()) if only else float("inf")
+            p = other.distribution
+            if only := sorted(set(one.tokens) ^ set(other.tokens)):
+                return float(np.abs(p[only] - run.spec.threshold).max())
+            return float(np.abs(p[one.tokens] - p[other.tokens]).max())
     return float("inf")
 
 
@@ -117,12 +121,12 @@ def measure(
         "oracle": str(oracle.dtype).removeprefix("torch."),
         "runs": len(found),
         "other_sets": len(found) - len(matched),
-        "other_sets_from_threshold": max((f["from_threshold"] for f in found if not f["same_sets"]), default=None),
+        "other_sets_from_a_tie": max((f["from_a_tie"] for f in found if not f["same_sets"]), default=None),
         "runs_with_a_wide_set": sum(f["widest"] > 1 for f in matched),
         **{name: max(f[name] for f in matched) for name in ("probabilities", "logits", "attention", "kv", "forbidden")},
         "beyond_1e-5": sum(max(f["probabilities"], f["attention"]) > 1e-5 for f in matched),
         "bounds": dict(bounds),
-        "beyond_a_bound": sum(f.get("from_threshold", 0.0) > THRESHOLD_TIE for f in found)
+        "beyond_a_bound": sum(f.get("from_a_tie", 0.0) > TIE for f in found)
         + sum(any(f[name] > bound for name, bound in bounds.items()) for f in matched),
         "seconds": round(time.perf_counter() - began),
         **lm.provenance(),

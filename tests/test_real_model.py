@@ -1,13 +1,14 @@
 """What is claimed of the engine, on SmolLM2-135M: the oracle, transformers' greedy decoding, and exactness of isolation."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import tempo
-from benchmarks.conformance import BOUNDS, SETTINGS, deviations, specs
+from benchmarks.conformance import BOUNDS, SETTINGS, TIE, _from_a_tie, deviations, specs
 from fixtures.floors import rounding
 from fixtures.study import suite_prompts
 
@@ -47,6 +48,23 @@ def test_engine_equals_oracle(real, index):
         over = {name: value for name, value in found.items() if name in BOUNDS and value > BOUNDS[name]}
         assert not over, (run.spec, over)
         assert found["forbidden"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "exact", "is_a_tie"),
+    [
+        ([0, 1, 2], [0, 2, 1], True),  # 1 and 2 are as probable, but for rounding
+        ([0, 1, 2], [1, 0, 2], False),
+        ([0, 1, 2, 3], [0, 1, 2], True),  # 3 is on the threshold
+        ([0, 1], [0, 1, 2], False),
+        ([0, 1], [0, 1], False),  # nothing differs, so no tie explains it
+    ],
+)
+def test_only_a_tie_excuses_another_set_than_the_oracles(tokens, exact, is_a_tie):
+    distribution = np.array([0.5, 0.2, 0.2 - 1e-6, 0.1 - 1e-6], np.float32)
+    run = SimpleNamespace(steps=[SimpleNamespace(tokens=tokens)], spec=SimpleNamespace(threshold=0.1))
+    oracle = SimpleNamespace(steps=[SimpleNamespace(tokens=exact, distribution=distribution)])
+    assert (_from_a_tie(run, oracle) <= TIE) == is_a_tie
 
 
 def test_changing_one_isolated_sibling_leaves_the_others_bit_identical(real):
