@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def generate_batch(
     store: str | Path | None = None,
 ) -> list[Trace]:
     """The traces of `specs`, in their order, computed together. Same errors as `generate`, `spool` and `store` as in `stream`."""
-    _check(specs, max_rows)
+    specs = _checked(specs, max_rows)
     check_budget(lm, specs, [len(lm.encode(spec.prompt)) for spec in specs], memory_budget, spool)
     traces = dict(stream(lm, specs, max_rows=max_rows, memory_budget=memory_budget, spool=spool, store=store))
     return [traces[index] for index in range(len(specs))]
@@ -90,7 +90,7 @@ def stream(
     store: a folder where each trace is saved as its run ends, and from which it is read when the same run is asked for again
         (same spec, weights, dtype, device, versions and code).
     """
-    _check(specs, max_rows)
+    specs = _checked(specs, max_rows)
     runs = [Run(lm, index, spec, Spool(spool) if spool else None) for index, spec in enumerate(specs)]
     shelf = TraceStore(lm, store) if store else None
     for run in list(runs):
@@ -140,13 +140,15 @@ def stream(
                 run.spool.close()
 
 
-def _check(specs: Sequence[RunSpec], max_rows: int) -> None:
-    """SpecError unless these are a number of runs and of rows that can be had."""
-    strange = [specs] if isinstance(specs, RunSpec) else [spec for spec in specs if not isinstance(spec, RunSpec)]
+def _checked(specs: Iterable[RunSpec], max_rows: int) -> list[RunSpec]:
+    """The specs; SpecError if they are none, or so many rows cannot be had."""
+    listed = [specs] if isinstance(specs, RunSpec) else list(specs)
+    strange = listed if isinstance(specs, RunSpec) else [spec for spec in listed if not isinstance(spec, RunSpec)]
     if strange:
         raise SpecError(f"specs holds, or is, {strange[0]!r:.80}; expected a list of tempo.RunSpec")
     if not isinstance(max_rows, int) or max_rows < 1:
         raise SpecError(f"max_rows is {max_rows!r}; expected how many runs may be under way at once, a whole number from 1")
+    return listed
 
 
 def _enter(run: Run, row: int, cache: SlotCache, prefixes: dict[int, Prefix]) -> None:

@@ -251,6 +251,11 @@ def test_what_is_no_list_of_runs_or_number_of_rows_is_refused_and_not_waited_for
             attempt(tiny, specs, max_rows=rows)
 
 
+def test_specs_may_come_from_a_generator(tiny):
+    assert len(tempo.generate_batch(tiny, (spec for spec in modes()))) == 3
+    assert len(list(tempo.stream(tiny, (spec for spec in modes())))) == 3
+
+
 def test_generate_says_how_to_run_a_spec(tiny):
     with pytest.raises(tempo.SpecError, match="generate_batch"):
         tempo.generate(tiny, tempo.RunSpec(prompt=PROMPT))
