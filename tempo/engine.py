@@ -142,10 +142,11 @@ def stream(
 
 def _checked(specs: Iterable[RunSpec], max_rows: int) -> list[RunSpec]:
     """The specs; SpecError if they are none, or so many rows cannot be had."""
-    listed = [specs] if isinstance(specs, RunSpec) else list(specs)
-    strange = listed if isinstance(specs, RunSpec) else [spec for spec in listed if not isinstance(spec, RunSpec)]
-    if strange:
-        raise SpecError(f"specs holds, or is, {strange[0]!r:.80}; expected a list of tempo.RunSpec")
+    if isinstance(specs, RunSpec):
+        raise SpecError("specs is one RunSpec; expected a list of tempo.RunSpec, such as [spec]")
+    listed = list(specs)
+    if strange := [spec for spec in listed if not isinstance(spec, RunSpec)]:
+        raise SpecError(f"specs holds {strange[0]!r:.80}; expected a list of tempo.RunSpec")
     if not isinstance(max_rows, int) or max_rows < 1:
         raise SpecError(f"max_rows is {max_rows!r}; expected how many runs may be under way at once, a whole number from 1")
     return listed
