@@ -119,6 +119,7 @@ def picture(
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         figure.savefig(vector, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        figure.set_layout_engine("none")  # laid out once is enough
         figure.savefig(raster, format="png", dpi=_DPI, transparent=False, facecolor="white", metadata={"Software": None})
     raw = vector.getvalue()
     title, caption, alt = printable(title), printable(caption), printable(alt)
