@@ -63,6 +63,11 @@ QUICK = (
 )  # fmt: skip
 
 
+def in_float32(demanded: dict[str, float], lm: LanguageModel) -> dict[str, float]:
+    """What is demanded of float32; of other dtypes nothing."""
+    return demanded if lm.dtype == torch.float32 else {}
+
+
 def sweep(lm: LanguageModel, size: Size, *, every: bool) -> list[dict[str, Any]]:
     """The same runs by tempo and transformers, or by every library, attention and logits captured."""
     prompts = [text_of(lm, size.context, run) for run in range(size.runs)]
@@ -74,7 +79,7 @@ def sweep(lm: LanguageModel, size: Size, *, every: bool) -> list[dict[str, Any]]
     if every:
         peers |= {"generate, no capture": with_generate(lm, size.steps, capture=False)} | optional_peers(lm, size.steps)
     tokens = {name: peer(prompts[:1]).tokens for name, peer in peers.items()}  # warms up
-    demanded = PEERS_AT_LEAST if lm.dtype == torch.float32 else {}
+    demanded = in_float32(PEERS_AT_LEAST, lm)
     ratios = [
         Ratio(name, what, over, "tempo", at_least=demanded.get(over))
         for name, what, over in (
@@ -103,7 +108,7 @@ def single(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
         "generate": partial(clock, generate, lm, "sdpa", [prompt], size.steps),
     }
     what = "generate with sdpa over one run capped at width 1, neither with capture"
-    at_least = PEERS_AT_LEAST["single"] if lm.dtype == torch.float32 else None
+    at_least = in_float32(PEERS_AT_LEAST, lm).get("single")
     return [Ratio("single run", what, "generate", "tempo", at_least=at_least).row(alternate(works, size.rounds))]
 
 
@@ -120,7 +125,7 @@ def steps(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
         "weights": weights_read(lm),
     }
     times = alternate(works, size.rounds)
-    demanded = CAPTURE_AT_MOST if lm.dtype == torch.float32 else {}
+    demanded = in_float32(CAPTURE_AT_MOST, lm)
     ratios = [
         Ratio(f"{SIBLINGS} siblings", f"a step of {SIBLINGS} siblings over a step of one", "siblings", "one",
               at_most=SIBLINGS_AT_MOST[lm.dtype]),
@@ -170,7 +175,7 @@ def capture(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
             for a, b in zip(one.steps, other.steps, strict=False)  # the extra step has no partner
         )
 
-    demanded = CAPTURE_AT_MOST if lm.dtype == torch.float32 else {}
+    demanded = in_float32(CAPTURE_AT_MOST, lm)
     rows = []
     for name in CAPTURE_AT_MOST:
         row = Ratio(

@@ -18,7 +18,7 @@ from tempo import attention, engine, trace
 from tempo import run as one_run
 from tempo.cache import SlotCache, SlotLayer
 from tempo.layout import Layout
-from tests.planting import at_other_positions, change_attention, change_pass
+from tests.planting import at_other_positions, change_attention, change_pass, under_one_mask
 from tests.tiny_models import THETA, gpt_oss, llama, mistral
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -286,12 +286,7 @@ def capture_replaces_the_output(patch: pytest.MonkeyPatch) -> None:
 
 def layers_recorded_under_one_mask(patch: pytest.MonkeyPatch) -> None:
     """The weights of layers that are recorded together are all made under the first one's mask."""
-    original = attention.Recording.take
-
-    def changed(recording: attention.Recording, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> None:
-        original(recording, query, key, scale, recording._mask if recording._products else mask)
-
-    patch.setattr(attention.Recording, "take", changed)
+    patch.setattr(attention.Recording, "take", under_one_mask)
 
 
 def shorter_runs_see_the_padding(patch: pytest.MonkeyPatch) -> None:

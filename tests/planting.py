@@ -53,3 +53,10 @@ def at_other_positions(patch: pytest.MonkeyPatch, move: Callable[[Layout], list[
             run.layout.slot_position = positions
 
     patch.setattr(engine, "_forward", changed)
+
+
+def under_one_mask(
+    recording: attention.Recording, query: Tensor, key: Tensor, scale: float, mask: Tensor | None, original: Any = attention.Recording.take
+) -> None:
+    """In place of `Recording.take`: layers that are recorded together are all made under the first one's mask."""
+    original(recording, query, key, scale, recording._mask if recording._products else mask)

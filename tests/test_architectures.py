@@ -10,6 +10,7 @@ from benchmarks.architectures import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, build, c
 from tempo import attention
 from tempo.attention import PassContext
 from tempo.support import read_registry
+from tests.planting import under_one_mask
 
 KNOWN = read_registry().get(transformers.__version__, {})
 MANY = {"5.23.0": 85, "5.24.0": 85, "5.0.0": 55}  # supported at least, by version
@@ -60,12 +61,8 @@ def without(name):
     return broken
 
 
-def recorded_under_one_mask(recording, query, key, scale, mask, original=attention.Recording.take):
-    original(recording, query, key, scale, recording._mask if recording._products else mask)
-
-
 FAULTS = {
-    "layers recorded under one mask": ("cohere2", attention.Recording, "take", recorded_under_one_mask),
+    "layers recorded under one mask": ("cohere2", attention.Recording, "take", under_one_mask),
     "window by slot": ("mistral", PassContext, "mask", window_by_slot),
     "window ignored": ("gemma3_text", PassContext, "mask", window_ignored),
     "window of a module that does not name it": ("phimoe", PassContext, "mask", window_ignored),
