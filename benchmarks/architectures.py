@@ -62,7 +62,9 @@ SHARED_KEYS: dict[str, Any] = {
     "num_kv_shared_layers": 2, "layer_types": [SLIDING, FULL] * 2, "vocab_size_per_layer_input": 96, "hidden_size_per_layer_input": 16,
 }  # fmt: skip
 GEMMA_4 = SHARED_KEYS | {"per_layer_config": {"1": {"head_dim": 24}, "3": {"head_dim": 24}}}
-GRANITE = {"attention_multiplier": 0.25}  # its default of 1 makes attention so sharp that rounding is multiplied
+GRANITE = {
+    "attention_multiplier": 0.25
+}  # its default of 1 makes attention so sharp that rounding is multiplied
 OVERRIDES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("granite", "granitemoe", "granitemoeshared", "granite_swa", "granitemoe_swa"), GRANITE),
     **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), GEMMA_4),
@@ -87,7 +89,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "zamba2": {"num_hidden_layers": ...},
 }  # fmt: skip
 # Refused whatever their size, and with rules that the sizes break: their config's own defaults say enough.
-INDEXER = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 256, "indexer_budget": 8, "indexer_compress_ratio": 2}
+INDEXER = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 256,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 2,
+}
 AS_THEY_COME: dict[str, dict[str, Any]] = {
     "dots3_note": {}, "gpt_neo": {}, "plbart": {}, "qwen4_exp": {"text_config": INDEXER}, "qwen4_exp_text": INDEXER,
     "reformer": {"is_decoder": True}, "whisper": {}, "xlnet": {}, "zaya": {},
@@ -105,7 +113,9 @@ NOT_BUILT = {
 PROMPTS = (list(range(20, 32)), [7, 41, 9])
 SETS = ((5, 6, 7), (8,), (9, 10, 11, 12, 13), (14, 15), (16,), (17, 18), (19,), (20, 21, 22), (23,))
 MAX_DEVIATION = 1e-5  # of the logit range, float32: a hundred roundings
-MIN_EFFECT = 1e-3  # of the logit range, between modes: where attention does not matter, nothing is tested
+MIN_EFFECT = (
+    1e-3  # of the logit range, between modes: where attention does not matter, nothing is tested
+)
 MAX_ATTENTION_DEVIATION = 1e-4
 
 
@@ -116,9 +126,15 @@ class Entry:
     architecture: str  # the class
     status: str  # "supported"; "refused" at load; "not measured": transformers itself cannot build a small one here
     reason: str  # "" if supported
-    deviation: float | None = None  # largest difference of a logit from the oracle's, in units of the logit range
-    attention_deviation: float | None = None  # of an attention weight, rows renormalised (conventions about sinks differ)
-    effect: float | None = None  # largest difference of a logit between two visibilities, in the same units
+    deviation: float | None = (
+        None  # largest difference of a logit from the oracle's, in units of the logit range
+    )
+    attention_deviation: float | None = (
+        None  # of an attention weight, rows renormalised (conventions about sinks differ)
+    )
+    effect: float | None = (
+        None  # largest difference of a logit between two visibilities, in the same units
+    )
 
 
 def build(model_type: str, device: str = "cpu") -> Any:
@@ -126,7 +142,9 @@ def build(model_type: str, device: str = "cpu") -> Any:
     with quiet():
         config = tiny_config(model_type)
         for part in (config, config.get_text_config(decoder=True)):
-            if not hasattr(part, "pad_token_id"):  # transformers 5.0 asks for it where its configs lack it
+            if not hasattr(
+                part, "pad_token_id"
+            ):  # transformers 5.0 asks for it where its configs lack it
                 part.pad_token_id = None
         with torch.device(device), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -180,9 +198,18 @@ def measure(model_type: str) -> Entry:
         return Entry(name, "not measured", NOT_BUILT[model_type])
     try:
         shell = build(model_type, "meta")
-    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:  # in transformers' own code
+    except (
+        AttributeError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+    ) as error:  # in transformers' own code
         first = str(error).partition("\n")[0]
-        return Entry(name, "not measured", f"transformers {transformers.__version__} cannot build it here: {type(error).__name__}: {first}")
+        return Entry(
+            name,
+            "not measured",
+            f"transformers {transformers.__version__} cannot build it here: {type(error).__name__}: {first}",
+        )
     try:
         refuse_without_weights(shell)
         with quiet(), tempo.wrap_model(build(model_type), name=model_type) as lm:
@@ -196,17 +223,25 @@ def refuse_without_weights(shell: Any) -> None:
     reasons = [reason for reason in reasons_against(shell) if "meta device" not in reason]
     if reasons:
         tempo.wrap_model(shell)  # raises, as whoever loads it would see
-        raise AssertionError(f"{type(shell).__name__} has reasons against it but was not refused: {reasons}")
+        raise AssertionError(
+            f"{type(shell).__name__} has reasons against it but was not refused: {reasons}"
+        )
     size = sum(parameter.numel() for parameter in shell.parameters())
     if size > 2e7:
         largest = sorted(shell.named_parameters(), key=lambda pair: -pair[1].numel())[:3]
-        raise AssertionError(f"not tiny: {size / 1e6:.0f}M parameters, such as {[(n, tuple(p.shape)) for n, p in largest]}")
+        raise AssertionError(
+            f"not tiny: {size / 1e6:.0f}M parameters, such as {[(n, tuple(p.shape)) for n, p in largest]}"
+        )
 
 
 def specs() -> list[RunSpec]:
     """Both prompts in every visibility, the same sets."""
     capture = ("attention", "logits")
-    return [RunSpec(prompt=p, replay=SETS, visibility=v, capture=capture) for p in PROMPTS for v in VISIBILITIES]
+    return [
+        RunSpec(prompt=p, replay=SETS, visibility=v, capture=capture)
+        for p in PROMPTS
+        for v in VISIBILITIES
+    ]
 
 
 def compare(lm: LanguageModel, architecture: str) -> Entry:
@@ -216,9 +251,13 @@ def compare(lm: LanguageModel, architecture: str) -> Entry:
     spread = max(float(np.ptp(step.logits)) for _, exact in pairs for step in exact.steps)
     logits = significant(max(difference(run, exact, "logits") for run, exact in pairs) / spread)
     attention = significant(max(difference(run, exact, "attention") for run, exact in pairs))
-    effect = significant(min(difference(runs[i], runs[i + 1], "logits") for i in (0, len(VISIBILITIES))) / spread)
+    effect = significant(
+        min(difference(runs[i], runs[i + 1], "logits") for i in (0, len(VISIBILITIES))) / spread
+    )
     entry = Entry(architecture, "supported", "", logits, attention, effect)
-    if not (logits <= MAX_DEVIATION and attention <= MAX_ATTENTION_DEVIATION and effect >= MIN_EFFECT):
+    if not (
+        logits <= MAX_DEVIATION and attention <= MAX_ATTENTION_DEVIATION and effect >= MIN_EFFECT
+    ):
         raise AssertionError(f"silently wrong, or not tested: {entry}")
     return entry
 
@@ -251,10 +290,15 @@ def quiet() -> Iterator[None]:
 
 def write(entries: Mapping[str, Entry]) -> None:
     """Replace the entries of the installed transformers version in the registry, one line an architecture."""
-    known = read_registry() | {transformers.__version__: {name: asdict(entry) for name, entry in sorted(entries.items())}}
+    known = read_registry() | {
+        transformers.__version__: {name: asdict(entry) for name, entry in sorted(entries.items())}
+    }
     blocks = []
     for release in sorted(known, key=Version):
-        lines = [f"  {json.dumps(name)}: {json.dumps(entry, ensure_ascii=False)}" for name, entry in known[release].items()]
+        lines = [
+            f"  {json.dumps(name)}: {json.dumps(entry, ensure_ascii=False)}"
+            for name, entry in known[release].items()
+        ]
         blocks.append(f" {json.dumps(release)}: {{\n" + ",\n".join(lines) + "\n }")
     REGISTRY.write_text("{\n" + ",\n".join(blocks) + "\n}\n", encoding="utf-8")
 
@@ -272,7 +316,13 @@ def main() -> int:
                 raise
             wrong[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
     for name, entry in entries.items():
-        print(f"{name:28}", entry.status, f"deviation {entry.deviation:.1e}" if entry.status == "supported" else entry.reason[:150])
+        print(
+            f"{name:28}",
+            entry.status,
+            f"deviation {entry.deviation:.1e}"
+            if entry.status == "supported"
+            else entry.reason[:150],
+        )
     for name, problem in wrong.items():
         print(f"{name:28} PROBLEM {problem[:300]}")
     counts = Counter(entry.status for entry in entries.values())

@@ -64,7 +64,13 @@ def statistics_sha256() -> str:
 def _cell(job: tuple[str, Scenario]) -> dict[str, Any]:
     kind, scenario = job
     statistics.NUM_RESAMPLES = RESAMPLES
-    row = {"test": scenario.claim.id, "draw": scenario.draw, "n": scenario.n, "shift": scenario.shift, "simulations": scenario.simulations}
+    row = {
+        "test": scenario.claim.id,
+        "draw": scenario.draw,
+        "n": scenario.n,
+        "shift": scenario.shift,
+        "simulations": scenario.simulations,
+    }
     row |= simulate(scenario)._asdict()
     if kind == "null" and scenario.claim.id == "mean":
         row["sign_flips_alone"] = sign_flips_alone(scenario._replace(simulations=FEWER))
@@ -74,7 +80,10 @@ def _cell(job: tuple[str, Scenario]) -> dict[str, Any]:
 
 def main(results: Path) -> None:
     """Measure, print, write."""
-    cases, made_by = read_cases(results), statistics_sha256()  # at once, as the file may be edited during the run
+    cases, made_by = (
+        read_cases(results),
+        statistics_sha256(),
+    )  # at once, as the file may be edited during the run
     jobs = [("null", s) for s in null_scenarios()] + [("power", s) for s in power_scenarios()]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         registered, real = pool.submit(registered_power, cases), pool.submit(real_model, cases)
@@ -132,26 +141,53 @@ def _by_size(rows: Sequence[Row], test: str, key: str, alpha: float) -> str:
         if row["test"] == test and key in row:
             allowed = limit(row["simulations"], alpha) if row["simulations"] else alpha
             share = f"{row[key]:.1%}"
-            found.setdefault(row["draw"], {})[row["n"]] = share if row[key] <= allowed + 1e-9 else f"**{share}**"
-    return _table([test, *(f"n = {n}" for n in SIZES)], [[draw, *(cells[n] for n in SIZES)] for draw, cells in found.items()])
+            found.setdefault(row["draw"], {})[row["n"]] = (
+                share if row[key] <= allowed + 1e-9 else f"**{share}**"
+            )
+    return _table(
+        [test, *(f"n = {n}" for n in SIZES)],
+        [[draw, *(cells[n] for n in SIZES)] for draw, cells in found.items()],
+    )
 
 
 def _power_table(rows: Sequence[Row]) -> str:
     found: dict[tuple[str, int], list[str]] = {}
     for row in rows:
         found.setdefault((row["draw"], row["n"]), []).append(f"{row['supported']:.2f}")
-    ordered = sorted(found.items(), key=lambda item: (list(dict.fromkeys(r["draw"] for r in rows)).index(item[0][0]), item[0][1]))
+    ordered = sorted(
+        found.items(),
+        key=lambda item: (
+            list(dict.fromkeys(r["draw"] for r in rows)).index(item[0][0]),
+            item[0][1],
+        ),
+    )
     by_effect = {key: [cells[i] for i in range(len(EFFECTS))] for key, cells in ordered}
-    return _table(["distribution, n", *(f"{e:g} sd" for e in EFFECTS)], [[f"{d}, {n}", *cells] for (d, n), cells in by_effect.items()])
+    return _table(
+        ["distribution, n", *(f"{e:g} sd" for e in EFFECTS)],
+        [[f"{d}, {n}", *cells] for (d, n), cells in by_effect.items()],
+    )
 
 
 def _registered_table(rows: Sequence[Row]) -> str:
     def cells(row: Row) -> list[str]:
         shape = f"{row['power_real_shape']:.2f}" if "power_real_shape" in row else "n/a"
-        numbers = [f"{row['effect']:.3g}", f"{row['sd']:.3g}" if row["sd"] else "n/a", str(row["family"]), str(row["needed"])]
+        numbers = [
+            f"{row['effect']:.3g}",
+            f"{row['sd']:.3g}" if row["sd"] else "n/a",
+            str(row["family"]),
+            str(row["needed"]),
+        ]
         return [row["claim"], *numbers, f"{row['power']:.2f}", shape]
 
-    head = ["claim", "planned effect", "planned sd", "family", "needed", "power, normal", "power, real shape"]
+    head = [
+        "claim",
+        "planned effect",
+        "planned sd",
+        "family",
+        "needed",
+        "power, normal",
+        "power, real shape",
+    ]
     return _table(head, [cells(row) for row in rows])
 
 
@@ -159,7 +195,9 @@ def _real_table(rows: Sequence[Row]) -> str:
     found: dict[str, list[str]] = {}
     for row in rows:
         found.setdefault(row["data"], []).append(f"{row['false']:.1%}")
-    return _table(["data", *(f"n = {n}" for n in SIZES)], [[data, *cells] for data, cells in found.items()])
+    return _table(
+        ["data", *(f"n = {n}" for n in SIZES)], [[data, *cells] for data, cells in found.items()]
+    )
 
 
 if __name__ == "__main__":

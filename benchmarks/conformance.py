@@ -25,7 +25,10 @@ from tempo.spec import POSITIONS, READOUTS, VISIBILITIES, WEIGHTINGS
 SETTINGS = [
     {"visibility": v, "positions": p, "readout": r, "weighting": w}
     for v, p, r, w in itertools.product(VISIBILITIES, POSITIONS, READOUTS, WEIGHTINGS)
-] + [{"visibility": "visible", "isolated_layers": (10, 20), "isolated_mass": mass} for mass in ("spread", "self")]
+] + [
+    {"visibility": "visible", "isolated_layers": (10, 20), "isolated_mass": mass}
+    for mass in ("spread", "self")
+]
 # Both in float32: two roundings, each up to 4e-5 in attention from float64, but partly the same.
 BOUNDS = {"probabilities": 1e-5, "logits": 1e-3, "attention": 5e-5, "kv": 2e-3}
 # transformers computes softmax and norms in float32 even in a float64 model, so 1e-6 is what can be had.
@@ -44,7 +47,12 @@ NUM_PROMPTS, NUM_STEPS, THRESHOLD = 20, 3, 0.06
 
 def specs(prompt: str, settings: Sequence[dict[str, Any]]) -> list[RunSpec]:
     """One run for each of the settings, everything captured."""
-    common = {"prompt": prompt, "threshold": THRESHOLD, "max_steps": NUM_STEPS, "capture": ("attention", "logits", "kv")}
+    common = {
+        "prompt": prompt,
+        "threshold": THRESHOLD,
+        "max_steps": NUM_STEPS,
+        "capture": ("attention", "logits", "kv"),
+    }
     return [RunSpec(**common | chosen) for chosen in settings]
 
 
@@ -58,10 +66,15 @@ def deviations(oracle: LanguageModel, run: Trace) -> dict[str, Any]:
     return {
         "same_sets": True,
         "widest": max(run.widths),
-        "probabilities": max(float(np.abs(a.distribution - b.distribution).max()) for a, b in pairs),
+        "probabilities": max(
+            float(np.abs(a.distribution - b.distribution).max()) for a, b in pairs
+        ),
         "logits": max(float(np.abs(a.logits - b.logits).max()) for a, b in pairs),
         "attention": max(float(np.abs(a.attention - b.attention).max()) for a, b in pairs),
-        "kv": max(float(np.abs(getattr(run, n) - getattr(exact, n)).max()) for n in ("keys", "values", "raw_keys")),
+        "kv": max(
+            float(np.abs(getattr(run, n) - getattr(exact, n)).max())
+            for n in ("keys", "values", "raw_keys")
+        ),
         "forbidden": _largest_forbidden(run),
     }
 
@@ -83,7 +96,11 @@ def _largest_forbidden(run: Trace) -> float:
     largest = 0.0
     for step in run.steps:
         width = len(step.tokens)
-        may = {"isolated": np.eye(width), "visible": np.ones((width, width)), "causal": np.tri(width)}[run.spec.visibility]
+        may = {
+            "isolated": np.eye(width),
+            "visible": np.ones((width, width)),
+            "causal": np.tri(width),
+        }[run.spec.visibility]
         block = step.attention[..., step.slots[0] :]
         largest = max(largest, float(block[..., may == 0].max(initial=0.0)))
     return largest
@@ -93,12 +110,22 @@ def main() -> int:
     """Measure, print, write; 1 if something is beyond its bound."""
     prompts = [prompt for _, prompt in suite_prompts(NUM_PROMPTS)]
     target = Path("reports/published/conformance.json")
-    report: dict[str, Any] = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
-    report |= {"prompts": prompts, "settings": len(SETTINGS), "steps": NUM_STEPS, "threshold": THRESHOLD}
+    report: dict[str, Any] = (
+        json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    )
+    report |= {
+        "prompts": prompts,
+        "settings": len(SETTINGS),
+        "steps": NUM_STEPS,
+        "threshold": THRESHOLD,
+    }
     beyond = 0
     for name in sys.argv[1:] or COMPARISONS:
         engine, oracle, every, bounds = COMPARISONS[name]
-        with tempo.load_model("smollm2-135m", dtype=engine) as lm, tempo.load_model("smollm2-135m", dtype=oracle) as exact:
+        with (
+            tempo.load_model("smollm2-135m", dtype=engine) as lm,
+            tempo.load_model("smollm2-135m", dtype=oracle) as exact,
+        ):
             found = measure(lm, exact, prompts, SETTINGS[::every], bounds)
         report["comparisons"] = report.get("comparisons", {}) | {name: found}
         beyond += found["beyond_a_bound"]
@@ -109,21 +136,33 @@ def main() -> int:
 
 
 def measure(
-    lm: LanguageModel, oracle: LanguageModel, prompts: Sequence[str], settings: Sequence[dict[str, Any]], bounds: Mapping[str, float]
+    lm: LanguageModel,
+    oracle: LanguageModel,
+    prompts: Sequence[str],
+    settings: Sequence[dict[str, Any]],
+    bounds: Mapping[str, float],
 ) -> dict[str, Any]:
     """The largest deviations over all prompts and settings, and how many runs are beyond a bound."""
     began = time.perf_counter()
     found = []
     for prompt in track(prompts, description=str(lm.dtype), disable=not sys.stderr.isatty()):
-        found += [deviations(oracle, run) for run in tempo.generate_batch(lm, specs(prompt, settings), max_rows=24)]
+        found += [
+            deviations(oracle, run)
+            for run in tempo.generate_batch(lm, specs(prompt, settings), max_rows=24)
+        ]
     matched = [f for f in found if f["same_sets"]]
     return {
         "oracle": str(oracle.dtype).removeprefix("torch."),
         "runs": len(found),
         "other_sets": len(found) - len(matched),
-        "other_sets_from_a_tie": max((f["from_a_tie"] for f in found if not f["same_sets"]), default=None),
+        "other_sets_from_a_tie": max(
+            (f["from_a_tie"] for f in found if not f["same_sets"]), default=None
+        ),
         "runs_with_a_wide_set": sum(f["widest"] > 1 for f in matched),
-        **{name: max(f[name] for f in matched) for name in ("probabilities", "logits", "attention", "kv", "forbidden")},
+        **{
+            name: max(f[name] for f in matched)
+            for name in ("probabilities", "logits", "attention", "kv", "forbidden")
+        },
         "beyond_1e-5": sum(max(f["probabilities"], f["attention"]) > 1e-5 for f in matched),
         "bounds": dict(bounds),
         "beyond_a_bound": sum(f.get("from_a_tie", 0.0) > TIE for f in found)

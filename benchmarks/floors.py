@@ -73,8 +73,13 @@ def differences(one: Trace, other: Trace) -> dict[str, float]:
         "probability": max(float(np.abs(a.distribution - b.distribution).max()) for a, b in pairs),
         "logit": max(float(np.abs(a.logits - b.logits).max()) for a, b in pairs),
         "attention": max(float(np.abs(a.attention - b.attention).max()) for a, b in pairs),
-        "kv": max(float(np.abs(getattr(one, name) - getattr(other, name)).max()) for name in ("keys", "values")),
-        "top1_differs": float(np.mean([a.distribution.argmax() != b.distribution.argmax() for a, b in pairs])),
+        "kv": max(
+            float(np.abs(getattr(one, name) - getattr(other, name)).max())
+            for name in ("keys", "values")
+        ),
+        "top1_differs": float(
+            np.mean([a.distribution.argmax() != b.distribution.argmax() for a, b in pairs])
+        ),
     }
 
 
@@ -82,25 +87,42 @@ def measure(lm: LanguageModel, specs: Sequence[RunSpec]) -> dict[str, Any]:
     """{variant: {quantity: largest over prompts}}, their maximum as "floor", and the effect of the mode beside it."""
     base = in_batches(lm, specs)
     found = {}
-    for name, variant in track([*VARIANTS.items(), ("effect", other_mode)], str(lm.dtype), disable=not sys.stderr.isatty()):
+    for name, variant in track(
+        [*VARIANTS.items(), ("effect", other_mode)], str(lm.dtype), disable=not sys.stderr.isatty()
+    ):
         pairs = [differences(a, b) for a, b in zip(base, variant(lm, specs), strict=True)]
         found[name] = {key: float(f"{max(pair[key] for pair in pairs):.3g}") for key in pairs[0]}
     effect = found.pop("effect")
-    return {"floor": {key: max(f[key] for f in found.values()) for key in effect}, "variants": found, "effect_of_visibility": effect}
+    return {
+        "floor": {key: max(f[key] for f in found.values()) for key in effect},
+        "variants": found,
+        "effect_of_visibility": effect,
+    }
 
 
 def main() -> None:
     """Measure, print, write."""
     prompts = [prompt for _, prompt in suite_prompts(NUM_PROMPTS)]
     with tempo.load_model("smollm2-135m") as lm:
-        free = tempo.generate_batch(lm, [RunSpec(prompt=p, threshold=THRESHOLD, max_steps=NUM_STEPS) for p in prompts])
+        free = tempo.generate_batch(
+            lm, [RunSpec(prompt=p, threshold=THRESHOLD, max_steps=NUM_STEPS) for p in prompts]
+        )
     specs = [trace.spec.but(replay=trace, capture=CAPTURE) for trace in free]
-    report: dict[str, Any] = {"model": "smollm2-135m", "prompts": NUM_PROMPTS, "steps": NUM_STEPS, "threshold": THRESHOLD, "dtypes": {}}
+    report: dict[str, Any] = {
+        "model": "smollm2-135m",
+        "prompts": NUM_PROMPTS,
+        "steps": NUM_STEPS,
+        "threshold": THRESHOLD,
+        "dtypes": {},
+    }
     for dtype in ("float32", "bfloat16", "float64"):
         began = time.perf_counter()
         with tempo.load_model("smollm2-135m", dtype=dtype) as lm:
             measured = measure(lm, specs)
-            report["dtypes"][dtype] = measured | {"seconds": round(time.perf_counter() - began), **lm.provenance()}
+            report["dtypes"][dtype] = measured | {
+                "seconds": round(time.perf_counter() - began),
+                **lm.provenance(),
+            }
         print(dtype, json.dumps(measured, indent=1), flush=True)
     FLOORS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"written: {FLOORS}")

@@ -51,17 +51,34 @@ def measured(model: str, points: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def measure(lm: LanguageModel, point: Point) -> dict[str, int]:
-    specs = [wide(text_of(lm, point.context, run), point.width, point.steps, capture=("attention", "logits")) for run in range(point.runs)]
-    tempo.generate_batch(lm, [spec.but(max_steps=1) for spec in specs[:1]])  # what only the first run in a process allocates
+    specs = [
+        wide(
+            text_of(lm, point.context, run),
+            point.width,
+            point.steps,
+            capture=("attention", "logits"),
+        )
+        for run in range(point.runs)
+    ]
+    tempo.generate_batch(
+        lm, [spec.but(max_steps=1) for spec in specs[:1]]
+    )  # what only the first run in a process allocates
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     CLEAR_REFS.write_text("5", encoding="ascii")
     before = _status("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
         spool = folder if point.spooled else None
-        traces = tempo.generate_batch(lm, specs, max_rows=len(specs), memory_budget=2**62, spool=spool)
+        traces = tempo.generate_batch(
+            lm, specs, max_rows=len(specs), memory_budget=2**62, spool=spool
+        )
     assert all(trace.widths == [point.width] * point.steps for trace in traces)
-    in_memory = [n for spec in specs for name, n in trace_bytes(lm, spec, point.context).items() if not (spool and name in SPOOLED)]
+    in_memory = [
+        n
+        for spec in specs
+        for name, n in trace_bytes(lm, spec, point.context).items()
+        if not (spool and name in SPOOLED)
+    ]
     return {
         "computed": sum(in_memory),
         "peak": _status("VmHWM") - before,

@@ -33,7 +33,9 @@ Peer = Callable[[Prompts], Captured]
 
 
 def greedy(prompt: Sequence[int], num_steps: int, **settings: Any) -> RunSpec:
-    return RunSpec(prompt=list(prompt), max_width=1, max_steps=num_steps, stop_at_eos=False, **settings)
+    return RunSpec(
+        prompt=list(prompt), max_width=1, max_steps=num_steps, stop_at_eos=False, **settings
+    )
 
 
 def with_tempo(lm: LanguageModel, num_steps: int) -> Peer:
@@ -42,13 +44,17 @@ def with_tempo(lm: LanguageModel, num_steps: int) -> Peer:
         traces = tempo.generate_batch(lm, specs, max_rows=len(specs))
         steps = [step for trace in traces for step in trace.steps]
         return Captured(
-            [[step.tokens[0] for step in trace.steps] for trace in traces], [s.attention for s in steps], [s.logits for s in steps]
+            [[step.tokens[0] for step in trace.steps] for trace in traces],
+            [s.attention for s in steps],
+            [s.logits for s in steps],
         )
 
     return decode
 
 
-def generate(lm: LanguageModel, implementation: str, prompts: Prompts, num_steps: int, **options: Any) -> Any:
+def generate(
+    lm: LanguageModel, implementation: str, prompts: Prompts, num_steps: int, **options: Any
+) -> Any:
     """transformers' own greedy generate over equally long prompts, exactly `num_steps` tokens each."""
     ids = torch.tensor(prompts, device=lm.device)
     with installed(lm.model, implementation):
@@ -58,15 +64,22 @@ def generate(lm: LanguageModel, implementation: str, prompts: Prompts, num_steps
         )  # fmt: skip
 
 
-def with_generate(lm: LanguageModel, num_steps: int, *, capture: bool = True, together: bool = False) -> Peer:
+def with_generate(
+    lm: LanguageModel, num_steps: int, *, capture: bool = True, together: bool = False
+) -> Peer:
     """One run after another, or all in one batch; eager with attentions and logits, or sdpa with neither."""
     options = {"output_attentions": True, "output_logits": True} if capture else {}
 
     def decode(prompts: Prompts) -> Captured:
         batches = [prompts] if together else [[prompt] for prompt in prompts]
-        found = [generate(lm, "eager" if capture else "sdpa", batch, num_steps, **options) for batch in batches]
+        found = [
+            generate(lm, "eager" if capture else "sdpa", batch, num_steps, **options)
+            for batch in batches
+        ]
         tokens = [row for output in found for row in output.sequences[:, -num_steps:].tolist()]
-        return Captured(tokens, [output.attentions for output in found], [output.logits for output in found])
+        return Captured(
+            tokens, [output.attentions for output in found], [output.logits for output in found]
+        )
 
     return decode
 
@@ -81,7 +94,12 @@ def with_nnsight(lm: LanguageModel, num_steps: int) -> Peer:
 
     def one(prompt: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
         ids = torch.tensor([prompt], device=lm.device)
-        options = {"max_new_tokens": num_steps, "min_new_tokens": num_steps, "do_sample": False, "pad_token_id": 0}
+        options = {
+            "max_new_tokens": num_steps,
+            "min_new_tokens": num_steps,
+            "do_sample": False,
+            "pad_token_id": 0,
+        }
         with model.generate(ids, attention_mask=torch.ones_like(ids), **options) as tracer:
             attention, logits = list().save(), list().save()
             for _ in tracer.iter[:num_steps]:
@@ -93,7 +111,9 @@ def with_nnsight(lm: LanguageModel, num_steps: int) -> Peer:
     def decode(prompts: Prompts) -> Captured:
         found = [one(prompt) for prompt in prompts]
         tokens = [torch.cat(logits).argmax(dim=-1).tolist() for _, logits in found]
-        return Captured(tokens, [attention for attention, _ in found], [logits for _, logits in found])
+        return Captured(
+            tokens, [attention for attention, _ in found], [logits for _, logits in found]
+        )
 
     return decode
 
@@ -103,7 +123,11 @@ def with_transformer_lens(lm: LanguageModel, num_steps: int) -> Peer:
     from transformer_lens.model_bridge import TransformerBridge  # pyright: ignore[reportMissingImports]
 
     bridge = TransformerBridge.boot_transformers(
-        lm.name, hf_model=_copy(lm.model), tokenizer=_tokenizer(lm), device=str(lm.device), dtype=lm.dtype
+        lm.name,
+        hf_model=_copy(lm.model),
+        tokenizer=_tokenizer(lm),
+        device=str(lm.device),
+        dtype=lm.dtype,
     )
 
     def one(prompt: Sequence[int]) -> tuple[list[int], list[Any], list[Tensor]]:
@@ -111,7 +135,9 @@ def with_transformer_lens(lm: LanguageModel, num_steps: int) -> Peer:
         patterns, kept = [], []
         with torch.inference_mode():
             for _ in range(num_steps):
-                logits, activations = bridge.run_with_cache(ids, names_filter=lambda name: name.endswith("attn.hook_pattern"))
+                logits, activations = bridge.run_with_cache(
+                    ids, names_filter=lambda name: name.endswith("attn.hook_pattern")
+                )
                 patterns.append(activations)
                 kept.append(logits[:, -1].clone())
                 ids = torch.cat([ids, kept[-1].argmax(dim=-1, keepdim=True)], dim=1)
@@ -124,7 +150,10 @@ def with_transformer_lens(lm: LanguageModel, num_steps: int) -> Peer:
     return decode
 
 
-OPTIONAL = {"nnsight": ("nnsight", with_nnsight), "TransformerLens": ("transformer-lens", with_transformer_lens)}
+OPTIONAL = {
+    "nnsight": ("nnsight", with_nnsight),
+    "TransformerLens": ("transformer-lens", with_transformer_lens),
+}
 
 
 def versions() -> dict[str, str | None]:

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.simulation import FEWER, RESAMPLES, RESAMPLES_CORRECTED, SIMULATIONS, SIZES, far_away, identity, plain_claim
+from benchmarks.simulation import (
+    FEWER,
+    RESAMPLES,
+    RESAMPLES_CORRECTED,
+    SIMULATIONS,
+    SIZES,
+    far_away,
+    identity,
+    plain_claim,
+)
 from fixtures.study import CONFIRMATORY, EXPERIMENTS, NUM_CONFIRMATORY, Study, families
 from tempo import statistics
 from tempo.claims import Claim, declared_sizes, judge, num_needed
@@ -39,10 +48,16 @@ def read_cases(results: Path) -> dict[str, list[dict[str, Any]]]:
     configs = [family for study in studies() for family in families(study.experiment)]
     found = {}
     for family in configs:
-        cases = [record["case"] for record in read_jsonl(results / family.config.results / "cases.jsonl")]
-        found[family.name] = list({case["prompt"]: case for case in cases}.values())  # the newest of each prompt
+        cases = [
+            record["case"] for record in read_jsonl(results / family.config.results / "cases.jsonl")
+        ]
+        found[family.name] = list(
+            {case["prompt"]: case for case in cases}.values()
+        )  # the newest of each prompt
     if missing := [name for name, cases in found.items() if not cases]:
-        raise SystemExit(f"no cases of {', '.join(missing)} under {results}/; run pytest test_experiments first, or name its --results")
+        raise SystemExit(
+            f"no cases of {', '.join(missing)} under {results}/; run pytest test_experiments first, or name its --results"
+        )
     return found
 
 
@@ -71,7 +86,11 @@ def registered_power(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[d
 def _power(claim: Claim, real: np.ndarray) -> dict[str, float]:
     """Shares of the right verdict among samples of 160: of a normal shape, and of the measured values' own shape."""
     effect, n = float(claim.planned_effect or 0.0), max(SIZES)
-    inside = abs(effect) < claim.margin if claim.test == "equivalent" else (effect < claim.margin) == (claim.test == "less")
+    inside = (
+        abs(effect) < claim.margin
+        if claim.test == "equivalent"
+        else (effect < claim.margin) == (claim.test == "less")
+    )
     right = "SUPPORTED" if inside else "REFUTED"
     if claim.test == "proportion":
         held = np.arange(n + 1)
@@ -86,9 +105,14 @@ def _power(claim: Claim, real: np.ndarray) -> dict[str, float]:
         shapes["power"] = lambda rng: rng.normal(effect, claim.planned_sd, n)
         if np.ptp(real) > 0:
             scaled = (real - real.mean()) / real.std()
-            shapes["power_real_shape"] = lambda rng: effect + claim.planned_sd * rng.choice(scaled, n)
+            shapes["power_real_shape"] = lambda rng: (
+                effect + claim.planned_sd * rng.choice(scaled, n)
+            )
     rng = np.random.default_rng(0)
-    return {name: float(np.mean([judge(claim, list(draw(rng))).verdict == right for _ in range(DRAWS)])) for name, draw in shapes.items()}
+    return {
+        name: float(np.mean([judge(claim, list(draw(rng))).verdict == right for _ in range(DRAWS)]))
+        for name, draw in shapes.items()
+    }
 
 
 SAME_MODE = {  # by config: (what a mode against itself measures, the margin beyond which it would be a difference)
@@ -112,14 +136,24 @@ def real_model(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[st
         values = np.array([case[key] for case in cases[config] if case[key] is not None])
         for n in SIZES:
             claim = plain_claim("greater", margin=margin)
-            verdicts = [judge(claim, list(rng.choice(values, n, replace=False))).verdict for _ in range(FEWER)]
+            verdicts = [
+                judge(claim, list(rng.choice(values, n, replace=False))).verdict
+                for _ in range(FEWER)
+            ]
             rows.append({"data": f"the same mode twice: {config} {key} above {margin:g}", "n": n, "draws": FEWER,
                          "false": verdicts.count("SUPPORTED") / FEWER, "most": float(values.max())})  # fmt: skip
     for config, (one, other) in PAIRS.items():
-        pairs = [(case[one], case[other]) for case in cases[config] if case[one] is not None and case[other] is not None]
+        pairs = [
+            (case[one], case[other])
+            for case in cases[config]
+            if case[one] is not None and case[other] is not None
+        ]
         differences = np.array([a - b for a, b in pairs])
         for n in SIZES:
-            shuffled = [rng.choice(differences, n, replace=False) * rng.choice([-1.0, 1.0], n) for _ in range(SIMULATIONS)]
+            shuffled = [
+                rng.choice(differences, n, replace=False) * rng.choice([-1.0, 1.0], n)
+                for _ in range(SIMULATIONS)
+            ]
             verdicts = [judge(plain_claim("greater"), list(values)).verdict for values in shuffled]
             rows.append({"data": f"labels shuffled: {config} {one} against {other}", "n": n, "draws": SIMULATIONS,
                          "false": 1 - verdicts.count("INCONCLUSIVE") / SIMULATIONS})  # fmt: skip

@@ -49,7 +49,9 @@ def layers_of(lm: LanguageModel, num_layers: int) -> LanguageModel:
 def text_of(lm: LanguageModel, length: int, start: int = 0) -> list[int]:
     """`length` tokens: the suite's prompts one after another from number `start` on; random ones without a tokenizer."""
     if lm.tokenizer is None:
-        return torch.randint(lm.vocab_size, (length,), generator=torch.Generator().manual_seed(start)).tolist()
+        return torch.randint(
+            lm.vocab_size, (length,), generator=torch.Generator().manual_seed(start)
+        ).tolist()
     prompts = [prompt for _, prompt in suite_prompts()]
     tokens: list[int] = []
     while len(tokens) < length:
@@ -61,4 +63,11 @@ def text_of(lm: LanguageModel, length: int, start: int = 0) -> list[int]:
 def wide(prompt: Sequence[int], width: int, num_steps: int, **settings: Any) -> RunSpec:
     """A free run of exactly `width` tokens a step."""
     threshold = EVERY_TOKEN if width > 1 else 1.0
-    return RunSpec(prompt=list(prompt), threshold=threshold, max_width=width, max_steps=num_steps, stop_at_eos=False, **settings)
+    return RunSpec(
+        prompt=list(prompt),
+        threshold=threshold,
+        max_width=width,
+        max_steps=num_steps,
+        stop_at_eos=False,
+        **settings,
+    )

@@ -33,7 +33,9 @@ def _right_skewed() -> dict[str, Draw]:
         "lognormal 0.5": lambda rng, shape: rng.lognormal(0, 0.5, shape) - math.exp(0.125),
         "lognormal 1": lambda rng, shape: rng.lognormal(0, 1, shape) - math.exp(0.5),
         "skewed ties": lambda rng, shape: rng.binomial(3, 0.25, shape) / 3 - 0.25,
-        "sparse zeros": lambda rng, shape: rng.binomial(1, 0.1, shape) * rng.exponential(1, shape) - 0.1,
+        "sparse zeros": lambda rng, shape: (
+            rng.binomial(1, 0.1, shape) * rng.exponential(1, shape) - 0.1
+        ),
     }
 
 
@@ -47,7 +49,11 @@ SYMMETRIC: dict[str, Draw] = {
     "ties": lambda rng, shape: rng.integers(0, 4, shape) / 3 - 0.5,
 }
 # Every one has mean 0; "..., left" has its long tail on the left.
-DRAWS: dict[str, Draw] = SYMMETRIC | _right_skewed() | {f"{name}, left": _mirrored(draw) for name, draw in _right_skewed().items()}
+DRAWS: dict[str, Draw] = (
+    SYMMETRIC
+    | _right_skewed()
+    | {f"{name}, left": _mirrored(draw) for name, draw in _right_skewed().items()}
+)
 
 
 class Scenario(NamedTuple):
@@ -118,8 +124,13 @@ def simulate(scenario: Scenario) -> Rates:
 
 def sign_flips_alone(scenario: Scenario) -> float:
     """The false verdicts of the plain two-sided sign-flip test on the same data: what the other half of the test is for."""
-    rng = np.random.default_rng([scenario.seed, scenario.n, *scenario.draw.encode(), *scenario.claim.id.encode()])
-    flips = [min(statistics.sign_flip(DRAWS[scenario.draw](rng, (scenario.n,)))) for _ in range(scenario.simulations)]
+    rng = np.random.default_rng(
+        [scenario.seed, scenario.n, *scenario.draw.encode(), *scenario.claim.id.encode()]
+    )
+    flips = [
+        min(statistics.sign_flip(DRAWS[scenario.draw](rng, (scenario.n,))))
+        for _ in range(scenario.simulations)
+    ]
     return float(np.mean(2 * np.array(flips) < ALPHA))
 
 
@@ -130,22 +141,36 @@ def limit(simulations: int, alpha: float = ALPHA) -> float:
 
 def null_scenarios() -> list[Scenario]:
     """Data for which every verdict is false: the estimand lies exactly on the margin."""
-    mean, ranks = plain_claim("greater", id="mean"), plain_claim("greater", id="pseudomedian", estimand="pseudomedian")
-    one_tail = [name for name in DRAWS if not name.endswith("left")]  # both directions are counted, so one side shows both
-    found = [Scenario(claim, draw, n) for claim in (mean, ranks) for draw in one_tail for n in SIZES]
+    mean, ranks = (
+        plain_claim("greater", id="mean"),
+        plain_claim("greater", id="pseudomedian", estimand="pseudomedian"),
+    )
+    one_tail = [
+        name for name in DRAWS if not name.endswith("left")
+    ]  # both directions are counted, so one side shows both
+    found = [
+        Scenario(claim, draw, n) for claim in (mean, ranks) for draw in one_tail for n in SIZES
+    ]
     equal = plain_claim("equivalent", id="equivalence", margin=2.0)
     # its margin is approached from one side only: here from the right, so "left" has the long tail inside
     both_tails = [*one_tail, "exponential, left", "lognormal 1, left"]
     found += [Scenario(equal, draw, n, shift=2.0) for draw in both_tails for n in SIZES]
     cells = plain_claim("somewhere", id="somewhere")
-    return found + [Scenario(cells, draw, n, simulations=FEWER) for draw in both_tails for n in SIZES]
+    return found + [
+        Scenario(cells, draw, n, simulations=FEWER) for draw in both_tails for n in SIZES
+    ]
 
 
 def power_scenarios() -> list[Scenario]:
     """Planted effects, in standard deviations of the data (those of the t3 are infinite-tailed: its scale is 3 ** 0.5)."""
     claim = plain_claim("greater", id="mean")
     sds = {"normal": 1.0, "exponential": 1.0, "exponential, left": 1.0, "Student t3": math.sqrt(3)}
-    return [Scenario(claim, d, n, effect * sd, FEWER) for d, sd in sds.items() for effect in EFFECTS for n in SIZES]
+    return [
+        Scenario(claim, d, n, effect * sd, FEWER)
+        for d, sd in sds.items()
+        for effect in EFFECTS
+        for n in SIZES
+    ]
 
 
 def exact_share_rates() -> list[dict[str, Any]]:
@@ -156,7 +181,9 @@ def exact_share_rates() -> list[dict[str, Any]]:
             chance = stats.binom.pmf(np.arange(n + 1), n, margin)
             found = [statistics.share(held, n, margin) for held in range(n + 1)]
             missed = [not r.low <= margin <= r.high for r in found]
-            false, at_01 = ([min(r.p, r.p_against) < alpha for r in found] for alpha in (ALPHA, 0.01))
+            false, at_01 = (
+                [min(r.p, r.p_against) < alpha for r in found] for alpha in (ALPHA, 0.01)
+            )
             rows.append({
                 "test": "proportion", "draw": f"share {margin:g}", "n": n, "simulations": 0, "false": float(chance[false].sum()),
                 "false_at_01": float(chance[at_01].sum()), "missed": float(chance[missed].sum()),

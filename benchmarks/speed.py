@@ -26,7 +26,15 @@ from transformers import DynamicCache
 import tempo
 from benchmarks.growth import Scale, memory_growth, step_seconds, time_growth
 from benchmarks.memory import Point
-from benchmarks.peers import Captured, generate, greedy, optional_peers, versions, with_generate, with_tempo
+from benchmarks.peers import (
+    Captured,
+    generate,
+    greedy,
+    optional_peers,
+    versions,
+    with_generate,
+    with_tempo,
+)
 from benchmarks.shapes import LLAMA_7B, random_llama, text_of, wide
 from benchmarks.speed_report import markdown, picture_of
 from benchmarks.timing import Ratio, Work, alternate, clock
@@ -77,17 +85,35 @@ def sweep(lm: LanguageModel, size: Size, *, every: bool) -> list[dict[str, Any]]
         "generate, one batch": with_generate(lm, size.steps, together=True),
     }
     if every:
-        peers |= {"generate, no capture": with_generate(lm, size.steps, capture=False)} | optional_peers(lm, size.steps)
+        peers |= {
+            "generate, no capture": with_generate(lm, size.steps, capture=False)
+        } | optional_peers(lm, size.steps)
     tokens = {name: peer(prompts[:1]).tokens for name, peer in peers.items()}  # warms up
     demanded = in_float32(PEERS_AT_LEAST, lm)
     ratios = [
         Ratio(name, what, over, "tempo", at_least=demanded.get(over))
         for name, what, over in (
-            ("transformers, eager", "generate with output_attentions, one run after another", "generate"),
-            ("transformers, one batch", "the same with all runs in one batch", "generate, one batch"),
-            ("transformers, sdpa", "generate that captures nothing, one run after another", "generate, no capture"),
+            (
+                "transformers, eager",
+                "generate with output_attentions, one run after another",
+                "generate",
+            ),
+            (
+                "transformers, one batch",
+                "the same with all runs in one batch",
+                "generate, one batch",
+            ),
+            (
+                "transformers, sdpa",
+                "generate that captures nothing, one run after another",
+                "generate, no capture",
+            ),
             ("nnsight", "its traced generate, one run after another", "nnsight"),
-            ("TransformerLens", "a loop of run_with_cache, one run after another", "TransformerLens"),
+            (
+                "TransformerLens",
+                "a loop of run_with_cache, one run after another",
+                "TransformerLens",
+            ),
         )
     ]
 
@@ -95,9 +121,18 @@ def sweep(lm: LanguageModel, size: Size, *, every: bool) -> list[dict[str, Any]]
         found: Captured = peers[name](prompts)
         tokens[name] = found.tokens
 
-    times = alternate({name: partial(clock, decode, name) for name in peers}, size.sweep_rounds, warm_up=False)
-    same = {name: sum(a == b for a, b in zip(tokens[name], tokens["tempo"], strict=True)) for name in peers}
-    return [ratio.row(times) | {"same_runs": f"{same[ratio.over]} of {size.runs}"} for ratio in ratios if ratio.over in peers]
+    times = alternate(
+        {name: partial(clock, decode, name) for name in peers}, size.sweep_rounds, warm_up=False
+    )
+    same = {
+        name: sum(a == b for a, b in zip(tokens[name], tokens["tempo"], strict=True))
+        for name in peers
+    }
+    return [
+        ratio.row(times) | {"same_runs": f"{same[ratio.over]} of {size.runs}"}
+        for ratio in ratios
+        if ratio.over in peers
+    ]
 
 
 def single(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
@@ -109,7 +144,11 @@ def single(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
     }
     what = "generate with sdpa over one run capped at width 1, neither with capture"
     at_least = in_float32(PEERS_AT_LEAST, lm).get("single")
-    return [Ratio("single run", what, "generate", "tempo", at_least=at_least).row(alternate(works, size.rounds))]
+    return [
+        Ratio("single run", what, "generate", "tempo", at_least=at_least).row(
+            alternate(works, size.rounds)
+        )
+    ]
 
 
 def steps(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
@@ -119,7 +158,10 @@ def steps(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
     works: dict[str, Work] = {
         "one": partial(step, 1, size.steps),
         "siblings": partial(step, SIBLINGS, size.steps),
-        **{f"{name} of {SIBLINGS}": partial(step, SIBLINGS, size.steps, capture=(name,)) for name in CAPTURE_AT_MOST},
+        **{
+            f"{name} of {SIBLINGS}": partial(step, SIBLINGS, size.steps, capture=(name,))
+            for name in CAPTURE_AT_MOST
+        },
         "model, one": partial(model_seconds, lm, prompt, 1, size.steps),
         "model, siblings": partial(model_seconds, lm, prompt, SIBLINGS, size.steps),
         "weights": weights_read(lm),
@@ -142,7 +184,10 @@ def steps(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
 def model_seconds(lm: LanguageModel, prompt: Sequence[int], width: int, num_steps: int) -> float:
     """Seconds of one forward pass of `width` tokens of the model as transformers runs it, with sdpa and a cache of its own."""
     with installed(lm.model, "sdpa"), torch.inference_mode():
-        options: dict[str, Any] = {"use_cache": True, lm.cache_keyword: DynamicCache(config=lm.model.config)}
+        options: dict[str, Any] = {
+            "use_cache": True,
+            lm.cache_keyword: DynamicCache(config=lm.model.config),
+        }
         lm.model(torch.tensor([prompt], device=lm.device), logits_to_keep=1, **options)
         tokens = torch.tensor([[0] * width], device=lm.device)
         return clock(lambda: [lm.model(tokens, **options) for _ in range(num_steps)]) / num_steps
@@ -153,7 +198,9 @@ def weights_read(lm: LanguageModel) -> Work:
     tied = lm.model.get_input_embeddings().weight is lm.model.get_output_embeddings().weight
     num_bytes = sum(parameter.nbytes for parameter in lm.model.parameters())
     num_bytes -= 0 if tied else lm.model.get_input_embeddings().weight.nbytes
-    numbers = torch.ones(num_bytes // 4, device=lm.device)  # float32 in any case: the sum of bfloat16 is slower than reading it
+    numbers = torch.ones(
+        num_bytes // 4, device=lm.device
+    )  # float32 in any case: the sum of bfloat16 is slower than reading it
     return partial(clock, numbers.sum)
 
 
@@ -162,8 +209,14 @@ def capture(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
     prompts = [text_of(lm, size.context, run) for run in range(size.runs)]
     # what is captured of the last set takes a pass, which a run without capture spends on one more step
     without = [greedy(prompt, size.steps + 1) for prompt in prompts]
-    captured = {name: [spec.but(max_steps=size.steps, capture=(name,)) for spec in without] for name in CAPTURE_AT_MOST}
-    works = {name: partial(clock, tempo.generate_batch, lm, specs) for name, specs in {"without": without, **captured}.items()}
+    captured = {
+        name: [spec.but(max_steps=size.steps, capture=(name,)) for spec in without]
+        for name in CAPTURE_AT_MOST
+    }
+    works = {
+        name: partial(clock, tempo.generate_batch, lm, specs)
+        for name, specs in {"without": without, **captured}.items()
+    }
     times = alternate(works, size.rounds)
     wide_runs = [wide(prompt, SIBLINGS, size.steps) for prompt in prompts[:2]]
 
@@ -171,7 +224,9 @@ def capture(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
         return all(
             a.tokens == b.tokens and np.array_equal(a.distribution, b.distribution)
             for plain, full in pairs
-            for one, other in zip(tempo.generate_batch(lm, plain), tempo.generate_batch(lm, full), strict=True)
+            for one, other in zip(
+                tempo.generate_batch(lm, plain), tempo.generate_batch(lm, full), strict=True
+            )
             for a, b in zip(one.steps, other.steps, strict=False)  # the extra step has no partner
         )
 
@@ -179,9 +234,18 @@ def capture(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
     rows = []
     for name in CAPTURE_AT_MOST:
         row = Ratio(
-            f"capture {name}", f"the sweep with {name} captured over as many passes without", name, "without", at_most=demanded.get(name)
+            f"capture {name}",
+            f"the sweep with {name} captured over as many passes without",
+            name,
+            "without",
+            at_most=demanded.get(name),
         )
-        bits = same([(without, captured[name]), (wide_runs, [spec.but(capture=(name, "logits")) for spec in wide_runs])])
+        bits = same(
+            [
+                (without, captured[name]),
+                (wide_runs, [spec.but(capture=(name, "logits")) for spec in wide_runs]),
+            ]
+        )
         row = row.row(times) | {"same_bits": bits}
         rows.append(row | {"met": bits and row["met"]})
     return rows
@@ -197,12 +261,16 @@ def ratios_of(lm: LanguageModel, size: Size, *, every: bool) -> dict[str, Any]:
 def on_gpu(size: Size) -> dict[str, Any]:
     """The ratios of a random Llama of seven billion weights in bfloat16."""
     if not torch.cuda.is_available():
-        return {"skipped": f"torch {torch.__version__} sees no CUDA device; there a random Llama of the shape of 7B would be measured"}
+        return {
+            "skipped": f"torch {torch.__version__} sees no CUDA device; there a random Llama of the shape of 7B would be measured"
+        }
     with random_llama(torch.bfloat16, "cuda", **LLAMA_7B) as lm:
         return ratios_of(lm, size, every=True) | {"device": torch.cuda.get_device_name()}
 
 
-def measure(model: str, size: Size, scale: Scale, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def measure(
+    model: str, size: Size, scale: Scale, keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """The whole report; `keep` is given what there is of it after each part."""
     began = time.perf_counter()
     report: dict[str, Any] = {
@@ -229,8 +297,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--folder", type=Path, default=TARGET, help="where speed.json, speed.md and speed.svg go")
-    parser.add_argument("--quick", action="store_true", help="every measurement once and small: does it run at all?")
+    parser.add_argument(
+        "--folder", type=Path, default=TARGET, help="where speed.json, speed.md and speed.svg go"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="every measurement once and small: does it run at all?"
+    )
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     so_far = options.folder / "speed.unfinished.json"
@@ -239,7 +311,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     publish(report, options.folder)
     so_far.unlink()
     Console().print(Markdown(markdown(report)))
-    print(f"written: speed.json, speed.md and speed.svg in {options.folder}; took {report['took']} s")
+    print(
+        f"written: speed.json, speed.md and speed.svg in {options.folder}; took {report['took']} s"
+    )
 
 
 def publish(report: dict[str, Any], folder: Path) -> None:

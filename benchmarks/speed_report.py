@@ -31,17 +31,29 @@ Below 1: a part that does not grow (reading the weights once a step, the memory 
 
 def markdown(report: Report) -> str:
     """Tables of ratios, of memory and of growth."""
-    peers = ", ".join(f"{name} {release or 'not installed: measured without'}" for name, release in report["peers"].items())
+    peers = ", ".join(
+        f"{name} {release or 'not installed: measured without'}"
+        for name, release in report["peers"].items()
+    )
     parts = [
         "# Speed and memory\n", INTRODUCTION,
         SWEEP.format(**report),
         f"{report['threads']} threads; {versions_of(report)}, {peers}; measured in {report['took']} s.\n",
     ]  # fmt: skip
     for measured in models_of(report):
-        parts += [f"## {measured['model']}, {measured['dtype']}, {measured['device']}\n", ratio_table(measured["rows"])]
+        parts += [
+            f"## {measured['model']}, {measured['dtype']}, {measured['device']}\n",
+            ratio_table(measured["rows"]),
+        ]
     if "skipped" in report["gpu"]:
         parts.append(f"GPU: skipped, as {report['gpu']['skipped']}.\n")
-    parts += ["## Memory\n", memory_line(report["peak"]), "## Growth\n", GROWTH, growth_table(report)]
+    parts += [
+        "## Memory\n",
+        memory_line(report["peak"]),
+        "## Growth\n",
+        GROWTH,
+        growth_table(report),
+    ]
     return "\n".join(parts)
 
 
@@ -51,7 +63,9 @@ def models_of(report: Report) -> list[Report]:
 
 
 def versions_of(report: Report) -> str:
-    return ", ".join(f"{name} {release}" for name, release in report["models"][0]["versions"].items())
+    return ", ".join(
+        f"{name} {release}" for name, release in report["models"][0]["versions"].items()
+    )
 
 
 def ratio_table(rows: Sequence[Report]) -> str:
@@ -68,7 +82,11 @@ def ratio_table(rows: Sequence[Report]) -> str:
 def same(row: Report) -> str:
     if "same_runs" in row:
         return f"; same runs: {row['same_runs']}"
-    return f"; {'the same to the last bit' if row['same_bits'] else 'NOT the same bits'}" if "same_bits" in row else ""
+    return (
+        f"; {'the same to the last bit' if row['same_bits'] else 'NOT the same bits'}"
+        if "same_bits" in row
+        else ""
+    )
 
 
 def demand(row: Report) -> str:
@@ -102,13 +120,31 @@ def growth_table(report: Report) -> str:
     for name, curve in report["time"].items():
         power = curve["exponents"]
         limit = f"≤ {curve['at_most']:g}: {verdict(curve)}" if "at_most" in curve else ""
-        rows.append(["time", name, span(curve), curve["what"], f"{power['fitted']:.2f}", f"{power['last']:.2f}", limit])
+        rows.append(
+            [
+                "time",
+                name,
+                span(curve),
+                curve["what"],
+                f"{power['fitted']:.2f}",
+                f"{power['last']:.2f}",
+                limit,
+            ]
+        )
     for name, curve in report["memory"].items():
         power, computed = curve["exponents"], curve["computed_exponents"]
-        what = (
-            f"peak{', over steps, arrays on disk' if name == SPOOLED else ''}; computed: {computed['fitted']:.2f}, {computed['last']:.2f}"
+        what = f"peak{', over steps, arrays on disk' if name == SPOOLED else ''}; computed: {computed['fitted']:.2f}, {computed['last']:.2f}"
+        rows.append(
+            [
+                "memory",
+                name,
+                span(curve),
+                what,
+                f"{power['fitted']:.2f}",
+                f"{power['last']:.2f}",
+                "",
+            ]
         )
-        rows.append(["memory", name, span(curve), what, f"{power['fitted']:.2f}", f"{power['last']:.2f}", ""])
     return table(["", "against", "from, to", "of", "fitted", "last", "demanded"], rows)
 
 
@@ -132,9 +168,16 @@ def picture_of(report: Report) -> Picture:
         draw_ratios(above.subplots(), labelled)
         axes = below.subplots(2, 6, squeeze=False)
         for column, (name, curve) in enumerate(report["time"].items()):
-            draw_curve(axes[0][column], f"ms ~ {name}", curve, [[s * 1e3 for s in curve["seconds"]]])
+            draw_curve(
+                axes[0][column], f"ms ~ {name}", curve, [[s * 1e3 for s in curve["seconds"]]]
+            )
         for column, (name, curve) in enumerate(report["memory"].items()):
-            draw_curve(axes[1][column], f"MiB ~ {name}", curve, [[b / 2**20 for b in curve[key]] for key in ("peak", "computed")])
+            draw_curve(
+                axes[1][column],
+                f"MiB ~ {name}",
+                curve,
+                [[b / 2**20 for b in curve[key]] for key in ("peak", "computed")],
+            )
         for ax in [*axes[0][len(report["time"]) :], *axes[1][len(report["memory"]) :]]:
             ax.set_axis_off()
 
@@ -148,15 +191,23 @@ def picture_of(report: Report) -> Picture:
 def labelled_rows(report: Report) -> Iterator[tuple[str, Report]]:
     for measured in models_of(report):
         for row in measured["rows"]:
-            yield f"{row['name']} ({measured['dtype']}{'' if measured['device'] == 'cpu' else ', GPU'})", row
+            yield (
+                f"{row['name']} ({measured['dtype']}{'' if measured['device'] == 'cpu' else ', GPU'})",
+                row,
+            )
 
 
 def draw_ratios(ax: Axes, labelled: Sequence[tuple[str, Report]]) -> None:
     for y, (_, row) in enumerate(labelled):
         colour = {None: BLUE, True: GREEN, False: VERMILLION}[row["met"]]
         ax.plot([row["least"], row["most"]], [y, y], color=colour, linewidth=1.5)
-        ax.plot(row["ratio"], y, "o" if row["met"] is not False else "X", color=colour, markersize=5)
-        for bound, marker in ((row["at_least"], 5), (row["at_most"], 4)):  # carets: the side that is demanded
+        ax.plot(
+            row["ratio"], y, "o" if row["met"] is not False else "X", color=colour, markersize=5
+        )
+        for bound, marker in (
+            (row["at_least"], 5),
+            (row["at_most"], 4),
+        ):  # carets: the side that is demanded
             if bound is not None:
                 ax.plot(bound, y, marker=marker, color=colour, markersize=7, fillstyle="none")
     ax.set_yticks(range(len(labelled)), [label for label, _ in labelled], fontsize=7.5)
@@ -175,6 +226,10 @@ def draw_curve(ax: Axes, title: str, curve: Report, ys: Sequence[Sequence[float]
         ax.loglog(x, y, style, color=colour, markersize=3.5, linewidth=1)
     low, high = min(map(min, ys)), max(map(max, ys))
     ax.minorticks_off()
-    ax.set_xticks([x[0], x[len(x) // 2], x[-1]], [f"{n:g}" for n in (x[0], x[len(x) // 2], x[-1])], fontsize=7.5)
+    ax.set_xticks(
+        [x[0], x[len(x) // 2], x[-1]],
+        [f"{n:g}" for n in (x[0], x[len(x) // 2], x[-1])],
+        fontsize=7.5,
+    )
     ax.set_yticks([low, high], [f"{n:.3g}" for n in (low, high)], fontsize=7.5)
     ax.set_title(f"{title}^{curve['exponents']['fitted']:.2f}", fontsize=8.5)

@@ -28,7 +28,9 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def alternate(works: Mapping[K, Work], rounds: int, *, warm_up: bool = True) -> dict[K, list[float]]:
+def alternate(
+    works: Mapping[K, Work], rounds: int, *, warm_up: bool = True
+) -> dict[K, list[float]]:
     """Seconds of each work in each round. Every round does all of them, beginning one further on each time, so that what else
     the machine does falls on all alike; one more round, first of all, warms up and is not kept."""
     names = list(works)
@@ -55,7 +57,10 @@ class Ratio:
 
     def row(self, seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         """The median over rounds with the smallest and the largest, and the median seconds of both."""
-        pairs = [over / under for over, under in zip(seconds[self.over], seconds[self.under], strict=True)]
+        pairs = [
+            over / under
+            for over, under in zip(seconds[self.over], seconds[self.under], strict=True)
+        ]
         return {
             "name": self.name, "what": self.what, "over": self.over, "under": self.under,
             "seconds": [significant(median(seconds[name])) for name in (self.over, self.under)],
@@ -63,11 +68,18 @@ class Ratio:
         } | judged(median(pairs), self.at_least, self.at_most)  # fmt: skip
 
 
-def judged(value: float, at_least: float | None = None, at_most: float | None = None) -> dict[str, Any]:
+def judged(
+    value: float, at_least: float | None = None, at_most: float | None = None
+) -> dict[str, Any]:
     """The value beside what is demanded of it, and whether it is met: None if nothing is demanded."""
     demanded = at_least is not None or at_most is not None
     met = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
-    return {"ratio": significant(value), "at_least": at_least, "at_most": at_most, "met": met if demanded else None}
+    return {
+        "ratio": significant(value),
+        "at_least": at_least,
+        "at_most": at_most,
+        "met": met if demanded else None,
+    }
 
 
 def significant(value: float) -> float:

@@ -5,7 +5,14 @@ TEMPO decoding appends at each step every token whose probability reaches a thre
 
 from tempo import reference
 from tempo.engine import generate, generate_batch, stream
-from tempo.errors import MemoryBudgetError, ModelError, ResultsError, SpecError, TempoError, TraceError
+from tempo.errors import (
+    MemoryBudgetError,
+    ModelError,
+    ResultsError,
+    SpecError,
+    TempoError,
+    TraceError,
+)
 from tempo.models import LanguageModel, load_model, wrap_model
 from tempo.spec import RunSpec
 from tempo.trace import Step, Trace, load_trace

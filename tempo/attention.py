@@ -61,7 +61,9 @@ class Recording:
     parts: Sequence[tuple[int, np.ndarray]]  # cache row, and [L, H, w, N] float32 of its run
     own: np.ndarray | None  # [L, R, H, w, w] float32, if no run records more
     own_slots: Tensor  # [R, w] slots of the pass's own tokens
-    _products: list[Tensor] = field(default_factory=list)  # [R, Hkv, G*w, N] of the layers that wait
+    _products: list[Tensor] = field(
+        default_factory=list
+    )  # [R, Hkv, G*w, N] of the layers that wait
     _scale: float = 1.0  # what these layers have in common
     _mask: Tensor | None = None
     _num_kept: int = 0  # layers whose weights are where they belong
@@ -70,7 +72,11 @@ class Recording:
         """Keep the next layer's weights, the softmax of scale * query key + mask."""
         wide = torch.promote_types(query.dtype, torch.float32)
         product = query.to(wide) @ key.to(wide).transpose(-1, -2)
-        if self._products and (product.shape, scale, id(mask)) != (self._products[0].shape, self._scale, id(self._mask)):
+        if self._products and (product.shape, scale, id(mask)) != (
+            self._products[0].shape,
+            self._scale,
+            id(self._mask),
+        ):
             self.flush()
         self._scale, self._mask = scale, mask
         self._products.append(product)
@@ -85,9 +91,13 @@ class Recording:
     def flush(self) -> None:
         """Put the weights of all layers that have been taken where they belong."""
         if self._products:
-            scores = (torch.stack(self._products) if len(self._products) > 1 else self._products[0][None]).mul_(self._scale)
+            scores = (
+                torch.stack(self._products) if len(self._products) > 1 else self._products[0][None]
+            ).mul_(self._scale)
             self._products.clear()
-            self._keep(torch.softmax(scores if self._mask is None else scores.add_(self._mask), dim=-1))
+            self._keep(
+                torch.softmax(scores if self._mask is None else scores.add_(self._mask), dim=-1)
+            )
 
     def _keep(self, weights: Tensor) -> None:
         num_layers, num_rows, _, _, num_slots = weights.shape
@@ -96,7 +106,11 @@ class Recording:
         width = self.own_slots.shape[1]
         weights = weights.reshape(num_layers, num_rows, -1, width, num_slots)
         if self.own is not None:
-            self.own[layers] = weights.gather(-1, self.own_slots[:, None, None].expand(*weights.shape[:4], width)).cpu().numpy()
+            self.own[layers] = (
+                weights.gather(-1, self.own_slots[:, None, None].expand(*weights.shape[:4], width))
+                .cpu()
+                .numpy()
+            )
             return
         kept = weights.cpu().numpy()
         for row, part in self.parts:
@@ -112,14 +126,20 @@ class PassContext:
     slots: Tensor  # [T] slot each token is written to
     allowed: Tensor  # [R, w, N] bool, query by key
     bias: Tensor | None  # [R, w, N] float32, added to the attention logits of allowed keys
-    expected: Sequence[AttentionCall]  # the attention calls of the pass, as the model made them when it was loaded
+    expected: Sequence[
+        AttentionCall
+    ]  # the attention calls of the pass, as the model made them when it was loaded
     query_positions: Tensor | None = None  # [R, w], where a layer has a window
     slot_positions: Tensor | None = None  # [R, N], where a layer has a window
     isolated: Tensor | None = None  # [R, w, N] bool, `allowed` in the layers that isolate siblings
     isolated_bias: Tensor | None = None  # [R, w, N], `bias` there
-    isolated_layers: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # of each row that has some: first, end
+    isolated_layers: Mapping[int, tuple[int, int]] = field(
+        default_factory=dict
+    )  # of each row that has some: first, end
     only: range | None = None  # slots of the tokens, if there is but one row
-    copies: tuple[Tensor, Tensor, Tensor] | None = None  # rows and slots that also hold a packed token, and which it is
+    copies: tuple[Tensor, Tensor, Tensor] | None = (
+        None  # rows and slots that also hold a packed token, and which it is
+    )
     recording: Recording | None = None
     num_calls: int = 0  # made so far
     _masks: dict[tuple, Tensor] = field(default_factory=dict)
@@ -128,19 +148,31 @@ class PassContext:
     def num_slots(self) -> int:
         return self.allowed.shape[-1]
 
-    def take_call(self, module: nn.Module, sliding_window: int | None) -> tuple[int, int | None, bool]:
+    def take_call(
+        self, module: nn.Module, sliding_window: int | None
+    ) -> tuple[int, int | None, bool]:
         """Layer and window of the next call, and whether it is the first of its layer; ModelError if it was not expected."""
         index, self.num_calls = self.num_calls, self.num_calls + 1
         known = self.expected[index] if index < len(self.expected) else None
-        if known is None or known.module is not module or (known.window and sliding_window not in (None, known.window)):
+        if (
+            known is None
+            or known.module is not module
+            or (known.window and sliding_window not in (None, known.window))
+        ):
             raise ModelError(
                 f"attention call {index} of a pass came from {type(module).__name__} with window {sliding_window}, at load it was "
                 f"{known and (type(known.module).__name__, known.window)}; the model has changed since: load or wrap it again"
             )
         # a layer may ask several times with the same queries and keys (differential attention): its weights are one set
-        return known.layer, known.window, index == 0 or self.expected[index - 1].layer != known.layer
+        return (
+            known.layer,
+            known.window,
+            index == 0 or self.expected[index - 1].layer != known.layer,
+        )
 
-    def mask(self, layer: int, window: int | None, groups: int, dtype: torch.dtype) -> Tensor | None:
+    def mask(
+        self, layer: int, window: int | None, groups: int, dtype: torch.dtype
+    ) -> Tensor | None:
         """The mask of one layer, [R, 1, G*w, N], the same for each of the G query heads that share a key head.
 
         Additive in `dtype`: the bias, or 0, where a query may attend, else -inf. None for a single token that sees all there
@@ -148,13 +180,17 @@ class PassContext:
         """
         if self.only is not None and len(self.only) == 1 and self.bias is None and window is None:
             return None
-        inside = tuple(row for row, (first, end) in self.isolated_layers.items() if first <= layer < end)
+        inside = tuple(
+            row for row, (first, end) in self.isolated_layers.items() if first <= layer < end
+        )
         key = (inside, window, groups, dtype)
         if key not in self._masks:
             allowed, bias = self.allowed, self.bias
             if inside:
                 assert self.isolated is not None
-                allowed = allowed.index_copy(0, (rows := torch.tensor(inside, device=allowed.device)), self.isolated[rows])
+                allowed = allowed.index_copy(
+                    0, (rows := torch.tensor(inside, device=allowed.device)), self.isolated[rows]
+                )
                 if bias is not None and self.isolated_bias is not None:
                     bias = bias.index_copy(0, rows, self.isolated_bias[rows])
             if window is not None:
@@ -163,7 +199,9 @@ class PassContext:
                 distance = self.query_positions[:, :, None] - self.slot_positions[:, None, :]
                 allowed = allowed & (distance < window)
             added = torch.zeros_like(allowed, dtype=dtype) if bias is None else bias.to(dtype)
-            self._masks[key] = added.masked_fill(~allowed, -torch.inf).repeat(1, groups, 1).unsqueeze(1)
+            self._masks[key] = (
+                added.masked_fill(~allowed, -torch.inf).repeat(1, groups, 1).unsqueeze(1)
+            )
         return self._masks[key]
 
 
@@ -172,11 +210,13 @@ def tempo_attention(
     query: Tensor,  # [1, H, T, D]
     key: Tensor,  # [R, Hkv, N, D], rotated and cached
     value: Tensor,  # [R, Hkv, N, V]
-    attention_mask: Tensor | None,  # a placeholder that stops transformers from making one of its own
+    attention_mask: Tensor
+    | None,  # a placeholder that stops transformers from making one of its own
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    s_aux: Tensor | None = None,  # [H] attention sinks: a logit in the softmax's sum without a value
+    s_aux: Tensor
+    | None = None,  # [H] attention sinks: a logit in the softmax's sum without a value
     tempo_pass: PassContext | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
@@ -186,7 +226,9 @@ def tempo_attention(
             f"{type(module).__name__} does not pass keyword arguments on to its attention function, so tempo's masks "
             "would never arrive; use a model of transformers whose attention goes through AttentionInterface"
         )
-    unknown = sorted(name for name, given in kwargs.items() if given is not None and name not in HARMLESS)
+    unknown = sorted(
+        name for name, given in kwargs.items() if given is not None and name not in HARMLESS
+    )
     if unknown:
         raise ModelError(
             f"{type(module).__name__} passes {', '.join(unknown)} to its attention function, which tempo does not know; "
@@ -222,7 +264,14 @@ def tempo_attention(
     return output, None
 
 
-def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, sinks: Tensor | None) -> Tensor:
+def _weights(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
     """Softmax weights [R, Hkv, G*w, N] in float32 at least; a forbidden entry is exactly 0."""
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = (query.to(wide) @ key.to(wide).transpose(-1, -2)).mul_(scaling)
@@ -234,7 +283,9 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, so
         return torch.softmax(scores, dim=-1)
     num_key_heads, rows = scores.shape[1], scores.shape[2]
     groups = sinks.numel() // num_key_heads
-    sink = sinks.to(wide).view(1, num_key_heads, groups, 1).repeat_interleave(rows // groups, dim=-1)
+    sink = (
+        sinks.to(wide).view(1, num_key_heads, groups, 1).repeat_interleave(rows // groups, dim=-1)
+    )
     sink = sink.reshape(1, num_key_heads, rows, 1).expand(scores.shape[0], -1, -1, -1)
     return torch.softmax(torch.cat([scores, sink], dim=-1), dim=-1)[..., :-1]
 

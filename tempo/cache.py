@@ -13,7 +13,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tempo.attention import PassContext
 
-FIRST_CAPACITY = 64  # slots; doubled when full, so that growing costs a constant amount for each slot
+FIRST_CAPACITY = (
+    64  # slots; doubled when full, so that growing costs a constant amount for each slot
+)
 
 
 class SlotLayer(CacheLayerMixin):
@@ -34,13 +36,17 @@ class SlotLayer(CacheLayerMixin):
         )
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Write the packed states [1, Hkv, T, .] to their slots; the first N slots of all rows come back as views."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         step = self.cache.step
         if step is None:
-            raise RuntimeError("SlotCache.step is not set; the engine sets it before each forward pass")
+            raise RuntimeError(
+                "SlotCache.step is not set; the engine sets it before each forward pass"
+            )
         stored = []
         for name, states in (("keys", key_states), ("values", value_states)):
             held = _grown(getattr(self, name), step.num_slots)
@@ -74,12 +80,16 @@ class SlotCache(Cache):
     def __init__(self, num_layers: int, num_rows: int) -> None:
         self.num_rows = num_rows
         self.step: PassContext | None = None
-        self.slot_positions = torch.zeros(num_rows, FIRST_CAPACITY, dtype=torch.long)  # [R, C], kept where a layer has a window
+        self.slot_positions = torch.zeros(
+            num_rows, FIRST_CAPACITY, dtype=torch.long
+        )  # [R, C], kept where a layer has a window
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
 
     def place(self, rows: Tensor, slots: Tensor, positions: Tensor) -> None:
         """Note the positions [T] of the tokens written to these slots."""
-        held = _grown(self.slot_positions.to(positions.device)[:, None, :, None], int(slots.max()) + 1)
+        held = _grown(
+            self.slot_positions.to(positions.device)[:, None, :, None], int(slots.max()) + 1
+        )
         self.slot_positions = held[:, 0, :, 0]
         self.slot_positions[rows, slots] = positions
 
@@ -99,7 +109,9 @@ class SlotCache(Cache):
     def sizes(self) -> tuple[tuple[int, int, int], ...]:
         """(heads, key size, value size) of every layer that holds something."""
         held: list[Any] = [layer for layer in self.layers if layer.is_initialized]  # pyright: ignore[reportAttributeAccessIssue]
-        return tuple((layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in held)
+        return tuple(
+            (layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in held
+        )
 
 
 def _grown(held: Tensor, num_slots: int) -> Tensor:

@@ -38,7 +38,9 @@ def widest_set(spec: RunSpec, vocab_size: int) -> int:
     return min(bound, vocab_size, spec.max_width or bound)
 
 
-def trace_bytes(lm: LanguageModel, spec: RunSpec, num_prompt: int, widths: Sequence[int] | None = None) -> dict[str, int]:
+def trace_bytes(
+    lm: LanguageModel, spec: RunSpec, num_prompt: int, widths: Sequence[int] | None = None
+) -> dict[str, int]:
     """Bytes of every array a run's trace and cache hold, by name.
 
     Exact for given `widths` (taken from the replay if there is one); otherwise for the widest sets the threshold
@@ -50,7 +52,9 @@ def trace_bytes(lm: LanguageModel, spec: RunSpec, num_prompt: int, widths: Seque
         widths = [len(tokens) for tokens in spec.replay] if spec.replay else free
     slots = num_prompt + np.cumsum(np.asarray(widths, dtype=np.int64))
     num_slots = int(slots[-1])
-    keys, values = (sum(sizes[0] * sizes[i] for sizes in lm.key_value_sizes) for i in (1, 2))  # numbers a slot, all layers
+    keys, values = (
+        sum(sizes[0] * sizes[i] for sizes in lm.key_value_sizes) for i in (1, 2)
+    )  # numbers a slot, all layers
     sizes = {
         "distribution": len(widths) * lm.vocab_size * 4,
         "cache": (keys + values) * num_slots * lm.dtype.itemsize,
@@ -59,7 +63,9 @@ def trace_bytes(lm: LanguageModel, spec: RunSpec, num_prompt: int, widths: Seque
         "logits": sum(widths) * lm.vocab_size * 4,
         "kv": (2 * keys + values) * num_slots * 4,
     }
-    return {name: size for name, size in sizes.items() if name not in CAPTURES or name in spec.capture}
+    return {
+        name: size for name, size in sizes.items() if name not in CAPTURES or name in spec.capture
+    }
 
 
 def rows_that_fit(
@@ -72,11 +78,16 @@ def rows_that_fit(
 ) -> int:
     """How many of these runs, at most `max_rows`, can be under way at once, whichever they are; MemoryBudgetError if not even one."""
     budget = memory_budget(budget)
-    sizes = [_needed(lm, spec, num_prompt, spool) for spec, num_prompt in zip(specs, num_prompts, strict=True)]
+    sizes = [
+        _needed(lm, spec, num_prompt, spool)
+        for spec, num_prompt in zip(specs, num_prompts, strict=True)
+    ]
     largest = sorted(range(len(specs)), key=lambda i: -sizes[i])[:max_rows]
     fitting = int((np.cumsum([sizes[i] for i in largest]) <= budget).sum())
     together = largest[: max(1, fitting)]
-    check_budget(lm, [specs[i] for i in together], [num_prompts[i] for i in together], budget, spool)
+    check_budget(
+        lm, [specs[i] for i in together], [num_prompts[i] for i in together], budget, spool
+    )
     return fitting
 
 
@@ -86,11 +97,19 @@ def memory_budget(given: int | None = None) -> int:
 
 
 def _needed(lm: LanguageModel, spec: RunSpec, num_prompt: int, spool: str | Path | None) -> int:
-    return sum(size for name, size in trace_bytes(lm, spec, num_prompt).items() if not (spool and name in SPOOLED))
+    return sum(
+        size
+        for name, size in trace_bytes(lm, spec, num_prompt).items()
+        if not (spool and name in SPOOLED)
+    )
 
 
 def check_budget(
-    lm: LanguageModel, specs: Sequence[RunSpec], num_prompts: Sequence[int], budget: int | None, spool: str | Path | None = None
+    lm: LanguageModel,
+    specs: Sequence[RunSpec],
+    num_prompts: Sequence[int],
+    budget: int | None,
+    spool: str | Path | None = None,
 ) -> None:
     """Nothing, or MemoryBudgetError with the bytes these runs need together and the settings that would fit.
 
@@ -108,7 +127,10 @@ def check_budget(
         for name, size in trace_bytes(lm, spec, num_prompt).items():
             parts[name] = parts.get(name, 0) + size
     if spool:
-        spooled, free = sum(parts.pop(name, 0) for name in SPOOLED), shutil.disk_usage(made_folder(spool)).free
+        spooled, free = (
+            sum(parts.pop(name, 0) for name in SPOOLED),
+            shutil.disk_usage(made_folder(spool)).free,
+        )
         if spooled > free:
             raise MemoryBudgetError(
                 f"{len(specs)} run(s) may spool {_gib(spooled)} ({spooled} bytes) to {spool}, where {_gib(free)} are free; "
@@ -133,9 +155,13 @@ def check_budget(
     if not spool and needed - sum(parts.get(name, 0) for name in SPOOLED) <= budget:
         remedies.append("spool=FOLDER (attention, logits and distributions on its disk)")
     if len(specs) > 1:
-        remedies.append(f"{max(1, len(specs) * budget // needed)} of the {len(specs)} runs at a time (tempo.stream keeps none)")
+        remedies.append(
+            f"{max(1, len(specs) * budget // needed)} of the {len(specs)} runs at a time (tempo.stream keeps none)"
+        )
     remedies.append(f"memory_budget={needed}")
-    detail = ", ".join(f"{name} {_gib(size)}" for name, size in sorted(parts.items(), key=lambda part: -part[1]))
+    detail = ", ".join(
+        f"{name} {_gib(size)}" for name, size in sorted(parts.items(), key=lambda part: -part[1])
+    )
     raise MemoryBudgetError(
         f"{len(specs)} run(s) may need {_gib(needed)} ({needed} bytes: {detail}), the budget is {_gib(budget)}. "
         f"What would fit: {'; '.join(remedies)}"
@@ -180,7 +206,11 @@ class Spool:
         self.close()  # the map keeps the file
 
         def array(value: Any) -> Any:
-            return whole[value.start :][: math.prod(value.shape)].reshape(value.shape) if isinstance(value, _Stored) else value
+            return (
+                whole[value.start :][: math.prod(value.shape)].reshape(value.shape)
+                if isinstance(value, _Stored)
+                else value
+            )
 
         return [{name: array(value) for name, value in step.items()} for step in steps]
 
@@ -227,14 +257,20 @@ def raw_keys(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache_name = next((name for name in ("cache", "past_key_values", "past_key_value") if name in kwargs), None)
+        cache_name = next(
+            (name for name in ("cache", "past_key_values", "past_key_value") if name in kwargs),
+            None,
+        )
         if kwargs.get("position_embeddings") is None or cache_name is None:
             raise ModelError(
                 f"{type(module).__name__} does not take its rotation as position_embeddings, so keys before rotation "
                 "cannot be captured; leave 'kv' out of capture for this model"
             )
         cos, sin = kwargs["position_embeddings"]
-        identity = {"position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin)), cache_name: _KeyTrap()}
+        identity = {
+            "position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin)),
+            cache_name: _KeyTrap(),
+        }
         try:
             module.forward(*args, **{**kwargs, **identity})
         except _Reached as reached:

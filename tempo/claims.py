@@ -70,13 +70,22 @@ class Claim:
     cells: int = 1
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (("test", self.test, get_args(Test)), ("estimand", self.estimand, get_args(Estimand))):
+        for name, value, allowed in (
+            ("test", self.test, get_args(Test)),
+            ("estimand", self.estimand, get_args(Estimand)),
+        ):
             if value not in allowed:
-                raise SpecError(f"claim {self.id}: {name}={value!r}, expected one of {', '.join(allowed)}")
+                raise SpecError(
+                    f"claim {self.id}: {name}={value!r}, expected one of {', '.join(allowed)}"
+                )
         if not 0 < self.alpha < 1:
-            raise SpecError(f"claim {self.id}: alpha={self.alpha!r}, expected a chance between 0 and 1 such as 0.05")
+            raise SpecError(
+                f"claim {self.id}: alpha={self.alpha!r}, expected a chance between 0 and 1 such as 0.05"
+            )
         if self.test == "proportion" and not 0 <= self.margin <= 1:
-            raise SpecError(f"claim {self.id}: margin={self.margin!r}, expected a share from 0 to 1")
+            raise SpecError(
+                f"claim {self.id}: margin={self.margin!r}, expected a share from 0 to 1"
+            )
         if self.test == "equivalent" and not self.margin > 0:
             raise SpecError(
                 f"claim {self.id}: margin={self.margin!r}; nothing is shown to be within 0, give the smallest effect that matters"
@@ -84,9 +93,15 @@ class Claim:
         if self.planned_effect is None:
             return
         if not (self.planned_from and (self.planned_sd > 0 or self.test == "proportion")):
-            raise SpecError(f"claim {self.id}: planned_effect needs planned_sd above 0 and planned_from, which says where they come from")
-        if self.margin == (abs(self.planned_effect) if self.test == "equivalent" else self.planned_effect):
-            raise SpecError(f"claim {self.id}: the planned effect is the margin, and no number of {self.unit}s tells them apart")
+            raise SpecError(
+                f"claim {self.id}: planned_effect needs planned_sd above 0 and planned_from, which says where they come from"
+            )
+        if self.margin == (
+            abs(self.planned_effect) if self.test == "equivalent" else self.planned_effect
+        ):
+            raise SpecError(
+                f"claim {self.id}: the planned effect is the margin, and no number of {self.unit}s tells them apart"
+            )
 
     @property
     def kind(self) -> str:
@@ -126,17 +141,26 @@ class Finding:
     estimand: str = "mean"
     alpha: float = ALPHA
     refuted_by: str = ""
-    details: dict[str, Any] = field(default_factory=dict)  # of a map: its largest cell, how many are significant
+    details: dict[str, Any] = field(
+        default_factory=dict
+    )  # of a map: its largest cell, how many are significant
     context: dict[str, Any] = field(default_factory=dict)  # experiment, config, variant, model
 
     @property
     def label(self) -> str:
         """The claim's id, and which of an experiment's configs it was decided on if there are several."""
-        return f"{self.claim} ({self.context['variant']})" if self.context.get("variant") else self.claim
+        return (
+            f"{self.claim} ({self.context['variant']})"
+            if self.context.get("variant")
+            else self.claim
+        )
 
     def record(self) -> dict[str, Any]:
         """The finding as JSON-ready values with the schema's version: NaN becomes None."""
-        values = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+        values = {
+            k: None if isinstance(v, float) and math.isnan(v) else v
+            for k, v in asdict(self).items()
+        }
         return {"schema": SCHEMA, **values}
 
 
@@ -147,9 +171,15 @@ def judge(claim: Claim, cases: Sequence[Case], context: Mapping[str, Any] | None
     holds = control.verdict != "SUPPORTED"
     verdict, reason = result.verdict, result.reason
     if verdict == "SUPPORTED" and control.n == 0:
-        verdict, reason = "INCONCLUSIVE", "nothing its control could act on, so it could not have failed"
+        verdict, reason = (
+            "INCONCLUSIVE",
+            "nothing its control could act on, so it could not have failed",
+        )
     elif verdict == "SUPPORTED" and not holds:
-        verdict, reason = "INCONCLUSIVE", f"the control supports it as well ({claim.control_statement})"
+        verdict, reason = (
+            "INCONCLUSIVE",
+            f"the control supports it as well ({claim.control_statement})",
+        )
     found = result.found
     return Finding(
         claim=claim.id, statement=claim.statement, kind=claim.kind, verdict=verdict, reason=reason,
@@ -171,7 +201,11 @@ def correct(findings: Sequence[Finding], declared: Mapping[str, int]) -> list[Fi
     """
     out = list(findings)
     for family in {finding.family for finding in findings}:
-        members = [i for i, f in enumerate(findings) if f.family == family and f.kind == "empirical" and not math.isnan(f.p)]
+        members = [
+            i
+            for i, f in enumerate(findings)
+            if f.family == family and f.kind == "empirical" and not math.isnan(f.p)
+        ]
         size = declared.get(family, 0)
         supporting = statistics.holm([findings[i].p for i in members], size)
         opposing = statistics.holm([findings[i].p_against for i in members], size)
@@ -218,7 +252,11 @@ def num_needed(claim: Claim, family_size: int = 1, power: float = POWER) -> int 
     if claim.test == "somewhere":
         alpha /= claim.cells
     needed = statistics.num_for_mean(abs(distance), claim.planned_sd, alpha, power)
-    return math.ceil(needed / statistics.LEAST_EFFICIENCY) if claim.estimand == "pseudomedian" else needed
+    return (
+        math.ceil(needed / statistics.LEAST_EFFICIENCY)
+        if claim.estimand == "pseudomedian"
+        else needed
+    )
 
 
 _NOTHING = Result(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
@@ -237,9 +275,16 @@ def _values(claim: Claim, statistic: Statistic, cases: Sequence[Case]) -> np.nda
     try:
         values = np.array(found, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise SpecError(f"claim {claim.id}: its statistic gives no numbers, or maps of different shapes ({error})") from None
-    if claim.test in ("always", "proportion") and not np.isin(values[np.isfinite(values)], (0, 1)).all():
-        raise SpecError(f"claim {claim.id}: test={claim.test!r} needs a statistic that is true or false, got {values[:3].tolist()}")
+        raise SpecError(
+            f"claim {claim.id}: its statistic gives no numbers, or maps of different shapes ({error})"
+        ) from None
+    if (
+        claim.test in ("always", "proportion")
+        and not np.isin(values[np.isfinite(values)], (0, 1)).all()
+    ):
+        raise SpecError(
+            f"claim {claim.id}: test={claim.test!r} needs a statistic that is true or false, got {values[:3].tolist()}"
+        )
     if len(values) and (values.ndim > 1) != (claim.test == "somewhere"):
         raise SpecError(
             f"claim {claim.id}: test={claim.test!r} with values of shape {values.shape[1:]}; `somewhere` is for maps, only maps"
@@ -252,18 +297,26 @@ def _test(claim: Claim, values: np.ndarray) -> _Outcome:
     if n == 0:
         return _Outcome("INCONCLUSIVE", "no prompt has anything to say about it", n)
     if not np.isfinite(values).all():
-        return _Outcome("INCONCLUSIVE", f"{int((~np.isfinite(values)).sum())} of {values.size} values are not finite", n)
+        return _Outcome(
+            "INCONCLUSIVE",
+            f"{int((~np.isfinite(values)).sum())} of {values.size} values are not finite",
+            n,
+        )
     if claim.test == "always":
         return _always(values)
     if n < MIN_UNITS:
         found = _NOTHING._replace(estimate=float(values.mean()))
-        return _Outcome("INCONCLUSIVE", f"{n} {claim.unit}s, at least {MIN_UNITS} are needed", n, found)
+        return _Outcome(
+            "INCONCLUSIVE", f"{n} {claim.unit}s, at least {MIN_UNITS} are needed", n, found
+        )
     if claim.test == "proportion":
         return _decide(claim, n, statistics.share(int(values.sum()), n, claim.margin))
     if np.ptp(values) <= statistics.TIE * np.abs(values).max():
         same = float(values.flat[0])
         found = _NOTHING._replace(estimate=same, low=same, high=same)
-        return _Outcome("INCONCLUSIVE", f"all {n} values are {same:.3g}: no spread to judge by", n, found)
+        return _Outcome(
+            "INCONCLUSIVE", f"all {n} values are {same:.3g}: no spread to judge by", n, found
+        )
     if claim.test == "somewhere":
         return _decide(claim, n, statistics.somewhere(values, claim.margin))
     test = statistics.pseudomedian if claim.estimand == "pseudomedian" else statistics.mean
@@ -273,7 +326,9 @@ def _test(claim: Claim, values: np.ndarray) -> _Outcome:
 def _always(values: np.ndarray) -> _Outcome:
     """True for every unit; the interval is Clopper and Pearson's for the share of units for which it is."""
     n, held = len(values), int(values.sum())
-    found = statistics.share(held, n, 1.0)._replace(effect_size=math.nan, p=math.nan, p_against=math.nan)
+    found = statistics.share(held, n, 1.0)._replace(
+        effect_size=math.nan, p=math.nan, p_against=math.nan
+    )
     if held == n:
         return _Outcome("SUPPORTED", f"true for all {n}", n, found)
     return _Outcome("REFUTED", f"violated by {n - held} of {n}", n, found)
@@ -292,6 +347,8 @@ def _decide(claim: Claim, n: int, found: Result) -> _Outcome:
     if found.p < claim.alpha:
         return _Outcome("SUPPORTED", f"{wanted} (p = {found.p:.2g})", n, found)
     if found.p_against < claim.alpha:
-        return _Outcome("REFUTED", f"not {wanted}: the opposite is (p = {found.p_against:.2g})", n, found)
+        return _Outcome(
+            "REFUTED", f"not {wanted}: the opposite is (p = {found.p_against:.2g})", n, found
+        )
     reason = f"neither {wanted} (p = {found.p:.2g}) nor the opposite (p = {found.p_against:.2g}) is shown"
     return _Outcome("INCONCLUSIVE", reason + (f"; {found.note}" if found.note else ""), n, found)

@@ -20,9 +20,20 @@ import tempo
 from tempo.errors import TempoError
 from tempo.reporting import terminal
 from tempo.reporting.text import visible
-from tempo.spec import VISIBILITIES, Positions, Readout, RunSpec, TokenIds, Visibility, Weighting, load_yaml
+from tempo.spec import (
+    VISIBILITIES,
+    Positions,
+    Readout,
+    RunSpec,
+    TokenIds,
+    Visibility,
+    Weighting,
+    load_yaml,
+)
 
-LONGEST_PROMPT = 600  # characters of a prompt that are shown; of a longer one its end, which the sets continue
+LONGEST_PROMPT = (
+    600  # characters of a prompt that are shown; of a longer one its end, which the sets continue
+)
 REPLAYED = (
     "All modes replay the same sets, chosen by isolated mode or given. Cells: the most probable next token, and KL "
     "(nats) and TV of the mode's distribution against isolated's."
@@ -31,7 +42,9 @@ FREE = (
     "Each mode chooses its own sets. Cells: its set, and KL (nats) and TV of its distribution against isolated's until "
     "the sets first differ; after that a dash, as distributions after different contexts are not comparable."
 )
-USAGE_ERROR: Any = typer.BadParameter.__base__  # of all usage errors, the one that every typer exports
+USAGE_ERROR: Any = (
+    typer.BadParameter.__base__
+)  # of all usage errors, the one that every typer exports
 
 
 class _Commands(TyperGroup):
@@ -56,20 +69,42 @@ app = typer.Typer(
 )
 
 DEFAULT = {name: field.default for name, field in RunSpec.model_fields.items()}
-Prompt = Annotated[str | None, typer.Argument(metavar="PROMPT", help="Text to continue; may come from --config.")]
-Threshold = Annotated[float, typer.Option(help="Append every token with at least this probability, in (0, 1].")]
+Prompt = Annotated[
+    str | None, typer.Argument(metavar="PROMPT", help="Text to continue; may come from --config.")
+]
+Threshold = Annotated[
+    float, typer.Option(help="Append every token with at least this probability, in (0, 1].")
+]
 MaxSteps = Annotated[int, typer.Option(help="Generate at most this many sets.")]
-WhichSiblings = Annotated[Visibility, typer.Option(help="A sibling attends to no siblings, to all, to earlier ones.")]
-WhichPositions = Annotated[Positions, typer.Option(help="One rotary position for a whole set, or one for each token.")]
+WhichSiblings = Annotated[
+    Visibility, typer.Option(help="A sibling attends to no siblings, to all, to earlier ones.")
+]
+WhichPositions = Annotated[
+    Positions, typer.Option(help="One rotary position for a whole set, or one for each token.")
+]
 HowRead = Annotated[Readout, typer.Option(help="How the members' logits become one distribution.")]
-HowWeighted = Annotated[Weighting, typer.Option(help="Weight of the members of a wide set as attention keys.")]
-MaxWidth = Annotated[int | None, typer.Option(help="Keep only this many of the most probable members.")]
-StopAtEos = Annotated[bool, typer.Option(help="End after a set that an end-of-sequence token leads.")]
-ModelName = Annotated[str, typer.Option("--model", help="A name from 'tempo models', a folder, or a hub id.")]
+HowWeighted = Annotated[
+    Weighting, typer.Option(help="Weight of the members of a wide set as attention keys.")
+]
+MaxWidth = Annotated[
+    int | None, typer.Option(help="Keep only this many of the most probable members.")
+]
+StopAtEos = Annotated[
+    bool, typer.Option(help="End after a set that an end-of-sequence token leads.")
+]
+ModelName = Annotated[
+    str, typer.Option("--model", help="A name from 'tempo models', a folder, or a hub id.")
+]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float64.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<n>.")]
-Config = Annotated[Path | None, typer.Option(metavar="FILE", help="A RunSpec as YAML; explicit options override it.")]
-Save = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep the trace, with what the config captures.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A RunSpec as YAML; explicit options override it."),
+]
+Save = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Keep the trace, with what the config captures."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
 
@@ -118,7 +153,11 @@ def generate(
     shown = shown if len(shown) <= LONGEST_PROMPT else "…" + shown[-LONGEST_PROMPT:]
     console = _console()
     lines = terminal.wrap(
-        [terminal.words(shown), *(terminal.members(step.texts, step.probabilities) for step in trace.steps)], console.width
+        [
+            terminal.words(shown),
+            *(terminal.members(step.texts, step.probabilities) for step in trace.steps),
+        ],
+        console.width,
     )
     _show(console, *lines, Text(), terminal.legend(), terminal.summary(trace))
 
@@ -149,34 +188,65 @@ def compare(
     """
     spec = _spec(context, config)
     if free and spec.replay:
-        raise typer.BadParameter(f"{config} replays sets, so no mode can choose its own", param_hint="--free")
+        raise typer.BadParameter(
+            f"{config} replays sets, so no mode can choose its own", param_hint="--free"
+        )
     with tempo.load_model(model, dtype, device) as lm:
         if not free and not spec.replay:
             spec = spec.but(replay=_run(lm, [spec.but(visibility="isolated", capture=())])[0])
         # all three in one batch: runs of other batch shapes differ by rounding
-        traces = dict(zip(VISIBILITIES, _run(lm, [spec.but(visibility=mode) for mode in VISIBILITIES]), strict=True))
+        traces = dict(
+            zip(
+                VISIBILITIES,
+                _run(lm, [spec.but(visibility=mode) for mode in VISIBILITIES]),
+                strict=True,
+            )
+        )
         rows = list(_comparison(lm, traces))
     for mode, trace in traces.items():
         if save:
             trace.save(save / mode)
-    wide = next((k for k, row in enumerate(rows) if any(len(entry["tokens"]) > 1 for entry in row.values())), None)
+    wide = next(
+        (
+            k
+            for k, row in enumerate(rows)
+            if any(len(entry["tokens"]) > 1 for entry in row.values())
+        ),
+        None,
+    )
     # until the first wide set is in the cache, contexts are equal in free runs too
     early = rows if wide is None else rows[: wide + 1]
     largest = max(entry["tv"] for row in early for entry in row.values() if entry["tv"] is not None)
     if as_json:
-        record = {"model": lm.name, "replayed": not free, "first_wide_step": wide, "max_tv_until_then": largest}
+        record = {
+            "model": lm.name,
+            "replayed": not free,
+            "first_wide_step": wide,
+            "max_tv_until_then": largest,
+        }
         runs = {mode: _record(trace) for mode, trace in traces.items()}
         _write(json.dumps(record | {"steps": rows, "runs": runs}) + "\n")
         return
-    what = f"{lm.name}. {FREE if free else REPLAYED} {terminal.must_agree(len(rows), wide, largest)}"
+    what = (
+        f"{lm.name}. {FREE if free else REPLAYED} {terminal.must_agree(len(rows), wide, largest)}"
+    )
     console = _console()
-    _show(console, Text(visible(what)), terminal.table(rows, free, wide, console.width), terminal.legend())
+    _show(
+        console,
+        Text(visible(what)),
+        terminal.table(rows, free, wide, console.width),
+        terminal.legend(),
+    )
 
 
 @app.command()
 def models(
     architectures: Annotated[
-        bool, typer.Option("--architectures", help="List which transformers architectures run, and why others do not.")
+        bool,
+        typer.Option(
+            "--architectures",
+            help="List which transformers architectures run, and why others do not.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -203,10 +273,18 @@ def models(
     table = terminal.new_table("name", "download", "here", "licence", "description")
     for model in listed:
         size = f"{model['download_bytes'] / 1e6:.0f} MB" if model["folder"] else "none"
-        table.add_row(model["name"], size, "yes" if model["present"] else "no", model["license"], model["description"])
+        table.add_row(
+            model["name"],
+            size,
+            "yes" if model["present"] else "no",
+            model["license"],
+            model["description"],
+        )
     root = next(model.folder().parent for model in KNOWN_MODELS.values() if model.wheels)
     _show(_console(), table)
-    _write(f"Folders: {visible(str(root))}/<name> (the environment variable TEMPO_CACHE moves them)\n")
+    _write(
+        f"Folders: {visible(str(root))}/<name> (the environment variable TEMPO_CACHE moves them)\n"
+    )
 
 
 def _list_architectures(as_json: bool) -> None:
@@ -220,15 +298,25 @@ def _list_architectures(as_json: bool) -> None:
     release = installed if installed in registry else max(registry, key=Version)
     entries = registry[release]
     if as_json:
-        _write(json.dumps({"transformers": release, "installed": installed, "architectures": entries}) + "\n")
+        _write(
+            json.dumps({"transformers": release, "installed": installed, "architectures": entries})
+            + "\n"
+        )
         return
     table = terminal.new_table("model type", "status", "deviation", "reason")
-    order = ("not measured", "refused", "supported")  # what runs stands last, next to the reader's prompt
-    for name, entry in sorted(entries.items(), key=lambda item: (order.index(item[1]["status"]), item[0])):
+    order = (
+        "not measured",
+        "refused",
+        "supported",
+    )  # what runs stands last, next to the reader's prompt
+    for name, entry in sorted(
+        entries.items(), key=lambda item: (order.index(item[1]["status"]), item[0])
+    ):
         deviation = "" if entry["deviation"] is None else f"{entry['deviation']:.1e}"
         table.add_row(name, entry["status"], deviation, visible(entry["reason"]))
     counts = ", ".join(
-        f"{sum(e['status'] == status for e in entries.values())} {status}" for status in ("supported", "refused", "not measured")
+        f"{sum(e['status'] == status for e in entries.values())} {status}"
+        for status in ("supported", "refused", "not measured")
     )
     _show(_console(), table)
     measured = (
@@ -236,16 +324,29 @@ def _list_architectures(as_json: bool) -> None:
         if release == installed
         else f" (not the installed {installed}, which was not measured: what cannot run is still refused at load)"
     )
-    _write(f"transformers {release}{measured}: {counts}. Deviation: largest difference of a logit from the oracle's, of the logit range.\n")
+    _write(
+        f"transformers {release}{measured}: {counts}. Deviation: largest difference of a logit from the oracle's, of the logit range.\n"
+    )
 
 
 @app.command()
 def report(
     results: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="Results folder of the experiments (default: results); again for more models.")
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Results folder of the experiments (default: results); again for more models.",
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the report.")] = Path("reports"),
-    against: Annotated[Path | None, typer.Option(metavar="DIR", help="Another results folder to compare with: before a change.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the report.")] = Path(
+        "reports"
+    ),
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Another results folder to compare with: before a change."
+        ),
+    ] = None,
 ) -> None:
     """Make the report again from the records alone; no model is run. Several models stand side by side.
 
@@ -258,19 +359,32 @@ def report(
 
     folders = results or [Path("results")]
     if against and len(folders) > 1:
-        raise typer.BadParameter("compares two folders: give --results once", param_hint="--against")
+        raise typer.BadParameter(
+            "compares two folders: give --results once", param_hint="--against"
+        )
     found, comparison = read_reports(folders), None
     if against:
         other, this = read_report(against), found[0]
-        comparison = compare_findings(other.findings, this.findings, (f"{against} ({other.model})", f"{folders[0]} ({this.model})"))
+        comparison = compare_findings(
+            other.findings,
+            this.findings,
+            (f"{against} ({other.model})", f"{folders[0]} ({this.model})"),
+        )
         _show(_console(), *terminal.comparison_table(comparison))
     if len(found) > 1:
         from tempo.reporting.sidebyside import said
 
-        _write("\n".join(visible(line) for line in [f"models: {', '.join(names_of(found))}", *said(found)]) + "\n")
+        _write(
+            "\n".join(
+                visible(line) for line in [f"models: {', '.join(names_of(found))}", *said(found)]
+            )
+            + "\n"
+        )
     written = publish(found, out, comparison)
     named = ", ".join(visible(str(path)) for path in written if path.parent == out)
-    _write(f"written: {named}, and {sum(path.parent != out for path in written)} files under {visible(str(out))}/figures/\n")
+    _write(
+        f"written: {named}, and {sum(path.parent != out for path in written)} files under {visible(str(out))}/figures/\n"
+    )
 
 
 class Settings(RunSpec):
@@ -287,13 +401,17 @@ def _spec(context: typer.Context, config: Path | None) -> RunSpec:
         if source is not None and source.name == "COMMANDLINE":
             settings[name] = context.params[name]
     if "prompt" not in settings:
-        raise typer.BadParameter("give a text to continue, or a --config file that holds one", param_hint="PROMPT")
+        raise typer.BadParameter(
+            "give a text to continue, or a --config file that holds one", param_hint="PROMPT"
+        )
     return RunSpec(**settings)
 
 
 def _run(lm: tempo.LanguageModel, specs: Sequence[RunSpec]) -> list[tempo.Trace]:
     # FORCE_COLOR asks for colour, not for a spinner in a log file
-    with Console(stderr=True, force_terminal=sys.stderr.isatty()).status(Text(visible(f"{lm.name} generates ..."))):
+    with Console(stderr=True, force_terminal=sys.stderr.isatty()).status(
+        Text(visible(f"{lm.name} generates ..."))
+    ):
         return tempo.generate_batch(lm, specs)
 
 
@@ -313,7 +431,9 @@ def _record(trace: tempo.Trace) -> dict[str, Any]:
     }
 
 
-def _comparison(lm: tempo.LanguageModel, traces: Mapping[str, tempo.Trace]) -> Iterator[dict[str, dict[str, Any]]]:
+def _comparison(
+    lm: tempo.LanguageModel, traces: Mapping[str, tempo.Trace]
+) -> Iterator[dict[str, dict[str, Any]]]:
     """{mode: what it chose and how far it is from isolated} of each step; no distance once contexts differ."""
     from tempo.metrics import kl_divergence, total_variation
 
@@ -332,7 +452,11 @@ def _comparison(lm: tempo.LanguageModel, traces: Mapping[str, tempo.Trace]) -> I
                 "tokens": step.tokens,
                 "texts": step.texts,
                 "probabilities": step.probabilities,
-                "top": {"token": top, "text": lm.token_text(top), "probability": float(step.distribution[top])},
+                "top": {
+                    "token": top,
+                    "text": lm.token_text(top),
+                    "probability": float(step.distribution[top]),
+                },
                 "kl": kl_divergence(*pair) if pair else None,
                 "tv": total_variation(*pair) if pair else None,
             }
@@ -342,7 +466,11 @@ def _comparison(lm: tempo.LanguageModel, traces: Mapping[str, tempo.Trace]) -> I
 
 def _console() -> Console:
     # Rich keeps bold and dim under NO_COLOR, which still are escape codes
-    return Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False, soft_wrap=False)
+    return Console(
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        highlight=False,
+        soft_wrap=False,
+    )
 
 
 def _show(console: Console, *parts: RenderableType) -> None:
@@ -358,7 +486,9 @@ def _write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit complains
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or the flush at exit complains
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -370,7 +500,9 @@ def main() -> None:
     """The console entry point."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its code
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal that lacks a character shows its code
     app()
 
 

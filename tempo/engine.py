@@ -49,9 +49,13 @@ def generate(
     `spool` or `store` cannot be written.
     """
     if isinstance(prompt, RunSpec):
-        raise SpecError("generate takes a prompt and settings; a RunSpec is run by generate_batch(lm, [spec])[0]")
+        raise SpecError(
+            "generate takes a prompt and settings; a RunSpec is run by generate_batch(lm, [spec])[0]"
+        )
     settings["prompt"] = prompt
-    return generate_batch(lm, [RunSpec(**settings)], memory_budget=memory_budget, spool=spool, store=store)[0]
+    return generate_batch(
+        lm, [RunSpec(**settings)], memory_budget=memory_budget, spool=spool, store=store
+    )[0]
 
 
 def generate_batch(
@@ -66,7 +70,9 @@ def generate_batch(
     """The traces of `specs`, in their order, computed together. Same errors as `generate`, `spool` and `store` as in `stream`."""
     specs = _checked(specs, max_rows)
     check_budget(lm, specs, [len(lm.encode(spec.prompt)) for spec in specs], memory_budget, spool)
-    traces = dict(stream(lm, specs, max_rows=max_rows, memory_budget=memory_budget, spool=spool, store=store))
+    traces = dict(
+        stream(lm, specs, max_rows=max_rows, memory_budget=memory_budget, spool=spool, store=store)
+    )
     return [traces[index] for index in range(len(specs))]
 
 
@@ -91,7 +97,9 @@ def stream(
         (same spec, weights, dtype, device, versions and code).
     """
     specs = _checked(specs, max_rows)
-    runs = [Run(lm, index, spec, Spool(spool) if spool else None) for index, spec in enumerate(specs)]
+    runs = [
+        Run(lm, index, spec, Spool(spool) if spool else None) for index, spec in enumerate(specs)
+    ]
     shelf = TraceStore(lm, store) if store else None
     for run in list(runs):
         if shelf and (trace := shelf.get(run.spec)):
@@ -99,9 +107,21 @@ def stream(
             yield run.index, trace
     if not runs:
         return
-    num_rows = rows_that_fit(lm, [run.spec for run in runs], [run.num_prompt for run in runs], max_rows, memory_budget, spool)
+    num_rows = rows_that_fit(
+        lm,
+        [run.spec for run in runs],
+        [run.num_prompt for run in runs],
+        max_rows,
+        memory_budget,
+        spool,
+    )
     # packed so that little is padding: in a pass every row is as long as the longest
-    waiting = deque(sorted(runs, key=lambda run: (-run.num_prompt, run.prompt, -sum(map(len, run.spec.replay or ())))))
+    waiting = deque(
+        sorted(
+            runs,
+            key=lambda run: (-run.num_prompt, run.prompt, -sum(map(len, run.spec.replay or ()))),
+        )
+    )
     runs.clear()  # a run that is over must not be held
     active: list[Run] = []
     finished: list[Run] = []
@@ -148,7 +168,9 @@ def _checked(specs: Iterable[RunSpec], max_rows: int) -> list[RunSpec]:
     if strange := [spec for spec in listed if not isinstance(spec, RunSpec)]:
         raise SpecError(f"specs holds {strange[0]!r:.80}; expected a list of tempo.RunSpec")
     if not isinstance(max_rows, int) or max_rows < 1:
-        raise SpecError(f"max_rows is {max_rows!r}; expected how many runs may be under way at once, a whole number from 1")
+        raise SpecError(
+            f"max_rows is {max_rows!r}; expected how many runs may be under way at once, a whole number from 1"
+        )
     return listed
 
 
@@ -181,9 +203,13 @@ def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
     context = _pass_context(lm, cache, groups)
     cache.step = context
     ends = np.cumsum([run.num_new for run in packed])
-    read = torch.cat([torch.arange(end - run.num_read, end) for run, end in zip(packed, ends, strict=True)])
+    read = torch.cat(
+        [torch.arange(end - run.num_read, end) for run, end in zip(packed, ends, strict=True)]
+    )
     tokens = [token for run in packed for token in run.layout.slot_token[run.layout.start :]]
-    positions = [position for run in packed for position in run.layout.slot_position[run.layout.start :]]
+    positions = [
+        position for run in packed for position in run.layout.slot_position[run.layout.start :]
+    ]
     captures_kv = any("kv" in run.spec.capture for run in runs)
     with raw_keys(lm.attention_modules) if captures_kv else nullcontext([]) as raw:
         output = lm.model(
@@ -199,17 +225,27 @@ def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
     if context.recording is not None:
         context.recording.flush()
     if context.num_calls != len(lm.attention_calls):
-        raise ModelError(f"{lm.name} made {context.num_calls} attention calls in a pass, {len(lm.attention_calls)} at load; load it again")
+        raise ModelError(
+            f"{lm.name} made {context.num_calls} attention calls in a pass, {len(lm.attention_calls)} at load; load it again"
+        )
     logits = output.logits[0].cpu()  # all at once: what follows, run by run, waits for no device
     seconds = time.perf_counter() - began
-    for group, end, new_logits in zip(groups, ends, logits.split([run.num_read for run in packed]), strict=True):
+    for group, end, new_logits in zip(
+        groups, ends, logits.split([run.num_read for run in packed]), strict=True
+    ):
         for run in group:
             run.new_logits, run.pass_seconds = new_logits, seconds
             run.started = run.started or began
             if "kv" in run.spec.capture:
-                run.raw_keys.append(torch.cat([keys[:, :, end - run.num_new : end] for keys in raw]))
+                run.raw_keys.append(
+                    torch.cat([keys[:, :, end - run.num_new : end] for keys in raw])
+                )
             if run.layout.new_tokens_are_prompt():
-                run.begin_with(Prefix(run.row, run.prompt, new_logits, run.raw_keys[-1] if run.raw_keys else None))
+                run.begin_with(
+                    Prefix(
+                        run.row, run.prompt, new_logits, run.raw_keys[-1] if run.raw_keys else None
+                    )
+                )
 
 
 def _same_so_far(runs: Sequence[Run]) -> list[list[Run]]:
@@ -220,12 +256,18 @@ def _same_so_far(runs: Sequence[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def _pass_context(lm: LanguageModel, cache: SlotCache, groups: Sequence[Sequence[Run]]) -> PassContext:
+def _pass_context(
+    lm: LanguageModel, cache: SlotCache, groups: Sequence[Sequence[Run]]
+) -> PassContext:
     """Rows, slots and masks of the tokens the runs have just appended, on the model's device."""
     runs = [group[0] for group in groups]
     num_rows, width = cache.num_rows, max(run.num_new for run in runs)
     num_slots = max(run.layout.num_slots for run in runs)
-    tokens = [(run.row, offset, run.layout.start + offset) for run in runs for offset in range(run.num_new)]
+    tokens = [
+        (run.row, offset, run.layout.start + offset)
+        for run in runs
+        for offset in range(run.num_new)
+    ]
     rows, offsets, slots = torch.tensor(tokens, device=lm.device).unbind(dim=1)
     allowed, bias = _masks(runs, num_rows, width, num_slots)
     partly = [run for run in runs if run.spec.isolated_layers]
@@ -240,7 +282,10 @@ def _pass_context(lm: LanguageModel, cache: SlotCache, groups: Sequence[Sequence
         copies=_copies(lm, groups),
     )
     if any(call.window for call in lm.attention_calls):
-        positions = torch.tensor([p for run in runs for p in run.layout.slot_position[run.layout.start :]], device=lm.device)
+        positions = torch.tensor(
+            [p for run in runs for p in run.layout.slot_position[run.layout.start :]],
+            device=lm.device,
+        )
         cache.place(rows, slots, positions)
         if context.copies:
             cache.place(context.copies[0], context.copies[1], positions[context.copies[2]])
@@ -251,12 +296,16 @@ def _pass_context(lm: LanguageModel, cache: SlotCache, groups: Sequence[Sequence
         isolated, bias = _masks(runs, num_rows, width, num_slots, "isolated")
         context.isolated = isolated.to(lm.device)
         context.isolated_bias = None if bias is None else bias.to(lm.device)
-        context.isolated_layers = {run.row: run.spec.isolated_layers for run in partly if run.spec.isolated_layers}
+        context.isolated_layers = {
+            run.row: run.spec.isolated_layers for run in partly if run.spec.isolated_layers
+        }
     context.recording = _recording(lm, context, groups)
     return context
 
 
-def _recording(lm: LanguageModel, context: PassContext, groups: Sequence[Sequence[Run]]) -> Recording | None:
+def _recording(
+    lm: LanguageModel, context: PassContext, groups: Sequence[Sequence[Run]]
+) -> Recording | None:
     """Arrays for the attention of those runs that record it, to be filled from the row that is forwarded for each."""
     recorded = [(group[0].row, run) for group in groups for run in group if run.records_attention]
     if not recorded:
@@ -267,19 +316,33 @@ def _recording(lm: LanguageModel, context: PassContext, groups: Sequence[Sequenc
     if not any("attention" in run.spec.capture for _, run in recorded):
         own = np.empty((lm.num_layers, num_rows, lm.num_heads, width, width), np.float32)
         for row, run in recorded:
-            run.attention, run.first_column = own[:, row, :, : run.num_new, : run.num_new], run.layout.start
+            run.attention, run.first_column = (
+                own[:, row, :, : run.num_new, : run.num_new],
+                run.layout.start,
+            )
         return Recording([], own, own_slots)
     for _, run in recorded:
-        run.attention, run.first_column = np.empty((lm.num_layers, lm.num_heads, run.num_new, run.layout.num_slots), np.float32), 0
-    return Recording([(row, run.attention) for row, run in recorded if run.attention is not None], None, own_slots)
+        run.attention, run.first_column = (
+            np.empty((lm.num_layers, lm.num_heads, run.num_new, run.layout.num_slots), np.float32),
+            0,
+        )
+    return Recording(
+        [(row, run.attention) for row, run in recorded if run.attention is not None],
+        None,
+        own_slots,
+    )
 
 
-def _copies(lm: LanguageModel, groups: Sequence[Sequence[Run]]) -> tuple[Tensor, Tensor, Tensor] | None:
+def _copies(
+    lm: LanguageModel, groups: Sequence[Sequence[Run]]
+) -> tuple[Tensor, Tensor, Tensor] | None:
     """Row and slot of each token that another run's pass makes, and which of the packed tokens it is."""
     found, first = [], 0
     for leader, *others in groups:
         start, width = leader.layout.start, leader.num_new
-        found += [(run.row, start + offset, first + offset) for run in others for offset in range(width)]
+        found += [
+            (run.row, start + offset, first + offset) for run in others for offset in range(width)
+        ]
         first += width
     if not found:
         return None
@@ -287,11 +350,18 @@ def _copies(lm: LanguageModel, groups: Sequence[Sequence[Run]]) -> tuple[Tensor,
     return rows, slots, tokens
 
 
-def _masks(runs: Sequence[Run], num_rows: int, width: int, num_slots: int, visibility: str | None = None) -> tuple[Tensor, Tensor | None]:
+def _masks(
+    runs: Sequence[Run], num_rows: int, width: int, num_slots: int, visibility: str | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Who may see whom [R, w, N], and what is added to the attention logits, if anything is; under another visibility if given."""
     allowed = torch.zeros(num_rows, width, num_slots, dtype=torch.bool)
-    allowed[:, :, 0] = True  # queries that only pad the block attend to some slot, so that no softmax is empty
-    weighted = any(s.weighting != "none" or s.replay_weights or s.isolated_mass != "spread" for s in (run.spec for run in runs))
+    allowed[:, :, 0] = (
+        True  # queries that only pad the block attend to some slot, so that no softmax is empty
+    )
+    weighted = any(
+        s.weighting != "none" or s.replay_weights or s.isolated_mass != "spread"
+        for s in (run.spec for run in runs)
+    )
     bias = torch.zeros(num_rows, width, num_slots) if weighted else None
     for run in runs:
         layout, new, used = run.layout, run.num_new, run.layout.num_slots

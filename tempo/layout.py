@@ -23,8 +23,12 @@ class Layout:
     visibility: str
     positions: str
     weighting: str
-    replay_positions: Sequence[Sequence[int]] | None = None  # of each set's members, in place of what `positions` gives
-    replay_weights: Sequence[Sequence[float]] | None = None  # of each set's members, in place of what `weighting` gives
+    replay_positions: Sequence[Sequence[int]] | None = (
+        None  # of each set's members, in place of what `positions` gives
+    )
+    replay_weights: Sequence[Sequence[float]] | None = (
+        None  # of each set's members, in place of what `weighting` gives
+    )
     slot_token: list[int] = field(default_factory=list)
     slot_position: list[int] = field(default_factory=list)
     slot_set: list[int] = field(default_factory=list)

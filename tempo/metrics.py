@@ -105,7 +105,9 @@ def sibling_attention(attention: np.ndarray, slots: Sequence[int]) -> SiblingAtt
     return SiblingAttention(
         to_sibling=pairs.mean(axis=-1),
         to_context=context.mean(axis=(-1, -2)),
-        to_context_without_sink=context[..., 1:].mean(axis=(-1, -2)) if start > 1 else np.full(pairs.shape[:2], np.nan),
+        to_context_without_sink=context[..., 1:].mean(axis=(-1, -2))
+        if start > 1
+        else np.full(pairs.shape[:2], np.nan),
         sibling_mass=pairs.sum(axis=-1) / width,
         self_mass=np.einsum("lhii->lh", block) / width,
         sink_mass=context[..., 0].mean(axis=-1),
@@ -138,18 +140,25 @@ class RecoveredPositions(NamedTuple):
     runner_up: np.ndarray
 
 
-def recover_positions(keys: np.ndarray, raw_keys: np.ndarray, frequencies: Sequence[np.ndarray], num_candidates: int) -> RecoveredPositions:
+def recover_positions(
+    keys: np.ndarray, raw_keys: np.ndarray, frequencies: Sequence[np.ndarray], num_candidates: int
+) -> RecoveredPositions:
     """Positions proven from the cache: cached keys [L, Hkv, N, D] un-rotated against raw keys of the same shape.
 
     `frequencies`: the rotary frequencies [d] of each of the L layers, d <= D / 2 (fewer if only part is rotated), in the
     half-split layout of Llama. Every position 0..num_candidates-1 is tried (RoFormer, arXiv 2104.09864, eq. 34).
     """
     candidates = np.arange(num_candidates)
-    score = np.zeros((keys.shape[2], num_candidates))  # <cached, R(m) raw>, summed over layers, heads and pairs
+    score = np.zeros(
+        (keys.shape[2], num_candidates)
+    )  # <cached, R(m) raw>, summed over layers, heads and pairs
     energy = np.zeros((2, keys.shape[2]))
     for layer, frequency in enumerate(frequencies):
         half = len(frequency)
-        cached, raw = (k[layer, ..., :half].astype(np.float64) + 1j * k[layer, ..., half : 2 * half] for k in (keys, raw_keys))
+        cached, raw = (
+            k[layer, ..., :half].astype(np.float64) + 1j * k[layer, ..., half : 2 * half]
+            for k in (keys, raw_keys)
+        )
         phases = np.exp(-1j * np.outer(frequency, candidates))  # [d, M]
         score += np.real((cached * raw.conj()).sum(axis=0) @ phases)
         energy += np.stack([(np.abs(k) ** 2).sum(axis=(0, 2)) for k in (cached, raw)])
@@ -159,7 +168,9 @@ def recover_positions(keys: np.ndarray, raw_keys: np.ndarray, frequencies: Seque
     return RecoveredPositions(
         position=order[:, 0],
         residual=np.sqrt(squared[slots, order[:, 0]]),
-        runner_up=np.sqrt(squared[slots, order[:, 1]]) if num_candidates > 1 else np.full(len(order), np.inf),
+        runner_up=np.sqrt(squared[slots, order[:, 1]])
+        if num_candidates > 1
+        else np.full(len(order), np.inf),
     )
 
 

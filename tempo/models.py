@@ -45,7 +45,9 @@ class LanguageModel:
     Made by `load_model` and `wrap_model`. `dtype` and `device` are those of the input embedding.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str
+    ) -> None:
         check_can_run(model)
         text = model.config.get_text_config()
         self._model: PreTrainedModel | None = model
@@ -69,15 +71,22 @@ class LanguageModel:
         self._check_calls()
         first = self.attention_calls[0]
         self.num_heads, self.num_key_value_heads, self.head_dim, self.value_dim = first[3:]
-        plain = [(call.num_key_value_heads, call.key_size, call.value_size) for call in self.attention_calls]
+        plain = [
+            (call.num_key_value_heads, call.key_size, call.value_size)
+            for call in self.attention_calls
+        ]
         # whether "kv" can be captured: every layer caches its own keys and values, all of one size
-        self.has_plain_keys = len(set(plain)) == 1 and self.key_value_sizes == (plain[0],) * self.num_layers
+        self.has_plain_keys = (
+            len(set(plain)) == 1 and self.key_value_sizes == (plain[0],) * self.num_layers
+        )
 
     @property
     def model(self) -> PreTrainedModel:
         """The transformers model. Raises ModelError once closed."""
         if self._model is None:
-            raise ModelError(f"model {self.name!r} is closed; load or wrap it again, or use it inside its `with` block")
+            raise ModelError(
+                f"model {self.name!r} is closed; load or wrap it again, or use it inside its `with` block"
+            )
         return self._model
 
     def _check_calls(self) -> None:
@@ -93,8 +102,12 @@ class LanguageModel:
                 f"the layers of {kind} have different numbers of query heads; expected one number for all, as weights are stacked"
             )
         windows = tuple(dict((call.layer, call.window) for call in calls).values())
-        if windows != tuple(w if w and w < self.context_length else None for w in self.layer_windows):
-            raise ModelError(f"{kind} makes masks with windows {windows}, its config says {self.layer_windows}; refused, as one is misread")
+        if windows != tuple(
+            w if w and w < self.context_length else None for w in self.layer_windows
+        ):
+            raise ModelError(
+                f"{kind} makes masks with windows {windows}, its config says {self.layer_windows}; refused, as one is misread"
+            )
 
     @cached_property
     def sha256(self) -> str:
@@ -111,9 +124,18 @@ class LanguageModel:
     @cached_property
     def rotary_frequencies(self) -> list[np.ndarray]:
         """The rotary frequencies [d] of each layer in radians a position, as the model holds them."""
-        tables = {name.rpartition(".")[2]: t.double().cpu().numpy() for name, t in rotary_tables(self.model).items()}
-        types = getattr(self.model.config.get_text_config(), "layer_types", None) or [""] * self.num_layers
-        return [tables[f"{kind}_inv_freq" if f"{kind}_inv_freq" in tables else "inv_freq"] for kind in types]
+        tables = {
+            name.rpartition(".")[2]: t.double().cpu().numpy()
+            for name, t in rotary_tables(self.model).items()
+        }
+        types = (
+            getattr(self.model.config.get_text_config(), "layer_types", None)
+            or [""] * self.num_layers
+        )
+        return [
+            tables[f"{kind}_inv_freq" if f"{kind}_inv_freq" in tables else "inv_freq"]
+            for kind in types
+        ]
 
     def provenance(self) -> dict[str, Any]:
         """Which model and which software makes a trace."""
@@ -137,7 +159,9 @@ class LanguageModel:
                 )
             tokens = list(self.tokenizer(prompt).input_ids) if prompt else []
         elif isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Iterable):
-            raise SpecError(f"a prompt is a string or a list of token ids, not {type(prompt).__name__}")
+            raise SpecError(
+                f"a prompt is a string or a list of token ids, not {type(prompt).__name__}"
+            )
         else:
             tokens = [self._check_token(token, index) for index, token in enumerate(prompt)]
         if not tokens:
@@ -158,7 +182,11 @@ class LanguageModel:
         self.model  # noqa: B018 -- a closed model is refused here too
         if self.tokenizer is None:
             return "".join(f"<{token}>" for token in tokens)
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return str(
+            self.tokenizer.decode(
+                tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
 
     def token_text(self, token: int) -> str:
         """The text of one token, leading space kept; `<17>` if the tokenizer has no such token."""
@@ -234,9 +262,13 @@ def load_model(
     elif path.is_dir():
         model, tokenizer = _from_pretrained(path, dtype, local=True)
     elif name.startswith((".", "/", "~")):
-        raise ModelError(f"there is no folder {str(path)!r}; expected config.json and safetensors there")
+        raise ModelError(
+            f"there is no folder {str(path)!r}; expected config.json and safetensors there"
+        )
     elif "/" not in name and (near := _near(name)):
-        raise ModelError(f"there is no model {name!r}; did you mean {near!r}? Known: {', '.join(KNOWN_MODELS)}")
+        raise ModelError(
+            f"there is no model {name!r}; did you mean {near!r}? Known: {', '.join(KNOWN_MODELS)}"
+        )
     else:
         model, tokenizer = _from_pretrained(name, dtype, local=False)
     model = model.requires_grad_(False).to(device)
@@ -246,7 +278,11 @@ def load_model(
     return lm
 
 
-def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None) -> LanguageModel:
+def wrap_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    name: str | None = None,
+) -> LanguageModel:
     """A transformers model already in memory, ready for TEMPO, with its dtype and device as they are.
 
     It is in eval mode until `close()` or the end of a `with` block gives it back as it was.
@@ -316,7 +352,9 @@ def _explain_failed_load(source: str | Path, error: BaseException, local: bool) 
         return f"cannot load the folder {source}: {first} (expected config.json, *.safetensors of a causal LM)"
     offline, cause = False, error
     while cause is not None and not offline:
-        offline = isinstance(cause, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError))
+        offline = isinstance(
+            cause, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
+        )
         cause = cause.__cause__ or cause.__context__
     near = _near(str(source).rpartition("/")[2])
     hint = f" Did you mean {near!r}?" if near else ""

@@ -28,7 +28,9 @@ NUM_TOKENS = 4
 # rounding stays under 1e-5 of the range in all architectures tested. In bfloat16 a router may flip: not judged.
 SAME_LOGITS = 1e-3
 
-MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (batch, head, query, key) -> may attend
+MaskRule = Callable[
+    [Tensor, Tensor, Tensor, Tensor], Tensor
+]  # (batch, head, query, key) -> may attend
 
 
 class Probed(NamedTuple):
@@ -71,7 +73,9 @@ def probe(model: PreTrainedModel, context_length: int) -> Probed:
             model(**plain, use_cache=False)
         calls = sight.calls
         if not calls:
-            raise ModelError(f"{type(model).__name__} never asked for attention in a forward pass; expected a decoder of attention layers")
+            raise ModelError(
+                f"{type(model).__name__} never asked for attention in a forward pass; expected a decoder of attention layers"
+            )
         with installed(model, "eager"):
             own = model(**plain, use_cache=True).logits[0].double()
         cache = SlotCache(calls[-1].layer + 1, num_rows=1)
@@ -100,7 +104,13 @@ def probe(model: PreTrainedModel, context_length: int) -> Probed:
     return Probed(tuple(calls), cache.sizes)
 
 
-def _by_tempo(model: PreTrainedModel, tokens: Tensor, positions: Tensor, calls: list[AttentionCall], cache: SlotCache) -> Tensor:
+def _by_tempo(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    positions: Tensor,
+    calls: list[AttentionCall],
+    cache: SlotCache,
+) -> Tensor:
     """Logits [T, V] of plain text through the function and the cache that the engine uses."""
     index = torch.arange(NUM_TOKENS, device=tokens.device)
     context = PassContext(
@@ -129,7 +139,12 @@ def _probe_mask(*args: Any, **kwargs: Any) -> Tensor:
 
 
 def _probe_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Note who asks, under which mask; the output is of the right shape and means nothing."""
     sight = _sight.get()
@@ -143,7 +158,11 @@ def _probe_attention(
     _, num_heads, length, _ = query.shape
     last = sight.calls[-1] if sight.calls else None
     layer = 0 if last is None else last.layer + (last.module is not module)
-    sight.calls.append(AttentionCall(module, layer, window, num_heads, key.shape[1], key.shape[-1], value.shape[-1]))
+    sight.calls.append(
+        AttentionCall(
+            module, layer, window, num_heads, key.shape[1], key.shape[-1], value.shape[-1]
+        )
+    )
     return value.new_zeros(value.shape[0], length, num_heads, value.shape[-1]), None
 
 
@@ -160,11 +179,15 @@ def _window(rule: MaskRule, length: int, who: str) -> int | None:
         try:
             return rule(zero, zero, torch.tensor(query), keys).broadcast_to(length)
         except IndexError:
-            raise ModelError(f"the mask of {who} depends on the text it was made for (image blocks), not on positions alone") from None
+            raise ModelError(
+                f"the mask of {who} depends on the text it was made for (image blocks), not on positions alone"
+            ) from None
 
     seen = row(length - 1)
     window = None if seen.all() else length - int(seen.int().argmax())
-    queries = {0, 1, length // 2, length - 1} | ({window - 1, window, window + 1} if window else set())
+    queries = {0, 1, length // 2, length - 1} | (
+        {window - 1, window, window + 1} if window else set()
+    )
     for query in sorted(q for q in queries if 0 <= q < length):
         expected = (keys <= query) & (query - keys < (window or length))
         if not torch.equal(row(query), expected):

@@ -85,7 +85,9 @@ def generate(lm: LanguageModel, prompt: str | Sequence[int], **settings: Any) ->
     )
 
 
-def _new_slots(spec: RunSpec, chosen: Selection, step: int, num_prompt: int, num_slots: int) -> list[_Slot]:
+def _new_slots(
+    spec: RunSpec, chosen: Selection, step: int, num_prompt: int, num_slots: int
+) -> list[_Slot]:
     """The slots of one set, by design semantics 3 (positions) and 8 (weighting)."""
     slots = []
     for i, token in enumerate(chosen.tokens):
@@ -103,7 +105,9 @@ def _new_slots(spec: RunSpec, chosen: Selection, step: int, num_prompt: int, num
     return slots
 
 
-def _may_attend(query: int, key: int, slots: Sequence[_Slot], visibility: str, window: int | None) -> bool:
+def _may_attend(
+    query: int, key: int, slots: Sequence[_Slot], visibility: str, window: int | None
+) -> bool:
     """Whether slot `query` attends to slot `key` (design semantics 4)."""
     if window is not None and slots[query].position - slots[key].position >= window:
         return False
@@ -121,15 +125,22 @@ def _bias(query: int, key: int, slots: Sequence[_Slot], visibility: str) -> floa
 
 def _isolates(spec: RunSpec, layer: int) -> bool:
     """Whether this layer isolates siblings whatever the visibility is."""
-    return spec.isolated_layers is not None and spec.isolated_layers[0] <= layer < spec.isolated_layers[1]
+    return (
+        spec.isolated_layers is not None
+        and spec.isolated_layers[0] <= layer < spec.isolated_layers[1]
+    )
 
 
-def _mask(slots: Sequence[_Slot], spec: RunSpec, isolates: bool, window: int | None, dtype: torch.dtype) -> Tensor:
+def _mask(
+    slots: Sequence[_Slot], spec: RunSpec, isolates: bool, window: int | None, dtype: torch.dtype
+) -> Tensor:
     """The additive mask [1, 1, N, N] of a layer, pair by pair."""
     visibility = "isolated" if isolates else spec.visibility
     rows = [
         [
-            _bias(query, key, slots, visibility) if _may_attend(query, key, slots, visibility, window) else -math.inf
+            _bias(query, key, slots, visibility)
+            if _may_attend(query, key, slots, visibility, window)
+            else -math.inf
             for key in range(len(slots))
         ]
         for query in range(len(slots))
@@ -169,14 +180,21 @@ def _full_forward(lm: LanguageModel, spec: RunSpec, slots: Sequence[_Slot]) -> _
         )
     weights = output.attentions if wanted else None
     return _Output(
-        logits=output.logits[0].cpu() if output.logits.dtype == torch.float64 else output.logits[0].float().cpu(),
-        attention=None if weights is None else torch.cat([w.float().cpu() for w in weights]).numpy(),
+        logits=output.logits[0].cpu()
+        if output.logits.dtype == torch.float64
+        else output.logits[0].float().cpu(),
+        attention=None
+        if weights is None
+        else torch.cat([w.float().cpu() for w in weights]).numpy(),
         kv={} if raw is None else {"raw_keys": torch.cat(raw).numpy(), **_cached(cache)},
     )
 
 
 def _cached(cache: Any) -> dict[str, np.ndarray]:
-    layers = {name: [getattr(layer, name).float().cpu() for layer in cache.layers] for name in ("keys", "values")}
+    layers = {
+        name: [getattr(layer, name).float().cpu() for layer in cache.layers]
+        for name in ("keys", "values")
+    }
     return {name: torch.cat(tensors).numpy() for name, tensors in layers.items()}
 
 
@@ -204,7 +222,11 @@ def _eager(lm: LanguageModel) -> Iterator[None]:
 
 def _self_attention(lm: LanguageModel) -> list[Any]:
     """The model's attention modules by layer, found by what transformers calls them."""
-    found: list[Any] = [m for m in lm.model.modules() if hasattr(m, "layer_idx") and type(m).__name__.endswith("Attention")]
+    found: list[Any] = [
+        m
+        for m in lm.model.modules()
+        if hasattr(m, "layer_idx") and type(m).__name__.endswith("Attention")
+    ]
     return sorted(found, key=lambda module: module.layer_idx)
 
 
@@ -212,7 +234,9 @@ def _self_attention(lm: LanguageModel) -> list[Any]:
 def _masks_by_layer(lm: LanguageModel, masks: Sequence[Tensor]) -> Iterator[None]:
     """A ready-made 4-D mask bypasses the sliding window of transformers, so each layer gets its own."""
 
-    def replace(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def replace(
+        module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return args, kwargs | {"attention_mask": masks[module.layer_idx]}
 
     handles = [m.register_forward_pre_hook(replace, with_kwargs=True) for m in _self_attention(lm)]
@@ -231,7 +255,9 @@ def _raw_keys(lm: LanguageModel) -> Iterator[list[Tensor]]:
     def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if output.dim() == 3:  # a projection: heads side by side
             output = output.unflatten(-1, (lm.num_key_value_heads, lm.head_dim)).transpose(1, 2)
-        elif output.shape[1] != lm.num_key_value_heads:  # a norm before heads and slots change places
+        elif (
+            output.shape[1] != lm.num_key_value_heads
+        ):  # a norm before heads and slots change places
             output = output.transpose(1, 2)
         found.append(output.float().cpu())
 
@@ -239,7 +265,9 @@ def _raw_keys(lm: LanguageModel) -> Iterator[list[Tensor]]:
     for module in _self_attention(lm):
         source = getattr(module, "k_norm", None) or getattr(module, "k_proj", None)
         if source is None:
-            raise ModelError(f"the oracle finds no k_proj in {type(module).__name__}; leave 'kv' out of capture")
+            raise ModelError(
+                f"the oracle finds no k_proj in {type(module).__name__}; leave 'kv' out of capture"
+            )
         handles.append(source.register_forward_hook(keep))
     try:
         yield found

@@ -52,7 +52,9 @@ class Run:
     steps: list[dict[str, Any]] = field(default_factory=list)
     slots: list[range] = field(default_factory=list)  # of each set that has been appended
     num_forwarded: int = 0  # sets whose pass has been made
-    new_logits: Tensor | None = None  # [num_read, V] of the last prompt token, or of the members of the sets just forwarded
+    new_logits: Tensor | None = (
+        None  # [num_read, V] of the last prompt token, or of the members of the sets just forwarded
+    )
     prefix: Prefix | None = None  # once the prompt has been forwarded
     stop_reason: str = ""
     started: float = 0.0
@@ -68,7 +70,13 @@ class Run:
         self.prompt = self.lm.encode(spec.prompt)
         self.num_prompt = len(self.prompt)
         self.num_steps = len(spec.replay) if spec.replay else spec.max_steps
-        self.layout = Layout(spec.visibility, spec.positions, spec.weighting, spec.replay_positions, spec.replay_weights)
+        self.layout = Layout(
+            spec.visibility,
+            spec.positions,
+            spec.weighting,
+            spec.replay_positions,
+            spec.replay_weights,
+        )
         self.layout.append_prompt(self.prompt)
         self._note(0, None)
         for step, tokens in enumerate(spec.replay or ()):
@@ -84,7 +92,9 @@ class Run:
                 "leave 'kv' out of capture"
             )
         longest = self.num_prompt + self.num_steps
-        longest = max(longest, *(position + 1 for row in spec.replay_positions or () for position in row), 0)
+        longest = max(
+            longest, *(position + 1 for row in spec.replay_positions or () for position in row), 0
+        )
         if longest > self.lm.context_length:
             raise SpecError(
                 f"{self.num_prompt} prompt tokens and {self.num_steps} steps need {longest} positions, {self.lm.name} has "
@@ -112,11 +122,16 @@ class Run:
 
     @property
     def records_attention(self) -> bool:
-        return bool({"attention", "siblings"}.intersection(self.spec.capture)) and not self.layout.new_tokens_are_prompt()
+        return (
+            bool({"attention", "siblings"}.intersection(self.spec.capture))
+            and not self.layout.new_tokens_are_prompt()
+        )
 
     def fits(self, prefix: Prefix) -> bool:
         """Whether another run's pass over its prompt gave all that this run's would."""
-        return prefix.prompt == self.prompt and ("kv" not in self.spec.capture or prefix.raw_keys is not None)
+        return prefix.prompt == self.prompt and (
+            "kv" not in self.spec.capture or prefix.raw_keys is not None
+        )
 
     def begin_with(self, prefix: Prefix) -> None:
         """Take what a pass over the prompt gave, be it this run's own or another's whose keys and values are now in this row."""
@@ -132,12 +147,18 @@ class Run:
         assert self.new_logits is not None
         new_logits, self.new_logits = self.new_logits, None
         self._check_finite("logits", new_logits)
-        sets = [range(self.layout.start, self.layout.num_slots)[-1:]] if not self.slots else self.slots[self.num_forwarded :]
+        sets = (
+            [range(self.layout.start, self.layout.num_slots)[-1:]]
+            if not self.slots
+            else self.slots[self.num_forwarded :]
+        )
         self.num_forwarded = len(self.slots)
         attention, self.attention = self.attention, None
         if attention is not None and not len(new_logits):
             self._check_finite("attention weights", torch.from_numpy(attention[-1]))
-        parts = new_logits.split([len(slots) for slots in sets]) if len(new_logits) else [new_logits]
+        parts = (
+            new_logits.split([len(slots) for slots in sets]) if len(new_logits) else [new_logits]
+        )
         for slots, logits in zip(sets, parts, strict=True):
             if self.steps:
                 self._record(slots, logits, attention)
@@ -215,12 +236,22 @@ class Run:
         self.slots.append(range(start, self.layout.num_slots))
         # a single token of no weight is seen by all modes alike
         plain = len(self.slots[-1]) == 1 and not self.layout.slot_bias[start]
-        self._note(start, None if plain else (self.spec.visibility, self.spec.isolated_layers, self.spec.isolated_mass))
+        self._note(
+            start,
+            None
+            if plain
+            else (self.spec.visibility, self.spec.isolated_layers, self.spec.isolated_mass),
+        )
 
     def _note(self, start: int, mode: object) -> None:
         """Take the slots from `start` on into the history."""
         layout = self.layout
-        added = layout.slot_token[start:], layout.slot_position[start:], layout.slot_bias[start:], mode
+        added = (
+            layout.slot_token[start:],
+            layout.slot_position[start:],
+            layout.slot_bias[start:],
+            mode,
+        )
         self.history = hashlib.sha256(self.history + repr(added).encode()).digest()
 
     def finish(self, cache: SlotCache) -> None:
@@ -229,7 +260,12 @@ class Run:
         if "kv" in self.spec.capture:
             held = slice(self.row, self.row + 1), slice(None), slice(0, self.layout.num_slots)
             for name in ("keys", "values"):
-                self.kv[name] = torch.cat([getattr(layer, name)[held] for layer in cache.layers]).float().cpu().numpy()
+                self.kv[name] = (
+                    torch.cat([getattr(layer, name)[held] for layer in cache.layers])
+                    .float()
+                    .cpu()
+                    .numpy()
+                )
             self._check_finite("cached values", torch.from_numpy(self.kv["values"][-1]))
             self.kv["raw_keys"] = torch.cat(self.raw_keys, dim=2).float().cpu().numpy()
 
@@ -238,7 +274,9 @@ class Run:
         return Trace(
             spec=self.spec,
             prompt_tokens=self.prompt,
-            steps=[Step(**step) for step in (self.spool.read(self.steps) if self.spool else self.steps)],
+            steps=[
+                Step(**step) for step in (self.spool.read(self.steps) if self.spool else self.steps)
+            ],
             slot_token=np.array(layout.slot_token, dtype=np.int64),
             slot_position=np.array(layout.slot_position, dtype=np.int64),
             slot_step=slot_steps(self.num_prompt, widths),

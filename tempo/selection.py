@@ -41,7 +41,11 @@ def read_out(logits: Tensor, probabilities: Sequence[float], readout: str) -> Te
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if readout == "mixture":
         weights = member_weights(probabilities).to(logits)
-        distribution = weights @ torch.softmax(logits, dim=-1) if len(weights) > 1 else torch.softmax(logits[0], dim=-1)
+        distribution = (
+            weights @ torch.softmax(logits, dim=-1)
+            if len(weights) > 1
+            else torch.softmax(logits[0], dim=-1)
+        )
     elif readout == "mean_logits":
         distribution = torch.softmax(logits.mean(dim=0), dim=-1)
     elif readout in ("last", "first"):
@@ -51,7 +55,9 @@ def read_out(logits: Tensor, probabilities: Sequence[float], readout: str) -> Te
     return distribution.float()
 
 
-def select(distribution: Tensor, threshold: float, max_width: int | None, eos: frozenset[int] = frozenset()) -> Selection:
+def select(
+    distribution: Tensor, threshold: float, max_width: int | None, eos: frozenset[int] = frozenset()
+) -> Selection:
     """The set that `distribution` [V] gives: p >= threshold by falling p, ties by lower id, else the argmax alone.
 
     With `eos` ids: a set led by one is kept and stops the run; one that does not lead is left out and named in `ended`.
@@ -71,4 +77,6 @@ def select(distribution: Tensor, threshold: float, max_width: int | None, eos: f
     if chosen[0] in eos:
         return Selection(chosen, values, [], True)
     kept = [(token, value) for token, value in zip(chosen, values, strict=True) if token not in eos]
-    return Selection([t for t, _ in kept], [p for _, p in kept], [t for t in chosen if t in eos], False)
+    return Selection(
+        [t for t, _ in kept], [p for _, p in kept], [t for t in chosen if t in eos], False
+    )

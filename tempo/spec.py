@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tempo.errors import SpecError
 
@@ -50,12 +58,19 @@ def _weight_sets(value: Any) -> Any:
     """Nested sequences of numbers as tuples of float; anything else is left for pydantic to refuse."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         return value
-    return tuple(tuple(map(float, row)) if isinstance(row, Iterable) and not isinstance(row, str | bytes) else row for row in value)
+    return tuple(
+        tuple(map(float, row))
+        if isinstance(row, Iterable) and not isinstance(row, str | bytes)
+        else row
+        for row in value
+    )
 
 
 def _names(value: Any) -> Any:
     """One name or several, without repetition, in the order of `CAPTURES` so that equal specs compare equal."""
-    names = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else value
+    names = (
+        [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else value
+    )
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         known = [name for name in CAPTURES if name in names]
         return tuple(known + [name for name in names if name not in CAPTURES])
@@ -129,7 +144,9 @@ class RunSpec(Strict):
             try:
                 prompt.encode()
             except UnicodeEncodeError as error:
-                raise ValueError(f"character {error.start} is no text (a lone surrogate); give valid Unicode") from None
+                raise ValueError(
+                    f"character {error.start} is no text (a lone surrogate); give valid Unicode"
+                ) from None
         return prompt
 
     @field_validator("threshold")
@@ -141,21 +158,29 @@ class RunSpec(Strict):
 
     @field_validator("replay")
     @classmethod
-    def _replay_is_sets(cls, replay: tuple[tuple[int, ...], ...] | None) -> tuple[tuple[int, ...], ...] | None:
+    def _replay_is_sets(
+        cls, replay: tuple[tuple[int, ...], ...] | None
+    ) -> tuple[tuple[int, ...], ...] | None:
         if replay is None:
             return None
         if not replay:
-            raise ValueError("no sets to replay; give at least one, or leave replay out for a free run")
+            raise ValueError(
+                "no sets to replay; give at least one, or leave replay out for a free run"
+            )
         for step, tokens in enumerate(replay):
             if not tokens:
-                raise ValueError(f"the set of step {step} is empty; every step appends at least one token")
+                raise ValueError(
+                    f"the set of step {step} is empty; every step appends at least one token"
+                )
         return replay
 
     @field_validator("isolated_layers")
     @classmethod
     def _isolated_layers_is_range(cls, layers: tuple[int, int] | None) -> tuple[int, int] | None:
         if layers is not None and not 0 <= layers[0] < layers[1]:
-            raise ValueError("expected the first layer and the one after the last, for example [0, 4]")
+            raise ValueError(
+                "expected the first layer and the one after the last, for example [0, 4]"
+            )
         return layers
 
     @model_validator(mode="after")
@@ -165,18 +190,30 @@ class RunSpec(Strict):
             if rows is None:
                 continue
             if self.replay is None:
-                raise ValueError(f"{name} needs a replay: it says something about each member of its sets")
+                raise ValueError(
+                    f"{name} needs a replay: it says something about each member of its sets"
+                )
             if [len(row) for row in rows] != [len(tokens) for tokens in self.replay]:
                 raise ValueError(
                     f"{name} has rows of {[len(row) for row in rows]} numbers, the replay sets of {[len(t) for t in self.replay]} tokens; "
                     "give one number for each token"
                 )
         if any(position < 0 for row in self.replay_positions or () for position in row):
-            raise ValueError("replay_positions holds a negative position; positions count from 0, the first prompt token")
-        if any(not (math.isfinite(weight) and weight > 0) for row in self.replay_weights or () for weight in row):
-            raise ValueError("replay_weights holds a weight that is not above 0; its logarithm is added to attention logits")
+            raise ValueError(
+                "replay_positions holds a negative position; positions count from 0, the first prompt token"
+            )
+        if any(
+            not (math.isfinite(weight) and weight > 0)
+            for row in self.replay_weights or ()
+            for weight in row
+        ):
+            raise ValueError(
+                "replay_weights holds a weight that is not above 0; its logarithm is added to attention logits"
+            )
         if self.isolated_mass == "self" and self.isolated_layers is None:
-            raise ValueError("isolated_mass='self' says what isolated_layers do with the attention; give isolated_layers as well")
+            raise ValueError(
+                "isolated_mass='self' says what isolated_layers do with the attention; give isolated_layers as well"
+            )
         return self
 
     def but(self, **changes: Any) -> RunSpec:
@@ -194,8 +231,12 @@ class RunSpec(Strict):
     def to_yaml(self) -> str:
         """The settings as YAML; `from_yaml` gives an equal spec back."""
         # PyYAML folds these line breaks where it writes them as they are
-        breaks = isinstance(self.prompt, str) and not {"\x85", "\u2028", "\u2029"}.isdisjoint(self.prompt)
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=not breaks)
+        breaks = isinstance(self.prompt, str) and not {"\x85", "\u2028", "\u2029"}.isdisjoint(
+            self.prompt
+        )
+        return yaml.safe_dump(
+            self.model_dump(mode="json"), sort_keys=False, allow_unicode=not breaks
+        )
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> RunSpec:
@@ -210,13 +251,19 @@ def load_yaml(kind: type[S], source: str | Path) -> S:
     """A `Strict` model read from a YAML file (`Path`) or YAML text (`str`); SpecError names the file and the key."""
     where = str(source) if isinstance(source, Path) else "the YAML text"
     try:
-        settings = yaml.safe_load(source.read_text(encoding="utf-8") if isinstance(source, Path) else source)
+        settings = yaml.safe_load(
+            source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+        )
     except OSError as error:
-        raise SpecError(f"cannot read {where}: {error.strerror}; give the path of a readable YAML file") from None
+        raise SpecError(
+            f"cannot read {where}: {error.strerror}; give the path of a readable YAML file"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, Mapping):
-        raise SpecError(f"{where} holds {type(settings).__name__}, expected keys and values such as 'threshold: 0.1'")
+        raise SpecError(
+            f"{where} holds {type(settings).__name__}, expected keys and values such as 'threshold: 0.1'"
+        )
     try:
         return kind(**{str(key): value for key, value in settings.items()})
     except SpecError as error:
@@ -232,14 +279,21 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
         seen = seen if len(seen) <= 80 else seen[:77] + "..."
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, kind.model_fields, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(kind.model_fields)}"
+            hint = (
+                f"did you mean '{near[0]}'?"
+                if near
+                else f"valid keys: {', '.join(kind.model_fields)}"
+            )
             line = f"unknown key '{key}'; {hint}"
         elif problem["type"] == "missing":
             line = f"'{key}' is missing"
         else:
             line = (f"{key}={seen}: " if key else "") + problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "literal_error" and isinstance(problem["input"], str):
-                choices = [str(choice) for choice in get_args(kind.model_fields[key].annotation) or CAPTURES]
+                choices = [
+                    str(choice)
+                    for choice in get_args(kind.model_fields[key].annotation) or CAPTURES
+                ]
                 near = difflib.get_close_matches(problem["input"], choices, n=1)
                 line += f"; did you mean '{near[0]}'?" if near else ""
         if line not in lines:

@@ -61,7 +61,9 @@ def mean(values: np.ndarray, direction: Direction, margin: float) -> Result:
     p, against = _directed(one_sided_mean, values, direction, margin)
     scaled = _scaled(values)
     effect = float(scaled.mean() / scaled.std(ddof=1))
-    return Result(float(values.mean()), *bca_interval(values), effect, p, against, skew_note(values))
+    return Result(
+        float(values.mean()), *bca_interval(values), effect, p, against, skew_note(values)
+    )
 
 
 def pseudomedian(values: np.ndarray, direction: Direction, margin: float) -> Result:
@@ -79,9 +81,18 @@ def pseudomedian(values: np.ndarray, direction: Direction, margin: float) -> Res
 def share(held: int, n: int, margin: float) -> Result:
     """The share `held` / `n` against `margin`: exact binomial tests and Clopper and Pearson's interval."""
     interval = stats.binomtest(held, n).proportion_ci(CONFIDENCE, "exact")
-    above, below = (float(stats.binomtest(held, n, margin, side).pvalue) for side in ("greater", "less"))
+    above, below = (
+        float(stats.binomtest(held, n, margin, side).pvalue) for side in ("greater", "less")
+    )
     effect = 2 * (math.asin(math.sqrt(held / n)) - math.asin(math.sqrt(margin)))
-    return Result(held / n, float(interval.low), float(interval.high), effect, min(1.0, 2 * above), min(1.0, 2 * below))
+    return Result(
+        held / n,
+        float(interval.low),
+        float(interval.high),
+        effect,
+        min(1.0, 2 * above),
+        min(1.0, 2 * below),
+    )
 
 
 def somewhere(maps: np.ndarray, margin: float) -> Result:
@@ -112,10 +123,18 @@ def somewhere(maps: np.ndarray, margin: float) -> Result:
     best = int(t.argmax())
     at = np.unravel_index(np.flatnonzero(varied)[best], maps.shape[1:])
     widest = np.nan_to_num(np.abs(booted), nan=np.inf, posinf=np.inf).max(axis=1)
-    half = float(np.quantile(widest, CONFIDENCE, method="higher")) * float(centred[:, best].std(ddof=1)) / math.sqrt(n)
+    half = (
+        float(np.quantile(widest, CONFIDENCE, method="higher"))
+        * float(centred[:, best].std(ddof=1))
+        / math.sqrt(n)
+    )
     half = half * scale if math.isfinite(half) else math.nan
     estimate = float(centred[:, best].mean()) * scale + margin
-    details = {"cell": [int(i) for i in at], "cells": cells.shape[1], "significant": int((2 * corrected < 1 - CONFIDENCE).sum())}
+    details = {
+        "cell": [int(i) for i in at],
+        "cells": cells.shape[1],
+        "significant": int((2 * corrected < 1 - CONFIDENCE).sum()),
+    }
     p = min(1.0, 2 * float(corrected.min()))
     against = min(1.0, 2 * float(below.max())) if unvaried_below else 1.0
     effect = estimate / scale / float(centred[:, best].std(ddof=1))
@@ -169,7 +188,9 @@ def one_sided_ranks(values: np.ndarray) -> tuple[float, float]:
     signs = np.sign(values[:, None] + values).mean(axis=1)
     with np.errstate(divide="ignore"):
         t = signs.mean() / (2 * signs.std(ddof=1) / math.sqrt(len(values))) if signs.any() else 0.0
-    return max(exact[0], float(stats.t.sf(t, len(values) - 1))), max(exact[1], float(stats.t.cdf(t, len(values) - 1)))
+    return max(exact[0], float(stats.t.sf(t, len(values) - 1))), max(
+        exact[1], float(stats.t.cdf(t, len(values) - 1))
+    )
 
 
 def bca_interval(values: np.ndarray) -> tuple[float, float]:
@@ -177,9 +198,18 @@ def bca_interval(values: np.ndarray) -> tuple[float, float]:
     rng = np.random.default_rng(SEED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of degenerate data: the NaN says it
-        found = stats.bootstrap((_scaled(values),), np.mean, n_resamples=NUM_RESAMPLES, confidence_level=CONFIDENCE, method="BCa", rng=rng)
+        found = stats.bootstrap(
+            (_scaled(values),),
+            np.mean,
+            n_resamples=NUM_RESAMPLES,
+            confidence_level=CONFIDENCE,
+            method="BCa",
+            rng=rng,
+        )
     scale = _largest(values)
-    return float(found.confidence_interval.low) * scale, float(found.confidence_interval.high) * scale
+    return float(found.confidence_interval.low) * scale, float(
+        found.confidence_interval.high
+    ) * scale
 
 
 def hodges_lehmann(values: np.ndarray) -> tuple[float, float, float]:
@@ -220,7 +250,9 @@ def num_for_share(planned: float, margin: float, alpha: float, power: float) -> 
     n = MIN_UNITS
     while n < LARGEST_NUM:
         if planned > margin:
-            least = stats.binom.isf(alpha / 2, n, margin) + 1  # the smallest count that is significant
+            least = (
+                stats.binom.isf(alpha / 2, n, margin) + 1
+            )  # the smallest count that is significant
             reached = stats.binom.sf(least - 1, n, planned)
         else:
             most = stats.binom.ppf(alpha / 2, n, margin)
@@ -232,7 +264,9 @@ def num_for_share(planned: float, margin: float, alpha: float, power: float) -> 
     return LARGEST_NUM
 
 
-def _directed(one_sided: Any, values: np.ndarray, direction: Direction, margin: float) -> tuple[float, float]:
+def _directed(
+    one_sided: Any, values: np.ndarray, direction: Direction, margin: float
+) -> tuple[float, float]:
     """Two-sided p for a direction and against it, from a test against 0 of both sides."""
     above, below = one_sided(values - margin)
     if direction == "greater":

@@ -33,7 +33,9 @@ class TraceStore:
         try:
             return load_trace(place)
         except TraceError as error:
-            warnings.warn(f"a stored trace cannot be used and is computed anew: {error}", stacklevel=2)
+            warnings.warn(
+                f"a stored trace cannot be used and is computed anew: {error}", stacklevel=2
+            )
             return None
 
     def put(self, trace: Trace) -> None:
@@ -42,12 +44,16 @@ class TraceStore:
 
     def place(self, spec: RunSpec) -> Path:
         """The folder of this spec's trace."""
-        return self.folder / hashlib.sha256(f"{self.made_by} {spec.key()}".encode()).hexdigest()[:32]
+        return (
+            self.folder / hashlib.sha256(f"{self.made_by} {spec.key()}".encode()).hexdigest()[:32]
+        )
 
 
 def maker_sha256(lm: LanguageModel) -> str:
     """A hash of all that a trace depends on beside its spec: weights, dtype, device, versions, threads, and tempo's own code."""
-    digest = hashlib.sha256(json.dumps([lm.sha256, lm.provenance(), sys.version, torch.get_num_threads()]).encode())
+    digest = hashlib.sha256(
+        json.dumps([lm.sha256, lm.provenance(), sys.version, torch.get_num_threads()]).encode()
+    )
     for path in sorted(Path(__file__).parent.glob("*.py")):
         if path.name not in JUDGING:
             digest.update(path.read_bytes())

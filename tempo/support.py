@@ -41,7 +41,9 @@ def check_can_run(model: Any) -> None:
     works = "A decoder-only model with rotary embeddings works, for example Llama, Qwen, Mistral or Gemma"
     kind = type(model).__name__
     if not isinstance(model, PreTrainedModel):
-        raise ModelError(f"{kind} is not a transformers PreTrainedModel; wrap the model itself. {works}")
+        raise ModelError(
+            f"{kind} is not a transformers PreTrainedModel; wrap the model itself. {works}"
+        )
     for reason in reasons_against(model):
         raise ModelError(f"{kind} cannot run TEMPO: {reason}. {works}")
     check_rotary_tables(model, _config_thetas(model.config.get_text_config()))
@@ -112,7 +114,9 @@ def rotary_tables(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     # output layer of a model that calls it "decoder" (ModernBERT).
     for root in (model.get_decoder(), model):
         tables = {
-            name: buffer for name, buffer in root.named_buffers() if name.endswith("inv_freq") and not name.endswith("original_inv_freq")
+            name: buffer
+            for name, buffer in root.named_buffers()
+            if name.endswith("inv_freq") and not name.endswith("original_inv_freq")
         }
         if tables:
             return tables
@@ -137,10 +141,14 @@ def cache_keyword(model: PreTrainedModel) -> str:
 
 
 def context_length(text: Any) -> int:
-    lengths = (getattr(text, key, None) for key in ("max_position_embeddings", "attention_chunk_size"))
+    lengths = (
+        getattr(text, key, None) for key in ("max_position_embeddings", "attention_chunk_size")
+    )
     lengths = [int(length) for length in lengths if length]
     if not lengths:
-        raise ModelError("the config does not say how long a text may be; set config.max_position_embeddings")
+        raise ModelError(
+            "the config does not say how long a text may be; set config.max_position_embeddings"
+        )
     return min(lengths)
 
 
@@ -164,5 +172,9 @@ def layer_windows(text: Any) -> tuple[int | None, ...]:
 def attention_implementations(model: PreTrainedModel) -> dict[str, str | None]:
     """What `set_attn_implementation` takes to bring back the present state."""
     subs = {key: getattr(model.config, key, None) for key in model.config.sub_configs}
-    kept = {key: sub._attn_implementation for key, sub in subs.items() if sub is not None and sub._attn_implementation is not None}
+    kept = {
+        key: sub._attn_implementation
+        for key, sub in subs.items()
+        if sub is not None and sub._attn_implementation is not None
+    }
     return {"": model.config._attn_implementation} | kept

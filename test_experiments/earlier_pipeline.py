@@ -59,7 +59,9 @@ class Pass(NamedTuple):
 
 
 @torch.inference_mode()
-def run_cells(lm: LanguageModel, prefix: Sequence[int], sets: Sequence[Sequence[int]], mode: str) -> dict[Cell, list[Pass]]:
+def run_cells(
+    lm: LanguageModel, prefix: Sequence[int], sets: Sequence[Sequence[int]], mode: str
+) -> dict[Cell, list[Pass]]:
     """The passes of every cell in one mode, `isolated` or `visible`: first the prefix, then each of `sets`.
 
     The masks of one cache share their passes as rows of a batch. The two modes never share one: made in the same shapes and
@@ -67,16 +69,23 @@ def run_cells(lm: LanguageModel, prefix: Sequence[int], sets: Sequence[Sequence[
     """
     windows = [window for window in lm.layer_windows if window]
     if windows and len(prefix) + len(sets) > min(windows):
-        raise ModelError(f"a window of {min(windows)} positions cuts a text of {len(prefix) + len(sets)}; the replica has no windows")
+        raise ModelError(
+            f"a window of {min(windows)} positions cuts a text of {len(prefix) + len(sets)}; the replica has no windows"
+        )
     with installed(lm.model, "eager"):
         cache_of_prefix = DynamicCache()
         causal = torch.ones(len(prefix), len(prefix), dtype=torch.bool).tril()
         # neither artefact can act before there is a sibling, so both caches begin with this one pass
-        before = _forward(lm, cache_of_prefix, prefix, range(len(prefix)), [causal] * len(MASKS), keep=1)
+        before = _forward(
+            lm, cache_of_prefix, prefix, range(len(prefix)), [causal] * len(MASKS), keep=1
+        )
         found = {cell: [before[MASKS.index(cell.mask)]] for cell in CELLS}
         for kind in CACHES:
             cache = copy.deepcopy(cache_of_prefix)
-            cached, listed = list(range(len(prefix))), list(range(len(prefix)))  # the set that each slot, each token belongs to
+            cached, listed = (
+                list(range(len(prefix))),
+                list(range(len(prefix))),
+            )  # the set that each slot, each token belongs to
             for k, members in enumerate(sets, start=len(prefix)):
                 fed = members if kind == "all siblings" else members[-1:]
                 new = slice(len(cached), len(cached) + len(fed))
@@ -86,7 +95,9 @@ def run_cells(lm: LanguageModel, prefix: Sequence[int], sets: Sequence[Sequence[
                     "dropped": torch.ones(len(cached), len(cached), dtype=torch.bool).tril()[new],
                     "by list index": _allowed(listed, mode)[new, : len(cached)],
                 }
-                passes = _forward(lm, cache, fed, [k] * len(fed), [masks[name] for name in MASKS], keep=len(fed))
+                passes = _forward(
+                    lm, cache, fed, [k] * len(fed), [masks[name] for name in MASKS], keep=len(fed)
+                )
                 for name, made in zip(MASKS, passes, strict=True):
                     found[Cell(kind, name)].append(made)
     return found
@@ -114,20 +125,29 @@ def _allowed(sets: Sequence[int], mode: str) -> Tensor:
 
 
 def _forward(
-    lm: LanguageModel, cache: Any, tokens: Sequence[int], positions: Sequence[int], masks: Sequence[Tensor], keep: int
+    lm: LanguageModel,
+    cache: Any,
+    tokens: Sequence[int],
+    positions: Sequence[int],
+    masks: Sequence[Tensor],
+    keep: int,
 ) -> list[Pass]:
     """The same tokens under each mask [q, N], a row of the batch each; the last `keep` of them are recorded."""
     allowed = torch.stack(list(masks))[:, None]  # [C, 1, q, N]
     output = lm.model(
         input_ids=torch.tensor([list(tokens)] * len(masks), device=lm.device),
         position_ids=torch.tensor([list(positions)] * len(masks), device=lm.device),
-        attention_mask=torch.zeros(allowed.shape, dtype=lm.dtype).masked_fill(~allowed, -torch.inf).to(lm.device),
+        attention_mask=torch.zeros(allowed.shape, dtype=lm.dtype)
+        .masked_fill(~allowed, -torch.inf)
+        .to(lm.device),
         use_cache=True,
         output_attentions=True,
         logits_to_keep=keep,
         **{lm.cache_keyword: cache},
     )
     logits = output.logits.float().cpu().numpy()  # [C, keep, V]
-    attention = torch.stack([layer[:, :, -keep:].float().cpu() for layer in output.attentions], dim=1).numpy()  # [C, L, H, keep, N]
+    attention = torch.stack(
+        [layer[:, :, -keep:].float().cpu() for layer in output.attentions], dim=1
+    ).numpy()  # [C, L, H, keep, N]
     slots = list(range(attention.shape[-1] - keep, attention.shape[-1]))
     return [Pass(logits[row], attention[row], slots) for row in range(len(masks))]

@@ -26,7 +26,9 @@ class OneSet:
 
     def spec(self, **changes: Any) -> RunSpec:
         """A run that forces the set, then the reader; with `logits` captured, step 1 holds what the reader predicts."""
-        return RunSpec(**{"prompt": self.prefix, "replay": (self.members, (self.reader,)), **changes})
+        return RunSpec(
+            **{"prompt": self.prefix, "replay": (self.members, (self.reader,)), **changes}
+        )
 
 
 def first_wide_set(free: Trace, prompt: str) -> OneSet | None:
@@ -38,4 +40,6 @@ def first_wide_set(free: Trace, prompt: str) -> OneSet | None:
     prefix = (*free.prompt_tokens, *(step.tokens[0] for step in free.steps[:k]))
     ends = np.cumsum(free.steps[k + 1].distribution, dtype=np.float64)
     draw = np.random.default_rng([SEED, *prompt.encode()]).random() * ends[-1]
-    return OneSet(prefix, tuple(free.steps[k].tokens), int(np.searchsorted(ends, draw, side="right")))
+    return OneSet(
+        prefix, tuple(free.steps[k].tokens), int(np.searchsorted(ends, draw, side="right"))
+    )

@@ -63,7 +63,9 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
         (partly,) = yield [forced(spec.but(isolated_layers=(first, end), isolated_mass=mass))]
         effects[first, end, mass] = _effect(whole, partly)
         if (first, mass) == (0, "spread") and end >= bounds[-2]:
-            from_isolated["all_layers" if end == num_layers else "all_but_last_window"] = _effect(apart, partly)
+            from_isolated["all_layers" if end == num_layers else "all_but_last_window"] = _effect(
+                apart, partly
+            )
     windows = list(pairwise(bounds))
     case: dict[str, Any] = {
         "width": len(scene.members),
@@ -79,7 +81,9 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
     }
     if context.store:
         keep_log(context.store, free)
-        context.store.json("layer_effects", {"reader": context.lm.token_text(scene.reader), "effects": case})
+        context.store.json(
+            "layer_effects", {"reader": context.lm.token_text(scene.reader), "effects": case}
+        )
         context.store.text("analysis", _table(text, case))
     return case
 
@@ -87,8 +91,15 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
 def _cuts(bounds: Sequence[int]) -> list[tuple[int, int, str]]:
     """Every (first layer, end, mass) that is run, each once."""
     windows, end = list(pairwise(bounds)), bounds[-1]
-    spread_out = [*windows, *((0, cut) for cut in bounds[1:]), *((cut, end) for cut in bounds[:-1]), (end - 1, end)]
-    cuts = [(*cut, "spread") for cut in spread_out] + [(*cut, "self") for cut in [*windows, (0, end)]]
+    spread_out = [
+        *windows,
+        *((0, cut) for cut in bounds[1:]),
+        *((cut, end) for cut in bounds[:-1]),
+        (end - 1, end),
+    ]
+    cuts = [(*cut, "spread") for cut in spread_out] + [
+        (*cut, "self") for cut in [*windows, (0, end)]
+    ]
     return list(dict.fromkeys(cuts))
 
 
@@ -101,12 +112,18 @@ def _effect(logs: np.ndarray, other: Trace) -> dict[str, float]:
     probabilities, others = np.exp(logs), _log_probabilities(other)
     kl = np.einsum("rv,rv->r", probabilities, logs - others)
     tv = np.abs(probabilities - np.exp(others)).sum(axis=1) / 2
-    return {"sibling_kl": max(0.0, float(kl[:-1].mean())), "reader_tv": float(tv[-1]), "largest_tv": float(tv.max())}
+    return {
+        "sibling_kl": max(0.0, float(kl[:-1].mean())),
+        "reader_tv": float(tv[-1]),
+        "largest_tv": float(tv.max()),
+    }
 
 
 def _log_probabilities(trace: Trace) -> np.ndarray:
     """log p [n + 1, V] of what the members of the set and then the reader give."""
-    return log_softmax(np.concatenate([step.logits for step in trace.steps]).astype(np.float64), axis=-1)
+    return log_softmax(
+        np.concatenate([step.logits for step in trace.steps]).astype(np.float64), axis=-1
+    )
 
 
 def _table(text: str, case: Mapping[str, Any]) -> str:
@@ -145,7 +162,9 @@ def _halves(name: str, by_coin: bool = False) -> Callable[[Case], float | None]:
         middle = len(case["windows"]) // 2
         lower, upper = case["below"][middle - 1][name], case["from"][middle][name]
         ratio = math.log(max(lower, lowest) / max(upper, lowest))
-        heads = np.random.default_rng([SEED, *case["prompt"].encode()]).integers(2) if by_coin else 1
+        heads = (
+            np.random.default_rng([SEED, *case["prompt"].encode()]).integers(2) if by_coin else 1
+        )
         return ratio if heads else -ratio
 
     return value
@@ -153,7 +172,9 @@ def _halves(name: str, by_coin: bool = False) -> Callable[[Case], float | None]:
 
 def _share_kept(*keys: str) -> Callable[[Case], float | None]:
     """An effect on the siblings as a share of the whole one, where there is one worth sharing."""
-    return lambda case: None if _too_small(case) else _get(*keys)(case) / case["total"]["sibling_kl"]
+    return lambda case: (
+        None if _too_small(case) else _get(*keys)(case) / case["total"]["sibling_kl"]
+    )
 
 
 def _too_small(case: Case) -> bool:
@@ -163,11 +184,18 @@ def _too_small(case: Case) -> bool:
 def _log_sum(case: Case) -> float | None:
     if _too_small(case):
         return None
-    return math.log(max(sum(window["sibling_kl"] for window in case["windows"]), IDENTICAL_KL) / case["total"]["sibling_kl"])
+    return math.log(
+        max(sum(window["sibling_kl"] for window in case["windows"]), IDENTICAL_KL)
+        / case["total"]["sibling_kl"]
+    )
 
 
 def _log_nothing(case: Case) -> float | None:
-    return None if _too_small(case) else math.log(max(_nothing(case), IDENTICAL_KL) / case["total"]["sibling_kl"])
+    return (
+        None
+        if _too_small(case)
+        else math.log(max(_nothing(case), IDENTICAL_KL) / case["total"]["sibling_kl"])
+    )
 
 
 def _map(case: Case) -> list[float] | None:
@@ -182,7 +210,9 @@ _nothing = _get("from_isolated", "all_layers", "sibling_kl")
 NOTHING = "isolated mode against isolated layers, all of them: the same computation twice"
 COIN = "the halves of each prompt named by a coin"
 HALVES = "log of the effect of isolating the lower half of the layers over that of the upper half"
-REMAINS = "KL(visible || isolated in every layer, own key counted n-fold) of the members' own outputs"
+REMAINS = (
+    "KL(visible || isolated in every layer, own key counted n-fold) of the members' own outputs"
+)
 
 CLAIMS = (
     Claim(
@@ -202,7 +232,9 @@ CLAIMS = (
         values=_identical("last_layer", "reader_tv"),
         test="always",
         refuted_by="one prompt on which the reader differs by more than rounding",
-        control=lambda case: None if case["width"] is None else case["windows"][0]["reader_tv"] <= IDENTICAL_TV,
+        control=lambda case: (
+            None if case["width"] is None else case["windows"][0]["reader_tv"] <= IDENTICAL_TV
+        ),
         control_statement="siblings isolated in the first window of layers",
     ),
     Claim(
@@ -306,7 +338,9 @@ CLAIMS = (
 )
 
 
-def _curve(cases: Sequence[Case], key: str, name: str, at: Sequence[float]) -> list[tuple[float, float, float, float]]:
+def _curve(
+    cases: Sequence[Case], key: str, name: str, at: Sequence[float]
+) -> list[tuple[float, float, float, float]]:
     return [(x, *spread([case[key][i][name] for case in cases])) for i, x in enumerate(at)]
 
 
@@ -318,7 +352,10 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
     bounds = branched[0]["bounds"]
     middles = [(first + end - 1) / 2 for first, end in pairwise(bounds)]
     found = []
-    for name, what, where in (("sibling_kl", "KL in nats", "at the siblings"), ("reader_tv", "total variation", "at the reader")):
+    for name, what, where in (
+        ("sibling_kl", "KL in nats", "at the siblings"),
+        ("reader_tv", "total variation", "at the reader"),
+    ):
         total = spread([case["total"][name] for case in branched])[0]
         means = f"mean and 95 % interval over {len(branched)} prompts. Isolating siblings in every layer gives {total:.3g}."
         windows = {
@@ -329,7 +366,11 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
             f"What isolating siblings in one window of {bounds[1]} layers changes {where}, {means} Where the second curve is as high "
             "as the first, the effect is what siblings say to each other and not the attention that they take from the context."
         )
-        found.append(lines_by(windows, "layer (middle of the window)", what, f"Where it enters, {where}", caption))
+        found.append(
+            lines_by(
+                windows, "layer (middle of the window)", what, f"Where it enters, {where}", caption
+            )
+        )
         cuts = {
             "isolated below the layer": _curve(branched, "below", name, bounds[1:]),
             "isolated from the layer on": _curve(branched, "from", name, bounds[:-1]),
@@ -338,7 +379,11 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
             f"What isolating siblings below a layer, or from it on, changes {where}, {means} The layers between which a curve is "
             "steep carry the effect."
         )
-        found.append(lines_by(cuts, "layer of the cut", what, f"Isolated below or from a layer, {where}", caption))
+        found.append(
+            lines_by(
+                cuts, "layer of the cut", what, f"Isolated below or from a layer, {where}", caption
+            )
+        )
     return found
 
 
@@ -350,14 +395,24 @@ def test_every_layer_is_in_one_window(cases: list[Case]) -> None:
     for case in (case for case in cases if case["width"]):
         bounds = case["bounds"]
         assert bounds[0] == 0 and bounds == sorted(set(bounds))
-        assert len(case["windows"]) == len(case["windows_self"]) == len(case["below"]) == len(case["from"]) == len(bounds) - 1
-        assert case["below"][-1] == case["from"][0], "isolated below the last bound and from the first on are the same run"
+        assert (
+            len(case["windows"])
+            == len(case["windows_self"])
+            == len(case["below"])
+            == len(case["from"])
+            == len(bounds) - 1
+        )
+        assert case["below"][-1] == case["from"][0], (
+            "isolated below the last bound and from the first on are the same run"
+        )
 
 
 def test_last_layer_changes_the_siblings_themselves(cases: list[Case]) -> None:
     """Harness check: the run whose reader must not move is no plain visible run: its siblings do move."""
     moved = [case["last_layer"]["largest_tv"] for case in cases if case["width"]]
-    assert min(moved) > IDENTICAL_TV, f"isolating the last layer changes no more than {min(moved):.2g} anywhere"
+    assert min(moved) > IDENTICAL_TV, (
+        f"isolating the last layer changes no more than {min(moved):.2g} anywhere"
+    )
 
 
 def test_effects_are_on_disk(store: Store, own_case: Case) -> None:

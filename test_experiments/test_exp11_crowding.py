@@ -69,7 +69,15 @@ WEIGHTS = {
 }
 TITLES = ARMS | WEIGHTS
 IN_CURVES = ("isolated", "count", "probability", "posterior", "late_branch", "top_branch")
-TRIED = ("probability", "posterior", "posterior_root", "posterior_square", "posterior_half", "posterior_double", "late_branch")
+TRIED = (
+    "probability",
+    "posterior",
+    "posterior_root",
+    "posterior_square",
+    "posterior_half",
+    "posterior_double",
+    "late_branch",
+)
 # A point of a figure with an interval from fewer prompts would say nothing.
 FEWEST = 5
 COPIES = ("copies_count_differ", "copies_differ", "copies_reader_tv")
@@ -85,15 +93,21 @@ def measure(context: Context) -> Steps:
     scene = yield from find_scene(context)
     if not scene:
         if context.store:
-            context.store.text("analysis", f"{context.prompt!r}: no set of this prompt is wider than one token")
+            context.store.text(
+                "analysis", f"{context.prompt!r}: no set of this prompt is wider than one token"
+            )
         return dict.fromkeys(("width", "tv", "js", "weights", *COPIES, "own_posterior_differs"))
     of_branches = yield scene.branches.runs()
-    weights = member_weights(scene, of_branches, np.random.default_rng([SEED, NUM_READ, *context.prompt.encode()]))
+    weights = member_weights(
+        scene, of_branches, np.random.default_rng([SEED, NUM_READ, *context.prompt.encode()])
+    )
     strangers = (scene.members[0], *scene.strangers)
     specs = {
         # exp7 asks for the first four as well, as they are here
         "isolated": read_spec(scene.prefix, [scene.members], scene.continuation),
-        "probability": read_spec(scene.prefix, [scene.members], scene.continuation, weighting="probability"),
+        "probability": read_spec(
+            scene.prefix, [scene.members], scene.continuation, weighting="probability"
+        ),
         "random": read_spec(scene.prefix, [strangers], scene.continuation),
         "dropped": read_spec(scene.prefix, [], scene.continuation),
         "count": short_spec(scene, scene.members, weighting="count"),
@@ -104,14 +118,25 @@ def measure(context: Context) -> Steps:
         **{name: weighted_spec(scene, tuple(w)) for name, w in weights.items()},
     }
     runs = dict(zip(specs, (yield list(map(forced, specs.values()))), strict=True))
-    after = {name: _after_reading(trace, 0 if name == "dropped" else 1) for name, trace in runs.items()}
+    after = {
+        name: _after_reading(trace, 0 if name == "dropped" else 1) for name, trace in runs.items()
+    }
     branches = np.stack([_after_reading(trace, 1) for trace in of_branches], axis=1)  # [lags, n, V]
-    after |= {"top_branch": branches[:, 0], "late_branch": branches[:, int(weights["posterior"].argmax())]}
+    after |= {
+        "top_branch": branches[:, 0],
+        "late_branch": branches[:, int(weights["posterior"].argmax())],
+    }
     by_lag = [
-        distances(scene.branches.truth(of_branches, lag), np.stack([after[name][i] for name in TITLES])) for i, lag in enumerate(LAGS)
+        distances(
+            scene.branches.truth(of_branches, lag), np.stack([after[name][i] for name in TITLES])
+        )
+        for i, lag in enumerate(LAGS)
     ]
     case: dict[str, Any] = {
-        metric: {name: [round(float(at[metric][i]), 9) for at in by_lag] for i, name in enumerate(TITLES)} for metric in ("tv", "js")
+        metric: {
+            name: [round(float(at[metric][i]), 9) for at in by_lag] for i, name in enumerate(TITLES)
+        }
+        for metric in ("tv", "js")
     }
     own_differs = None
     if context.store:
@@ -128,7 +153,9 @@ def measure(context: Context) -> Steps:
     }
 
 
-def member_weights(scene: Scene, of_branches: Sequence[Trace], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def member_weights(
+    scene: Scene, of_branches: Sequence[Trace], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
     """What each member weighs in each weighting [n]; that by probability stands beside them for comparison."""
     prior = scene.weights
     posterior = _positive(np.exp(scene.branches.log_posterior(of_branches, READER)))
@@ -175,10 +202,15 @@ def _posterior_from_logits(scene: Scene, posterior: np.ndarray) -> Steps:
     return total_variation(_positive(own), posterior)
 
 
-def _keep(context: Context, scene: Scene, weights: Mapping[str, np.ndarray], case: Mapping[str, Any]) -> None:
+def _keep(
+    context: Context, scene: Scene, weights: Mapping[str, np.ndarray], case: Mapping[str, Any]
+) -> None:
     store = context.store
     assert store is not None
-    texts, reader = [context.lm.token_text(t) for t in scene.members], context.lm.token_text(scene.reader)
+    texts, reader = (
+        [context.lm.token_text(t) for t in scene.members],
+        context.lm.token_text(scene.reader),
+    )
     store.json(
         "weights",
         {
@@ -189,11 +221,17 @@ def _keep(context: Context, scene: Scene, weights: Mapping[str, np.ndarray], cas
     lines = [
         f"{context.lm.decode(scene.prefix)!r}, then {texts}, read on by {reader!r}",
         "probability  posterior",
-        *(f"{p:11.4f} {q:10.4f}  {text!r}" for p, q, text in zip(scene.weights, weights["posterior"], texts, strict=True)),
+        *(
+            f"{p:11.4f} {q:10.4f}  {text!r}"
+            for p, q, text in zip(scene.weights, weights["posterior"], texts, strict=True)
+        ),
         "",
         "total variation to the exact branch mixture, by lag",
         f"{'':40}" + "".join(f"{lag:8}" for lag in LAGS),
-        *(f"{title:40}" + "".join(f"{tv:8.4f}" for tv in case["tv"][name]) for name, title in TITLES.items()),
+        *(
+            f"{title:40}" + "".join(f"{tv:8.4f}" for tv in case["tv"][name])
+            for name, title in TITLES.items()
+        ),
     ]
     store.text("analysis", "\n".join(lines))
 
@@ -215,7 +253,9 @@ def _excess_over_share(arm: str, share: float) -> Callable[[Case], float | None]
 
 def _excess_over_both(arm: str, others: tuple[str, str]) -> Callable[[Case], float | None]:
     """How much farther from the truth an arm is than the nearer of two others, on held-out prompts."""
-    return lambda case: None if _silent(case, True) else _tv(case, arm) - min(_tv(case, other) for other in others)
+    return lambda case: (
+        None if _silent(case, True) else _tv(case, arm) - min(_tv(case, other) for other in others)
+    )
 
 
 def _silent(case: Case, held_out: bool = False) -> bool:
@@ -412,34 +452,71 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
         return []
     found = [_arms(branched)]
     lines = {
-        TITLES[name]: [(float(lag), *spread([c["tv"][name][i] for c in branched])) for i, lag in enumerate(LAGS)] for name in IN_CURVES
+        TITLES[name]: [
+            (float(lag), *spread([c["tv"][name][i] for c in branched]))
+            for i, lag in enumerate(LAGS)
+        ]
+        for name in IN_CURVES
     }
     caption = (
         f"Mean and 95 % interval over {len(branched)} prompts. Weights are those of the reader throughout: the posterior is not "
         "updated by later tokens."
     )
-    found.append(lines_by(lines, "lag after the set", "total variation to the truth", "Weighted siblings by lag", caption))
-    by_width = {width: [c for c in branched if c["width"] == width] for width in sorted({c["width"] for c in branched})}
+    found.append(
+        lines_by(
+            lines,
+            "lag after the set",
+            "total variation to the truth",
+            "Weighted siblings by lag",
+            caption,
+        )
+    )
+    by_width = {
+        width: [c for c in branched if c["width"] == width]
+        for width in sorted({c["width"] for c in branched})
+    }
     by_width = {width: of_width for width, of_width in by_width.items() if len(of_width) >= FEWEST}
     lines = {
-        TITLES[name]: [(float(width), *spread([_tv(c, name) for c in of_width])) for width, of_width in by_width.items()]
+        TITLES[name]: [
+            (float(width), *spread([_tv(c, name) for c in of_width]))
+            for width, of_width in by_width.items()
+        ]
         for name in IN_CURVES
     }
     caption = "Mean and 95 % interval over the prompts whose set has this width: " + ", ".join(
         f"{width}: {len(of_width)}" for width, of_width in by_width.items()
     )
-    found.append(lines_by(lines, "width of the set", "total variation to the truth", "Weighted siblings by width", f"{caption}."))
+    found.append(
+        lines_by(
+            lines,
+            "width of the set",
+            "total variation to the truth",
+            "Weighted siblings by width",
+            f"{caption}.",
+        )
+    )
     halves = {
         "development": [c for c in branched if not is_held_out(c["prompt"])],
         "held out": [c for c in branched if is_held_out(c["prompt"])],
     }
     if min(map(len, halves.values())) > 1:
-        rows = {f"{TITLES[name]}, {half}": spread([_tv(c, name) for c in of_half]) for name in TRIED for half, of_half in halves.items()}
+        rows = {
+            f"{TITLES[name]}, {half}": spread([_tv(c, name) for c in of_half])
+            for name in TRIED
+            for half, of_half in halves.items()
+        }
         caption = (
             f"Total variation to the truth at the reader on the {len(halves['development'])} prompts on which weights were chosen and on "
             f"the {len(halves['held out'])} that were left alone; mean and 95 % interval. The latter decide claims about the posterior."
         )
-        found.append(intervals(rows, "total variation to the truth", "The weights that were tried, on both halves", caption))
+        found.append(
+            intervals(
+                rows,
+                "total variation to the truth",
+                "The weights that were tried, on both halves",
+                caption,
+            )
+        )
     return found
 
 
@@ -447,7 +524,10 @@ def _arms(cases: Sequence[Mapping[str, Any]]) -> Picture:
     """Every arm at the reader, with its divergence and the share of the error that it removes."""
     rows = {title: spread([_tv(case, name) for case in cases]) for name, title in TITLES.items()}
     plain = rows[TITLES["isolated"]][0]
-    notes = [f"{1 - rows[title][0] / plain:.0%}, {np.mean([c['js'][name][0] for c in cases]):.3f}" for name, title in TITLES.items()]
+    notes = [
+        f"{1 - rows[title][0] / plain:.0%}, {np.mean([c['js'][name][0] for c in cases]):.3f}"
+        for name, title in TITLES.items()
+    ]
     copies, _, _ = spread([case["copies_reader_tv"] for case in cases])
     caption = (
         f"Total variation to the exact branch mixture after the first token that reads the set; mean and 95 % interval over {len(cases)} "
@@ -455,7 +535,9 @@ def _arms(cases: Sequence[Mapping[str, Any]]) -> Picture:
         f"Line: the top branch alone. Copies as they are stand {copies:.3f} away from the single token: crowding without any contradiction."
     )
     title = "Crowding or contradiction: sets, and what their members weigh"
-    return intervals(rows, "total variation to the truth", title, caption, notes, rows[TITLES["top_branch"]][0])
+    return intervals(
+        rows, "total variation to the truth", title, caption, notes, rows[TITLES["top_branch"]][0]
+    )
 
 
 STUDY = Study("exp11", "Crowding or contradiction?", measure, CLAIMS, pictures)
@@ -474,5 +556,12 @@ def test_weights_are_on_disk(store: Store, own_case: Case) -> None:
         return
     weights = store.load_json("weights")["weights"]
     assert {len(w) for w in weights.values()} == {own_case["width"]}
-    for name in ("probability", "posterior", "posterior_root", "posterior_square", "reversed", "unread"):
+    for name in (
+        "probability",
+        "posterior",
+        "posterior_root",
+        "posterior_square",
+        "reversed",
+        "unread",
+    ):
         assert abs(sum(weights[name]) - 1) < 1e-9

@@ -69,12 +69,29 @@ def measure(context: Context) -> Steps:
     scene = yield from find_scene(context)
     if not scene:
         if context.store:
-            context.store.text("analysis", f"{context.prompt!r}: no set of this prompt is wider than one token")
-        return dict.fromkeys(("width", "siblings", "copies", "first_layer", "top_to_others", "last_to_others", "by_a", "maps"))
+            context.store.text(
+                "analysis", f"{context.prompt!r}: no set of this prompt is wider than one token"
+            )
+        return dict.fromkeys(
+            (
+                "width",
+                "siblings",
+                "copies",
+                "first_layer",
+                "top_to_others",
+                "last_to_others",
+                "by_a",
+                "maps",
+            )
+        )
     # the first two are runs of exp7, the third is one of exp11
     specs = {
-        "alone": read_spec(scene.prefix, [scene.members[:1]], scene.continuation, capture=("attention",)),
-        "siblings": read_spec(scene.prefix, [scene.members], scene.continuation, capture=("attention",)),
+        "alone": read_spec(
+            scene.prefix, [scene.members[:1]], scene.continuation, capture=("attention",)
+        ),
+        "siblings": read_spec(
+            scene.prefix, [scene.members], scene.continuation, capture=("attention",)
+        ),
         "copies": copies_spec(scene, capture=("attention",)),
     }
     traces = dict(zip(specs, (yield list(map(forced, specs.values()))), strict=True))
@@ -91,17 +108,25 @@ def measure(context: Context) -> Steps:
         case[name] = {"all": log_ratios(alone, weights[name], alone > FLOOR)}
         case[name] |= {"strong": log_ratios(alone, weights[name], alone > STRONG)}
         case[name] |= {"weak": log_ratios(alone, weights[name], weak)}
-        case[name] |= {"no_sink": log_ratios(free["alone"][..., 0], free[name], free["alone"][..., 0] > FLOOR)}
+        case[name] |= {
+            "no_sink": log_ratios(free["alone"][..., 0], free[name], free["alone"][..., 0] > FLOOR)
+        }
     looking = alone > FLOOR
     if context.store:
         _keep(context, scene, traces, case)
     return {
         **case,
-        "first_layer": {name: float(np.abs(weights[name][0].mean(-1) - law[0]).max()) for name in ("siblings", "copies")},
+        "first_layer": {
+            name: float(np.abs(weights[name][0].mean(-1) - law[0]).max())
+            for name in ("siblings", "copies")
+        },
         "top_to_others": _log_to_others(weights["siblings"], 0, looking),
         "last_to_others": _log_to_others(weights["siblings"], width - 1, looking),
         "by_a": {name: _by_a(alone, per_key) for name, per_key in _per_key(weights, law).items()},
-        "maps": {name: (weights[name].sum(-1) - width * law).round(6).tolist() for name in ("siblings", "copies")},
+        "maps": {
+            name: (weights[name].sum(-1) - width * law).round(6).tolist()
+            for name in ("siblings", "copies")
+        },
     }
 
 
@@ -122,7 +147,9 @@ def to_set(trace: Trace) -> np.ndarray:
     return _reader_attention(trace)[..., trace.steps[0].slots]
 
 
-def log_ratios(alone: np.ndarray, weights: np.ndarray, chosen: np.ndarray) -> dict[str, float] | None:
+def log_ratios(
+    alone: np.ndarray, weights: np.ndarray, chosen: np.ndarray
+) -> dict[str, float] | None:
     """The mean over the chosen heads [L, H] of each of `RATIOS`, and the logs of `POOLED`; None if no head is chosen.
 
     alone: a [L, H]; weights [L, H, n].
@@ -138,7 +165,10 @@ def log_ratios(alone: np.ndarray, weights: np.ndarray, chosen: np.ndarray) -> di
         "total": np.log(_ratio(width * per_key, a)),
         "rest": np.log(_ratio(1 - width * per_key, 1 - a)),
     }
-    logs |= {"pooled_reduction": np.log(per_key.mean() / a.mean()), "pooled_residual": np.log(per_key.mean() / law.mean())}
+    logs |= {
+        "pooled_reduction": np.log(per_key.mean() / a.mean()),
+        "pooled_residual": np.log(per_key.mean() / law.mean()),
+    }
     logs["pooled_rest"] = np.log(_ratio((1 - width * per_key).mean(), (1 - a).mean()))
     return {name: round(float(values.mean()), 6) for name, values in logs.items()}
 
@@ -156,24 +186,39 @@ def _log_to_others(weights: np.ndarray, member: int, chosen: np.ndarray) -> floa
 
 
 def _per_key(weights: Mapping[str, np.ndarray], law: np.ndarray) -> dict[str, np.ndarray]:
-    return {"siblings": weights["siblings"].mean(-1), "copies": weights["copies"].mean(-1), "law": law}
+    return {
+        "siblings": weights["siblings"].mean(-1),
+        "copies": weights["copies"].mean(-1),
+        "law": law,
+    }
 
 
 def _by_a(alone: np.ndarray, per_key: np.ndarray) -> list[float | None]:
     """Mean log(weight per key / a) of the heads in each class of a, None where there is none."""
     logs, classes = np.log(_ratio(per_key, alone)), np.digitize(alone, EDGES)
-    return [round(float(logs[classes == i].mean()), 6) if (classes == i).any() else None for i in range(1, len(EDGES))]
+    return [
+        round(float(logs[classes == i].mean()), 6) if (classes == i).any() else None
+        for i in range(1, len(EDGES))
+    ]
 
 
-def _keep(context: Context, scene: Scene, traces: Mapping[str, Trace], case: Mapping[str, Any]) -> None:
+def _keep(
+    context: Context, scene: Scene, traces: Mapping[str, Trace], case: Mapping[str, Any]
+) -> None:
     store = context.store
     assert store is not None
     arrays = {name: _reader_attention(trace).astype(np.float32) for name, trace in traces.items()}
     slots = {f"{name}_slots": np.array(trace.steps[0].slots) for name, trace in traces.items()}
     store.arrays("attention_weights", **arrays, **slots)
     texts = [context.lm.token_text(token) for token in scene.members]
-    store.json("attention_reduction", {"members": texts, "siblings": case["siblings"], "copies": case["copies"]})
-    lines = [f"{context.lm.decode(scene.prefix)!r}, then {texts}, read by {context.lm.token_text(scene.reader)!r}", ""]
+    store.json(
+        "attention_reduction",
+        {"members": texts, "siblings": case["siblings"], "copies": case["copies"]},
+    )
+    lines = [
+        f"{context.lm.decode(scene.prefix)!r}, then {texts}, read by {context.lm.token_text(scene.reader)!r}",
+        "",
+    ]
     lines += [f"{'mean over heads, as a ratio':32}" + "".join(f"{name:>11}" for name in RATIOS)]
     lines += [
         f"{f'{arm}, {heads}':32}" + "".join(f"{math.exp(found[name]):11.3f}" for name in RATIOS)
@@ -186,11 +231,15 @@ def _keep(context: Context, scene: Scene, traces: Mapping[str, Trace], case: Map
 
 def _log(name: str, arm: str = "siblings", heads: str = "all") -> Callable[[Case], float | None]:
     """One of `RATIOS` of the heads in one class."""
-    return lambda case: None if case[arm] is None or case[arm][heads] is None else case[arm][heads][name]
+    return lambda case: (
+        None if case[arm] is None or case[arm][heads] is None else case[arm][heads][name]
+    )
 
 
 def _first_layer(arm: str) -> Callable[[Case], bool | None]:
-    return lambda case: None if case["first_layer"] is None else case["first_layer"][arm] <= FIRST_LAYER_TOLERANCE
+    return lambda case: (
+        None if case["first_layer"] is None else case["first_layer"][arm] <= FIRST_LAYER_TOLERANCE
+    )
 
 
 def _beyond_published(name: str) -> Callable[[Case], float | None]:
@@ -203,7 +252,9 @@ def _map(arm: str) -> Callable[[Case], np.ndarray | None]:
     return lambda case: None if case["maps"] is None else np.array(case["maps"][arm])
 
 
-def _follows_the_law(id: str, statement: str, arm: str, heads: str, planned: float, planned_from: str) -> Claim:
+def _follows_the_law(
+    id: str, statement: str, arm: str, heads: str, planned: float, planned_from: str
+) -> Claim:
     return Claim(
         id=f"exp12.{id}",
         statement=statement,
@@ -353,7 +404,10 @@ def _by_strength(cases: Sequence[Mapping[str, Any]]) -> Picture:
     centres = [(low + high) / 2 for low, high in pairwise(EDGES)]
     lines = {}
     for arm, name in NAMES.items():
-        points = [(x, [v for c in cases if (v := c["by_a"][arm][i]) is not None]) for i, x in enumerate(centres)]
+        points = [
+            (x, [v for c in cases if (v := c["by_a"][arm][i]) is not None])
+            for i, x in enumerate(centres)
+        ]
         lines[name] = [_point(x, logs) for x, logs in points if len(logs) > 1]
     caption = (
         f"Geometric mean and 95 % interval over {len(cases)} prompts of the weight per key, by what the head gives the top member alone. "
@@ -373,20 +427,34 @@ def _by_width(cases: Sequence[Mapping[str, Any]]) -> Picture:
     widths = sorted({case["width"] for case in cases})
 
     def line(arm: str, name: str) -> list[tuple[float, float, float, float]]:
-        return [_point(float(n), [c[arm]["all"][name] for c in cases if c["width"] == n]) for n in widths]
+        return [
+            _point(float(n), [c[arm]["all"][name] for c in cases if c["width"] == n])
+            for n in widths
+        ]
 
     lines = {
         "real siblings": line("siblings", "reduction"), "copies of the top member": line("copies", "reduction"),
         "crowding law": line("siblings", "law"), "mass on the whole set": line("siblings", "total"),
     }  # fmt: skip
     caption = f"Geometric mean and 95 % interval over the {len(cases)} prompts, all heads with a above {FLOOR}. 1 is the top member alone."
-    return lines_by(lines, "width of the set", "attention / a", "Attention per sibling by width", caption, log_y=True)
+    return lines_by(
+        lines,
+        "width of the set",
+        "attention / a",
+        "Attention per sibling by width",
+        caption,
+        log_y=True,
+    )
 
 
 def _by_layer(cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    maps = {arm: np.array([case["maps"][arm] for case in cases]) for arm in ("siblings", "copies")}  # [prompts, L, H]
+    maps = {
+        arm: np.array([case["maps"][arm] for case in cases]) for arm in ("siblings", "copies")
+    }  # [prompts, L, H]
     lines = {
-        NAMES[arm]: [(float(layer), *spread(of_layer)) for layer, of_layer in enumerate(found.mean(axis=2).T)]
+        NAMES[arm]: [
+            (float(layer), *spread(of_layer)) for layer, of_layer in enumerate(found.mean(axis=2).T)
+        ]
         for arm, found in maps.items()
     }
     label = "mass on the set beyond the law"
@@ -399,14 +467,28 @@ def _by_layer(cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
         f"Mean over {len(cases)} prompts. Negative: the set gets less attention than so many keys as good as the top member would; "
         "positive: more, the head prefers the alternatives."
     )
-    return [by_layer, layer_head_map(maps["siblings"].mean(axis=0), "What the crowding law leaves, by head", label, caption)]
+    return [
+        by_layer,
+        layer_head_map(
+            maps["siblings"].mean(axis=0), "What the crowding law leaves, by head", label, caption
+        ),
+    ]
 
 
 def _all_ratios(cases: Sequence[Mapping[str, Any]]) -> Picture:
-    heads = {"all": "all heads", "strong": f"a > {STRONG}", "weak": f"a {FLOOR} to {STRONG}, law beyond 1.25", "no_sink": "without sink"}
+    heads = {
+        "all": "all heads",
+        "strong": f"a > {STRONG}",
+        "weak": f"a {FLOOR} to {STRONG}, law beyond 1.25",
+        "no_sink": "without sink",
+    }
     shown = [("per key / a", "reduction", "siblings"), ("whole set / a", "total", "siblings")]
     shown += [("per key / law", "residual", arm) for arm in ("siblings", "copies")]
-    named = {f"{words}, {arm}, {heads[key]}": (ratio, arm, key) for words, ratio, arm in shown for key in heads}
+    named = {
+        f"{words}, {arm}, {heads[key]}": (ratio, arm, key)
+        for words, ratio, arm in shown
+        for key in heads
+    }
     named |= {words: (ratio, "siblings", "all") for ratio, words in POOLED.items()}
     rows, notes = {}, []
     for name, (ratio, arm, key) in named.items():
@@ -414,9 +496,7 @@ def _all_ratios(cases: Sequence[Mapping[str, Any]]) -> Picture:
         if len(logs) > 1:
             rows[name] = spread(logs)
             notes.append(f"x {math.exp(np.mean(logs)):.2f}")
-    caption = (
-        "Log ratios of attention, mean over heads, then mean and 95 % interval over prompts; beside each the factor it is. Line: no change."
-    )
+    caption = "Log ratios of attention, mean over heads, then mean and 95 % interval over prompts; beside each the factor it is. Line: no change."
     return intervals(rows, "log ratio", "Attention to a set, as log ratios", caption, notes, 0.0)
 
 
@@ -426,7 +506,9 @@ STUDY = Study("exp12", "Less attention, or crowding?", measure, CLAIMS, pictures
 def test_the_law_is_that_of_equal_keys() -> None:
     """The law is what a softmax does: n keys of one score among others, each against that one key alone."""
     others, score = np.array([0.3, -1.2, 2.0]), 1.4
-    alone, crowd = (np.exp([score] * n) / (np.exp(others).sum() + n * np.exp(score)) for n in (1, 5))
+    alone, crowd = (
+        np.exp([score] * n) / (np.exp(others).sum() + n * np.exp(score)) for n in (1, 5)
+    )
     assert np.allclose(crowd, crowding_law(alone[0], 5), rtol=1e-12)
     assert not np.allclose(crowd, crowding_law(alone[0], 4), rtol=1e-3)
 

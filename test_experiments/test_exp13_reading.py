@@ -75,7 +75,11 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
     return {
         "widths": {name: list(map(len, chosen)) for name, chosen in sets.items()},
         "branched": any(len(members) > 1 for members in sets["isolated"]),
-        "ended": any(token in lm.eos_token_ids for name in ("greedy", "isolated naive") for token in paths[name].tokens),
+        "ended": any(
+            token in lm.eos_token_ids
+            for name in ("greedy", "isolated naive")
+            for token in paths[name].tokens
+        ),
         "nll": {name: path.nll for name, path in paths.items()},
         "lone_is_greedy": _equal_but_for_ties(lone, paths["greedy"].tokens),
         "config_is_greedy": list(map(list, sets["isolated"])) == greedy,
@@ -110,12 +114,16 @@ def _equal_but_for_ties(run: Trace, tokens: Sequence[int]) -> bool:
     """A run of single tokens chose these; where it first did not, the two were equally probable but for rounding."""
     for step, token in zip(run.steps, tokens, strict=True):
         if step.tokens != [token]:
-            tied = step.distribution[step.tokens].max() - step.distribution[token] <= rounding("probability")
+            tied = step.distribution[step.tokens].max() - step.distribution[token] <= rounding(
+                "probability"
+            )
             return len(step.tokens) == 1 and bool(tied)
     return True
 
 
-def _ask(context: Context, facts: Facts, spec: RunSpec) -> Generator[Sequence[Run], Sequence[Trace], dict[str, Any]]:
+def _ask(
+    context: Context, facts: Facts, spec: RunSpec
+) -> Generator[Sequence[Run], Sequence[Trace], dict[str, Any]]:
     """How well each fact is found after the sets of an isolated run, read in each mode, and after greedy text."""
     before = spec.but(prompt=facts.before(context.prompt), max_steps=FACT_STEPS)
     (chosen,) = yield [Run(before)]
@@ -137,16 +145,31 @@ def _ask(context: Context, facts: Facts, spec: RunSpec) -> Generator[Sequence[Ru
     return {"found": found, "probability": probability, "fact_branched": max(chosen.widths) > 1}
 
 
-def _keep(context: Context, paths: Mapping[str, Path], facts: Facts, asked: Mapping[str, Any]) -> None:
+def _keep(
+    context: Context, paths: Mapping[str, Path], facts: Facts, asked: Mapping[str, Any]
+) -> None:
     store, decode = context.store, context.lm.decode
     assert store is not None
-    rows = {name: {"tokens": list(path.tokens), "text": decode(path.tokens), "nats_per_token": path.nll} for name, path in paths.items()}
+    rows = {
+        name: {"tokens": list(path.tokens), "text": decode(path.tokens), "nats_per_token": path.nll}
+        for name, path in paths.items()
+    }
     store.json("paths", {"prompt_tokens": context.lm.encode(context.prompt), "paths": rows})
     lines = [f"{context.prompt!r}: continued, nats a token under the plain model"]
-    lines += [f"{name:16} {row['nats_per_token']:6.3f}  {row['text']!r}" for name, row in rows.items()]
-    lines += ["", f"{facts.before(context.prompt)!r}", "asked for in reverse order: probability of the right token, * if the most probable"]
     lines += [
-        f"{arm:16} " + "  ".join(f"{p:.3f}{'*' if right else ' '}" for p, right in zip(asked["probability"][arm], found, strict=True))
+        f"{name:16} {row['nats_per_token']:6.3f}  {row['text']!r}" for name, row in rows.items()
+    ]
+    lines += [
+        "",
+        f"{facts.before(context.prompt)!r}",
+        "asked for in reverse order: probability of the right token, * if the most probable",
+    ]
+    lines += [
+        f"{arm:16} "
+        + "  ".join(
+            f"{p:.3f}{'*' if right else ' '}"
+            for p, right in zip(asked["probability"][arm], found, strict=True)
+        )
         for arm, found in asked["found"].items()
     ]
     store.text("analysis", "\n".join(lines))
@@ -159,10 +182,16 @@ def _extra(one: str, other: str) -> Statistic:
 
 def _lost(arm: str) -> Statistic:
     """The share of facts found after greedy text minus that found in `arm`, on prompts whose sets branched."""
-    return lambda case: float(np.mean(case["found"]["greedy"]) - np.mean(case["found"][arm])) if case["fact_branched"] else None
+    return lambda case: (
+        float(np.mean(case["found"]["greedy"]) - np.mean(case["found"][arm]))
+        if case["fact_branched"]
+        else None
+    )
 
 
-def _reads_as_well(id: str, mode: str, text: str, family: str, planned: tuple[float, float]) -> Claim:
+def _reads_as_well(
+    id: str, mode: str, text: str, family: str, planned: tuple[float, float]
+) -> Claim:
     return Claim(
         id=f"exp13.{id}",
         statement=f"The most probable member of each set of {text} reads as well as greedy text: its perplexity is no worse.",
@@ -230,12 +259,25 @@ CLAIMS = (
         control=lambda case: case["config_is_greedy"] if case["branched"] else None,
         control_statement="the config's threshold",
     ),
-    _reads_as_well("reads-as-well-as-greedy", "isolated", "isolated mode", CONFIRMATORY, (1.0, 1.5)),
-    _reads_as_well("weighted-reads-as-well-as-greedy", "weighted", "isolated mode weighted by probability", "exp13", (1.0, 1.2)),
+    _reads_as_well(
+        "reads-as-well-as-greedy", "isolated", "isolated mode", CONFIRMATORY, (1.0, 1.5)
+    ),
+    _reads_as_well(
+        "weighted-reads-as-well-as-greedy",
+        "weighted",
+        "isolated mode weighted by probability",
+        "exp13",
+        (1.0, 1.2),
+    ),
     _best_path("beam", f"what a beam search of equal width ({NUM_BEAMS}) finds", (0.3, 0.5)),
     _best_path("greedy", "greedy text, which was not searched for", (0.3, 0.5)),
     _still_found("fact-still-found", "isolated", "siblings isolated", (0.0, 0.15)),
-    _still_found("weighted-fact-still-found", "weighted", "siblings isolated and weighted by probability", (0.0, 0.15)),
+    _still_found(
+        "weighted-fact-still-found",
+        "weighted",
+        "siblings isolated and weighted by probability",
+        (0.0, 0.15),
+    ),
     Claim(
         id="exp13.covers-beam",
         statement="The sets of isolated mode hold more of what a beam search considered than greedy text does.",
@@ -276,32 +318,57 @@ def pictures(store: Store, cases: Sequence[Case]) -> list[Picture]:
     branched = [case for case in cases if case["branched"]]
     asked = [case for case in cases if case["fact_branched"]]
     if branched:
-        found += [_nll_by_arm(branched), _nll_by_threshold(branched, str(store.manifest["config"]["threshold"]))]
+        found += [
+            _nll_by_arm(branched),
+            _nll_by_threshold(branched, str(store.manifest["config"]["threshold"])),
+        ]
     found.append(_survival(cases))
     if asked:
         found.append(_facts_found(asked))
-    arms = {"lattice": "sets of isolated mode", "greedy": "greedy text", "reversed": "the same sets, reversed"}
+    arms = {
+        "lattice": "sets of isolated mode",
+        "greedy": "greedy text",
+        "reversed": "the same sets, reversed",
+    }
     rows = {text: spread([case["coverage"][arm] for case in cases]) for arm, text in arms.items()}
     caption = f"Of the distinct bigrams of the {NUM_BEAMS} final beams; mean and 95 % interval over prompts."
-    found.append(intervals(rows, "share of beam search's bigrams held", "What a beam search considered", caption))
+    found.append(
+        intervals(
+            rows, "share of beam search's bigrams held", "What a beam search considered", caption
+        )
+    )
     return found
 
 
 def _nll_by_arm(cases: Sequence[Case]) -> Picture:
     texts = {"greedy": "greedy text", "beam": f"beam search of width {NUM_BEAMS}"}
-    texts |= {f"{mode} {path}": f"{mode}, {path} path" for path in ("naive", "best") for mode in MODES}
-    texts |= {"last members": "isolated, last members", "reversed best": "isolated sets reversed, best path"}
+    texts |= {
+        f"{mode} {path}": f"{mode}, {path} path" for path in ("naive", "best") for mode in MODES
+    }
+    texts |= {
+        "last members": "isolated, last members",
+        "reversed best": "isolated sets reversed, best path",
+    }
     rows = {text: spread([case["nll"][name] for case in cases]) for name, text in texts.items()}
     whole = [case for case in cases if not case["ended"]]
-    extra = [spread([case["nll"]["isolated naive"] - case["nll"]["greedy"] for case in of]) for of in (cases, whole) if of]
+    extra = [
+        spread([case["nll"]["isolated naive"] - case["nll"]["greedy"] for case in of])
+        for of in (cases, whole)
+        if of
+    ]
     caption = (
         "Negative log probability per token under the plain model; mean and 95 % interval over prompts that branched. Naive: the most "
         f"probable member of each set; best: of {NUM_BEAMS} beams within the sets. Dashed: greedy text. Isolated naive minus greedy: "
-        + "; ".join(f"{number(m)} [{number(low)}, {number(high)}]{of}" for (m, low, high), of in zip(extra, _OF_ENDED, strict=False))
+        + "; ".join(
+            f"{number(m)} [{number(low)}, {number(high)}]{of}"
+            for (m, low, high), of in zip(extra, _OF_ENDED, strict=False)
+        )
         + "."
     )
     title = "How probable the plain model finds what is read"
-    return intervals(rows, "nats a token (lower reads better)", title, caption, reference=rows["greedy text"][0])
+    return intervals(
+        rows, "nats a token (lower reads better)", title, caption, reference=rows["greedy text"][0]
+    )
 
 
 _OF_ENDED = ("", " on prompts where neither text holds an end-of-sequence token")
@@ -309,14 +376,22 @@ _OF_ENDED = ("", " on prompts where neither text holds an end-of-sequence token"
 
 def _nll_by_threshold(cases: Sequence[Case], threshold: str) -> Picture:
     runs = {float(threshold): "isolated"} | {dose: str(dose) for dose in DOSES}
-    points = {dose: spread([case["nll"][f"{name} naive"] - case["nll"]["greedy"] for case in cases]) for dose, name in runs.items()}
-    widths = ", ".join(f"{number(float(np.mean([np.mean(c['widths'][name]) for c in cases])))} at {dose}" for dose, name in runs.items())
+    points = {
+        dose: spread([case["nll"][f"{name} naive"] - case["nll"]["greedy"] for case in cases])
+        for dose, name in runs.items()
+    }
+    widths = ", ".join(
+        f"{number(float(np.mean([np.mean(c['widths'][name]) for c in cases])))} at {dose}"
+        for dose, name in runs.items()
+    )
     caption = (
         f"What the naive path costs more than greedy text, isolated mode; mean and 95 % interval over prompts. Mean width: {widths}. "
         f"From {LONE} on it is greedy text, and costs nothing."
     )
     groups = {"naive path minus greedy": [(dose, *point) for dose, point in points.items()]}
-    return lines_by(groups, "threshold", "nats a token", "The lower the threshold, the worse it reads", caption)
+    return lines_by(
+        groups, "threshold", "nats a token", "The lower the threshold, the worse it reads", caption
+    )
 
 
 def _survival(cases: Sequence[Case]) -> Picture:
@@ -325,33 +400,60 @@ def _survival(cases: Sequence[Case]) -> Picture:
     for other, text in (("visible", "isolated and visible"), ("weighted", "isolated and weighted")):
         parted = [case["parted_at"][other] for case in cases]
         last = len(cases[0]["widths"]["isolated"]) - 1
-        data = CensoredData([k for k in parted if k is not None], right=[last for k in parted if k is None])
+        data = CensoredData(
+            [k for k in parted if k is not None], right=[last for k in parted if k is None]
+        )
         survival = ecdf(data).sf
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # where nothing or everything has parted, the formula has no interval
+            warnings.simplefilter(
+                "ignore"
+            )  # where nothing or everything has parted, the formula has no interval
             interval = survival.confidence_interval(method="log-log")
         steps = np.arange(last + 1)
         mean, low, high = (f.evaluate(steps) for f in (survival, interval.low, interval.high))
         low, high = np.where(np.isfinite(low), low, mean), np.where(np.isfinite(high), high, mean)
-        groups[text] = [tuple(map(float, point)) for point in zip(steps, mean, low, high, strict=True)]
+        groups[text] = [
+            tuple(map(float, point)) for point in zip(steps, mean, low, high, strict=True)
+        ]
     caption = "Share of prompts on which both free runs have had the same sets up to and including a step, with Greenwood's interval."
     return lines_by(groups, "step", "share not yet parted", "Steps until the modes part", caption)
 
 
 def _facts_found(cases: Sequence[Case]) -> Picture:
-    texts = {"greedy": "after greedy text", **{mode: f"after sets, {mode}" for mode in MODES}, "absent": "facts not stated"}
-    rows = {text: spread([float(np.mean(case["found"][arm])) for case in cases]) for arm, text in texts.items()}
+    texts = {
+        "greedy": "after greedy text",
+        **{mode: f"after sets, {mode}" for mode in MODES},
+        "absent": "facts not stated",
+    }
+    rows = {
+        text: spread([float(np.mean(case["found"][arm])) for case in cases])
+        for arm, text in texts.items()
+    }
     chance = [float(np.mean([case["probability"][arm] for case in cases])) for arm in texts]
-    pairs = [pair for case in cases for pair in zip(case["found"]["greedy"], case["found"]["isolated"], strict=True)]
+    pairs = [
+        pair
+        for case in cases
+        for pair in zip(case["found"]["greedy"], case["found"]["isolated"], strict=True)
+    ]
     only_greedy, only_isolated = pairs.count((True, False)), pairs.count((False, True))
-    p = float(binomtest(only_greedy, only_greedy + only_isolated).pvalue) if only_greedy + only_isolated else 1.0
+    p = (
+        float(binomtest(only_greedy, only_greedy + only_isolated).pvalue)
+        if only_greedy + only_isolated
+        else 1.0
+    )
     caption = (
         f"Share of facts whose first token is the most probable one when asked for after {FACT_STEPS} steps; mean and 95 % interval over "
         f"prompts, beside it the mean probability. Of {len(pairs)} questions, {only_greedy} were found after greedy text only and "
         f"{only_isolated} after isolated sets only (McNemar's exact p = {number(p)}, as if questions of one prompt were independent)."
     )
     notes = [f"p {value:.2f}" for value in chance]
-    return intervals(rows, "share of facts found", "Is what was said before the sets still found?", caption, notes=notes)
+    return intervals(
+        rows,
+        "share of facts found",
+        "Is what was said before the sets still found?",
+        caption,
+        notes=notes,
+    )
 
 
 STUDY = Study("exp13", "Does it read well?", measure, CLAIMS, pictures)
@@ -364,9 +466,16 @@ def test_paths_cost_what_one_plain_pass_says(store: Store, lm: LanguageModel) ->
     for name, path in kept["paths"].items():
         text = torch.tensor([kept["prompt_tokens"] + path["tokens"]], device=lm.device)
         with torch.inference_mode():
-            logs = lm.model(input_ids=text, use_cache=False).logits[0, start - 1 : -1].double().log_softmax(dim=-1)
+            logs = (
+                lm.model(input_ids=text, use_cache=False)
+                .logits[0, start - 1 : -1]
+                .double()
+                .log_softmax(dim=-1)
+            )
         nll = -float(logs.gather(1, text[0, start:, None]).mean())
-        assert abs(nll - path["nats_per_token"]) < 1e-3, f"{name}: {path['nats_per_token']} nats a token, {nll} in one pass"
+        assert abs(nll - path["nats_per_token"]) < 1e-3, (
+            f"{name}: {path['nats_per_token']} nats a token, {nll} in one pass"
+        )
 
 
 def test_best_paths_stay_in_their_sets(store: Store) -> None:

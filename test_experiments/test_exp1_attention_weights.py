@@ -31,27 +31,50 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
     """One prompt: its free run chooses the sets, both modes replay them."""
     spec = context.config.spec(context.prompt)
     (source,) = yield [Run(spec)]
-    isolated, visible = yield [Run(spec.but(replay=source, visibility=mode)) for mode in ("isolated", "visible")]
+    isolated, visible = yield [
+        Run(spec.but(replay=source, visibility=mode)) for mode in ("isolated", "visible")
+    ]
     again = isolated if spec.visibility == "isolated" else visible
     wide = wide_steps(source)
     start = [source.steps[k].slots[0] for k in wide]
-    between = [context_distance(isolated.steps[k].attention, visible.steps[k].attention, s) for k, s in zip(wide, start, strict=True)]
-    same = [context_distance(source.steps[k].attention, again.steps[k].attention, s) for k, s in zip(wide, start, strict=True)]
+    between = [
+        context_distance(isolated.steps[k].attention, visible.steps[k].attention, s)
+        for k, s in zip(wide, start, strict=True)
+    ]
+    same = [
+        context_distance(source.steps[k].attention, again.steps[k].attention, s)
+        for k, s in zip(wide, start, strict=True)
+    ]
     if context.store:
         keep_attention(context.store, isolated, visible)
         keep_log(context.store, source)
         context.store.json(
-            "labels", {"labels": slot_labels(context.lm, source), "wide": wide, "slots": [source.steps[k].slots for k in wide]}
+            "labels",
+            {
+                "labels": slot_labels(context.lm, source),
+                "wide": wide,
+                "slots": [source.steps[k].slots for k in wide],
+            },
         )
     return {
         "widths": source.widths,
-        "row_sum_error": max(float(np.abs(s.attention.sum(-1) - 1).max()) for t in (isolated, visible) for s in t.steps),
-        "sibling_weight_isolated": max((_most_to_siblings(isolated, k) for k in wide), default=None),
+        "row_sum_error": max(
+            float(np.abs(s.attention.sum(-1) - 1).max())
+            for t in (isolated, visible)
+            for s in t.steps
+        ),
+        "sibling_weight_isolated": max(
+            (_most_to_siblings(isolated, k) for k in wide), default=None
+        ),
         "sibling_weight_visible": max((_most_to_siblings(visible, k) for k in wide), default=None),
-        "row_sum_error_without_siblings": max((_sum_error_without_siblings(visible, k) for k in wide), default=None),
+        "row_sum_error_without_siblings": max(
+            (_sum_error_without_siblings(visible, k) for k in wide), default=None
+        ),
         "context_tv": mean([float(d.mean()) for d in between]),
         "context_tv_same_mode": mean([float(d.mean()) for d in same]),
-        "context_tv_by_layer": np.mean([d.mean(axis=1) for d in between], axis=0).tolist() if wide else None,
+        "context_tv_by_layer": np.mean([d.mean(axis=1) for d in between], axis=0).tolist()
+        if wide
+        else None,
         "context_tv_map": np.mean(between, axis=0).round(6).tolist() if wide else None,
         "first_set_first_layer_tv": float(between[0][0].max()) if wide else None,
         "first_set_last_layer_tv": float(between[0][-1].max()) if wide else None,
@@ -139,14 +162,22 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
         for mode in ("isolated", "visible"):
             title = f"Attention of the first wide set, {mode} siblings"
             weights = arrays[f"{mode}_{k:03d}"]
-            found.append(attention_heatmap(weights, labels["labels"][: weights.shape[-1]], slots, title=title))
+            found.append(
+                attention_heatmap(
+                    weights, labels["labels"][: weights.shape[-1]], slots, title=title
+                )
+            )
     maps = [case["context_tv_map"] for case in cases if case["context_tv_map"] is not None]
     if maps:
         caption = (
             f"Total variation between isolated and visible rows over the prior context, mean over {len(maps)} prompts. "
             "Dark: both modes look at the context alike; bright: seeing siblings changes where the context is read."
         )
-        found.append(layer_head_map(np.mean(maps, axis=0), "Where context attention differs", "total variation", caption))
+        found.append(
+            layer_head_map(
+                np.mean(maps, axis=0), "Where context attention differs", "total variation", caption
+            )
+        )
     return found
 
 

@@ -36,22 +36,38 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
     """One prompt: isolated chooses the sets, both modes replay them, and visible also runs free."""
     spec = context.config.spec(context.prompt)
     source, free = yield [Run(spec), Run(spec.but(visibility="visible", capture=()))]
-    isolated, visible = yield [Run(spec.but(replay=source, visibility=mode)) for mode in ("isolated", "visible")]
+    isolated, visible = yield [
+        Run(spec.but(replay=source, visibility=mode)) for mode in ("isolated", "visible")
+    ]
     wide = wide_steps(source)
     first = wide[0] if wide else len(source.steps)
-    before = [_max_difference(isolated, visible, k) for k in range(min(first + 1, len(source.steps)))]
-    readers = [_reader(isolated, visible, k, wide, spec.threshold) for k in range(first + 1, len(source.steps))]
+    before = [
+        _max_difference(isolated, visible, k) for k in range(min(first + 1, len(source.steps)))
+    ]
+    readers = [
+        _reader(isolated, visible, k, wide, spec.threshold)
+        for k in range(first + 1, len(source.steps))
+    ]
     siblings = [_siblings(isolated, visible, k) for k in wide]
-    floor = [total_variation(source.steps[k].distribution, isolated.steps[k].distribution) for k in range(len(source.steps))]
+    floor = [
+        total_variation(source.steps[k].distribution, isolated.steps[k].distribution)
+        for k in range(len(source.steps))
+    ]
     moved = [_moved(isolated, k, spec.threshold) for k in range(first + 1, len(source.steps))]
     if context.store:
         _keep(context, source, isolated, visible, readers)
     return {
         "widths": source.widths,
         "before_max_difference": max(before),
-        "after_max_difference": max((_max_difference(isolated, visible, r["step"]) for r in readers), default=None),
-        "reader": {name: mean([r[name] for r in readers]) for name in (readers[0] if readers else ())},
-        "sibling": {name: mean([s[name] for s in siblings]) for name in (siblings[0] if siblings else ())},
+        "after_max_difference": max(
+            (_max_difference(isolated, visible, r["step"]) for r in readers), default=None
+        ),
+        "reader": {
+            name: mean([r[name] for r in readers]) for name in (readers[0] if readers else ())
+        },
+        "sibling": {
+            name: mean([s[name] for s in siblings]) for name in (siblings[0] if siblings else ())
+        },
         "reader_tv": mean([r["tv"] for r in readers]),
         "reader_max_tv": max((r["tv"] for r in readers), default=None),
         "reader_kl": mean([r["kl"] for r in readers]),
@@ -65,7 +81,10 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
         "readers": readers,
         "parted_at": _parted_at(source, free),
         "free_tv_until_parting": mean(
-            [total_variation(source.steps[k].distribution, free.steps[k].distribution) for k in range(first + 1, _shared(source, free))]
+            [
+                total_variation(source.steps[k].distribution, free.steps[k].distribution)
+                for k in range(first + 1, _shared(source, free))
+            ]
         ),
     }
 
@@ -79,7 +98,9 @@ def _selection(distribution: np.ndarray, threshold: float) -> set[int]:
     return chosen or {int(distribution.argmax())}
 
 
-def _reader(isolated: Trace, visible: Trace, step: int, wide: Sequence[int], threshold: float) -> dict[str, float]:
+def _reader(
+    isolated: Trace, visible: Trace, step: int, wide: Sequence[int], threshold: float
+) -> dict[str, float]:
     """Both modes' distributions at a step after a wide set."""
     p, q = isolated.steps[step].distribution, visible.steps[step].distribution
     last = max(k for k in wide if k < step)
@@ -92,12 +113,17 @@ def _reader(isolated: Trace, visible: Trace, step: int, wide: Sequence[int], thr
 def _moved(isolated: Trace, step: int, threshold: float) -> dict[str, float]:
     """One mode's distribution against its own one step earlier: the control, two distributions that must differ."""
     p, q = isolated.steps[step].distribution, isolated.steps[step - 1].distribution
-    return {**compare(p, q), "same_selection": float(_selection(p, threshold) == _selection(q, threshold))}
+    return {
+        **compare(p, q),
+        "same_selection": float(_selection(p, threshold) == _selection(q, threshold)),
+    }
 
 
 def _siblings(isolated: Trace, visible: Trace, step: int) -> dict[str, float]:
     """Both modes' outputs of the members of one set, mean over members."""
-    pairs = zip(softmax(isolated.steps[step].logits), softmax(visible.steps[step].logits), strict=True)
+    pairs = zip(
+        softmax(isolated.steps[step].logits), softmax(visible.steps[step].logits), strict=True
+    )
     compared = [compare(p, q) for p, q in pairs]
     return {name: float(np.mean([c[name] for c in compared])) for name in compared[0]}
 
@@ -117,20 +143,44 @@ def _parted_at(one: Trace, other: Trace) -> int | None:
     return None if one.steps[last].tokens == other.steps[last].tokens else last
 
 
-def _keep(context: Context, source: Trace, isolated: Trace, visible: Trace, readers: Sequence[Mapping[str, float]]) -> None:
+def _keep(
+    context: Context,
+    source: Trace,
+    isolated: Trace,
+    visible: Trace,
+    readers: Sequence[Mapping[str, float]],
+) -> None:
     store = context.store
     assert store is not None
     keep_log(store, source)
     both = {"isolated": isolated, "visible": visible}
-    arrays = {f"{mode}_distributions": np.stack([s.distribution for s in trace.steps]) for mode, trace in both.items()}
-    arrays |= {f"{mode}_logits_{k:03d}": s.logits for mode, trace in both.items() for k, s in enumerate(trace.steps)}
+    arrays = {
+        f"{mode}_distributions": np.stack([s.distribution for s in trace.steps])
+        for mode, trace in both.items()
+    }
+    arrays |= {
+        f"{mode}_logits_{k:03d}": s.logits
+        for mode, trace in both.items()
+        for k, s in enumerate(trace.steps)
+    }
     store.arrays("logits_distributions", **slot_arrays(source), **arrays)
-    store.json("kl_divergence", {"readers": list(readers), "unit": "nats", "first": "isolated", "second": "visible"})
+    store.json(
+        "kl_divergence",
+        {"readers": list(readers), "unit": "nats", "first": "isolated", "second": "visible"},
+    )
     rows = []
     for reader in sorted(readers, key=lambda r: -r["tv"])[:MOST_DIFFERENT]:
         k = int(reader["step"])
-        shown = {int(t) for trace in both.values() for t in np.argsort(-trace.steps[k].distribution)[:20]}
-        rows.append({"step": k, "tv": reader["tv"], "texts": {t: context.lm.token_text(t) for t in sorted(shown)}})
+        shown = {
+            int(t) for trace in both.values() for t in np.argsort(-trace.steps[k].distribution)[:20]
+        }
+        rows.append(
+            {
+                "step": k,
+                "tv": reader["tv"],
+                "texts": {t: context.lm.token_text(t) for t in sorted(shown)},
+            }
+        )
     store.json("most_different", {"steps": rows})
     lines = [f"{context.prompt!r}: {source.text}", "step width lag      tv      kl  top1 top10"]
     lines += [
@@ -256,15 +306,31 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
     for rank, worst in enumerate(store.load_json("most_different")["steps"], start=1):
         p, q = (arrays[f"{mode}_distributions"][worst["step"]] for mode in ("isolated", "visible"))
         texts = {int(token): text for token, text in worst["texts"].items()}
-        found.append(distributions(p, q, texts, title=f"Where the modes differ most, {rank}: step {worst['step']}"))
-    for key, label in (("step", "step"), ("width", "width of the last wide set"), ("lag", "steps since the last wide set")):
+        found.append(
+            distributions(
+                p, q, texts, title=f"Where the modes differ most, {rank}: step {worst['step']}"
+            )
+        )
+    for key, label in (
+        ("step", "step"),
+        ("width", "width of the last wide set"),
+        ("lag", "steps since the last wide set"),
+    ):
         points = _by(cases, key, "kl")
         if points:
             caption = (
                 f"KL(isolated || visible) of the next distribution by {label}; mean and 95 % interval over prompts. At zero the modes "
                 "would agree; below 0.005 nats they would be as near as float32 and bfloat16."
             )
-            found.append(lines_by({"KL at the next reader": points}, label, "KL in nats", f"Divergence by {key}", caption))
+            found.append(
+                lines_by(
+                    {"KL at the next reader": points},
+                    label,
+                    "KL in nats",
+                    f"Divergence by {key}",
+                    caption,
+                )
+            )
     return found
 
 
@@ -274,11 +340,15 @@ STUDY = Study("exp2", "Logits", measure, CLAIMS, pictures)
 def test_rounding_floor_is_far_below_the_effect(cases: list[Case]) -> None:
     """Harness check: the same mode in another batch differs by rounding only, so a difference above it is real."""
     floor = max(case["floor_tv"] for case in cases)
-    assert floor < IDENTICAL_TV / 2, f"the same mode twice differs by {floor:.2g} in total variation"
+    assert floor < IDENTICAL_TV / 2, (
+        f"the same mode twice differs by {floor:.2g} in total variation"
+    )
 
 
 def test_raw_distributions_sum_to_one(store: Store) -> None:
     """Full-vocabulary distributions are on disk, without pickle."""
     for mode in ("isolated", "visible"):
-        sums = store.load("logits_distributions")[f"{mode}_distributions"].sum(axis=1, dtype=np.float64)
+        sums = store.load("logits_distributions")[f"{mode}_distributions"].sum(
+            axis=1, dtype=np.float64
+        )
         assert np.abs(sums - 1).max() < 1e-4

@@ -24,7 +24,9 @@ from tempo.reporting.figures import Picture, attention_heatmap, layer_head_map
 
 KL_MARGIN = 0.005
 LOG_MARGIN = math.log(1.1)
-LOG_MARGIN_REASON = "ten percent more; a smaller excess would not matter to a reader of attention maps"
+LOG_MARGIN_REASON = (
+    "ten percent more; a smaller excess would not matter to a reader of attention maps"
+)
 PLANNED_LOG, PLANNED_LOG_SD = math.log(1.25), 0.25
 PLANNED_LOG_FROM = "a quarter more; log ratios of attention of the first full run spread by 0.15 to 0.23 over prompts"
 MAP_MARGIN = 1.1  # the same ten percent, head by head
@@ -38,10 +40,16 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
     isolated, visible, sequence = yield [
         Run(spec.but(replay=source, visibility="isolated")),
         Run(spec.but(replay=source, visibility="visible")),
-        Run(spec.but(replay=source, visibility="causal", positions="sequential", capture=("attention",))),
+        Run(
+            spec.but(
+                replay=source, visibility="causal", positions="sequential", capture=("attention",)
+            )
+        ),
     ]
     wide = wide_steps(source)
-    scores = {k: sibling_attention(visible.steps[k].attention, visible.steps[k].slots) for k in wide}
+    scores = {
+        k: sibling_attention(visible.steps[k].attention, visible.steps[k].slots) for k in wide
+    }
     # a generator of each prompt's own: with one seed for all, every prompt would draw the same places
     rng = np.random.default_rng([RANDOM_CONTEXT_SEED, *context.prompt.encode()])
     drawn = {k: _random_context_map(visible, k, rng) for k in wide}
@@ -54,17 +62,30 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
         "widths": source.widths,
         "cross_parallel_score": mean([float(s.to_sibling.mean()) for s in scores.values()]),
         "prior_context_score": mean([float(s.to_context.mean()) for s in scores.values()]),
-        "context_without_sink_score": mean([float(s.to_context_without_sink.mean()) for s in scores.values()]),
+        "context_without_sink_score": mean(
+            [float(s.to_context_without_sink.mean()) for s in scores.values()]
+        ),
         "max_to_sibling": max((s.max_to_sibling for s in scores.values()), default=None),
         "var_to_sibling": mean([s.var_to_sibling for s in scores.values()]),
         "sibling_mass": mean([float(s.sibling_mass.mean()) for s in scores.values()]),
         "self_mass": mean([float(s.self_mass.mean()) for s in scores.values()]),
         "sink_mass": mean([float(s.sink_mass.mean()) for s in scores.values()]),
-        "uniform_mass": mean([(source.widths[k] - 1) / (source.steps[k].slots[-1] + 1) for k in wide]),
+        "uniform_mass": mean(
+            [(source.widths[k] - 1) / (source.steps[k].slots[-1] + 1) for k in wide]
+        ),
         "random_context_mass": mean([float(m.mean()) for m in random_context.values()]),
-        "random_context_score": mean([float(m.mean()) / (source.widths[k] - 1) for k, m in random_context.items()]),
+        "random_context_score": mean(
+            [float(m.mean()) / (source.widths[k] - 1) for k, m in random_context.items()]
+        ),
         "isolated_score": mean(
-            [float(sibling_attention(isolated.steps[k].attention, isolated.steps[k].slots).to_sibling.mean()) for k in wide]
+            [
+                float(
+                    sibling_attention(
+                        isolated.steps[k].attention, isolated.steps[k].slots
+                    ).to_sibling.mean()
+                )
+                for k in wide
+            ]
         ),
         "most_in_isolated": max((_largest_off_diagonal(isolated, k) for k in wide), default=None),
         "most_in_visible": max((_largest_off_diagonal(visible, k) for k in wide), default=None),
@@ -73,14 +94,20 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
         "shared_previous_again": mean([_to_previous(source, k) for k in wide]),
         "sibling_kl": mean([_kl_at_siblings(visible, isolated, k) for k in wide]),
         "same_mode_kl": mean([_kl_at_siblings(source, visible, k) for k in wide]),
-        "mass_map": np.mean([s.sibling_mass for s in scores.values()], axis=0).round(6).tolist() if wide else None,
-        "random_context_map": np.mean(list(random_context.values()), axis=0).round(6).tolist() if random_context else None,
+        "mass_map": np.mean([s.sibling_mass for s in scores.values()], axis=0).round(6).tolist()
+        if wide
+        else None,
+        "random_context_map": np.mean(list(random_context.values()), axis=0).round(6).tolist()
+        if random_context
+        else None,
     }
 
 
 def _largest_off_diagonal(trace: Trace, step: int) -> float:
     slots = trace.steps[step].slots
-    return float(trace.steps[step].attention[..., slots[0] :][..., ~np.eye(len(slots), dtype=bool)].max())
+    return float(
+        trace.steps[step].attention[..., slots[0] :][..., ~np.eye(len(slots), dtype=bool)].max()
+    )
 
 
 def _random_context_map(trace: Trace, step: int, rng: np.random.Generator) -> np.ndarray | None:
@@ -106,7 +133,9 @@ def _kl_at_siblings(one: Trace, other: Trace, step: int) -> float:
 
 
 def _log_ratio(one: str, other: str) -> Any:
-    return lambda case: None if case[one] is None or case[other] is None else math.log(case[one] / case[other])
+    return lambda case: (
+        None if case[one] is None or case[other] is None else math.log(case[one] / case[other])
+    )
 
 
 def _map_ratio(key: str) -> Any:
@@ -124,7 +153,13 @@ def _keep_scores(context: Context, source: Trace, scores: Mapping[int, Any]) -> 
         for k, s in scores.items()
     ]  # fmt: skip
     store.json("cross_parallel_scores", {"steps": steps})
-    store.json("labels", {"labels": slot_labels(context.lm, source), "slots": {k: source.steps[k].slots for k in scores}})
+    store.json(
+        "labels",
+        {
+            "labels": slot_labels(context.lm, source),
+            "slots": {k: source.steps[k].slots for k in scores},
+        },
+    )
     lines = [f"{context.prompt!r}: {source.text}", "step width  sibling  context  no-sink"]
     lines += [
         f"{s['step']:4d} {s['width']:5d} {s['cross_parallel_score']:8.4f} {s['prior_context_score']:8.4f} {s['without_sink']:8.4f}"
@@ -138,10 +173,14 @@ CLAIMS = (
         id="exp3.isolated-is-zero",
         statement="In isolated mode no sibling attends to another: every weight is exactly 0.",
         statistic="largest weight between two siblings equals 0.0",
-        values=lambda case: None if case["most_in_isolated"] is None else case["most_in_isolated"] == 0.0,
+        values=lambda case: (
+            None if case["most_in_isolated"] is None else case["most_in_isolated"] == 0.0
+        ),
         test="always",
         refuted_by="one weight that is not exactly 0.0",
-        control=lambda case: None if case["most_in_visible"] is None else case["most_in_visible"] == 0.0,
+        control=lambda case: (
+            None if case["most_in_visible"] is None else case["most_in_visible"] == 0.0
+        ),
         control_statement="the same entries in visible mode",
     ),
     Claim(
@@ -268,14 +307,25 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
     if labels["slots"]:
         k, slots = max(labels["slots"].items(), key=lambda item: len(item[1]))
         weights = store.load("attention_weights")[f"visible_{int(k):03d}"]
-        found.append(attention_heatmap(weights, labels["labels"][: weights.shape[-1]], slots, title="The widest set, visible siblings"))
+        found.append(
+            attention_heatmap(
+                weights,
+                labels["labels"][: weights.shape[-1]],
+                slots,
+                title="The widest set, visible siblings",
+            )
+        )
     maps = [case["mass_map"] for case in cases if case["mass_map"] is not None]
     if maps:
         caption = (
             f"Mass a sibling gives its siblings in visible mode, mean over {len(maps)} prompts. "
             "Bright heads read the other members of the set."
         )
-        found.append(layer_head_map(np.mean(maps, axis=0), "Which heads attend to siblings", "attention mass", caption))
+        found.append(
+            layer_head_map(
+                np.mean(maps, axis=0), "Which heads attend to siblings", "attention mass", caption
+            )
+        )
     return found
 
 

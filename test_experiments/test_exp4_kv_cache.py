@@ -41,14 +41,21 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
     ]
     num_prompt, wide = len(source.prompt_tokens), wide_steps(source)
     # what the positions must be, from the sets alone: P + k for every member of set k
-    expected = np.array([*range(num_prompt), *(num_prompt + k for k, w in enumerate(source.widths) for _ in range(w))])
+    expected = np.array(
+        [
+            *range(num_prompt),
+            *(num_prompt + k for k, w in enumerate(source.widths) for _ in range(w)),
+        ]
+    )
     found = {trace.spec.positions: _recover(context, trace) for trace in (isolated, sequential)}
     other = _recover(context, isolated, shift=1)
     case: dict[str, Any] = {
         "widths": source.widths,
         "branched": bool(wide),
         "positions_match": bool((found["shared"].position == expected).all()),
-        "positions_match_sequential": bool((found["sequential"].position == expected).all()) if wide else None,
+        "positions_match_sequential": bool((found["sequential"].position == expected).all())
+        if wide
+        else None,
         "worst_fit": float(found["shared"].residual.max()),
         "best_runner_up": float(found["shared"].runner_up.min()),
         "worst_fit_of_other_slot": float(other.residual.max()),
@@ -59,15 +66,22 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
         "num_last_only": num_prompt + len(source.widths),
         "first_layer_difference": _difference(isolated, visible, 0),
         "last_layer_difference": _difference(isolated, visible, -1),
-        "difference_by_layer": [_difference(isolated, visible, layer) for layer in range(len(isolated.keys))],
-        "unreached_slots": sum(_unreached(isolated, k, isolated.steps[k].slots[0]) for k in range(len(isolated.steps))),
+        "difference_by_layer": [
+            _difference(isolated, visible, layer) for layer in range(len(isolated.keys))
+        ],
+        "unreached_slots": sum(
+            _unreached(isolated, k, isolated.steps[k].slots[0]) for k in range(len(isolated.steps))
+        ),
         "unreached_siblings": sum(_unreached_siblings(isolated, k) for k in wide) if wide else None,
     }
     if context.store:
         _keep(context, isolated, visible, found["shared"], expected)
-        exact = tempo.reference.generate(context.lm, context.prompt, **spec.but(replay=source).model_dump(exclude={"prompt"}))
+        exact = tempo.reference.generate(
+            context.lm, context.prompt, **spec.but(replay=source).model_dump(exclude={"prompt"})
+        )
         case["oracle_difference"] = max(
-            float(np.abs(getattr(isolated, name) - getattr(exact, name)).max()) for name in ("keys", "values", "raw_keys")
+            float(np.abs(getattr(isolated, name) - getattr(exact, name)).max())
+            for name in ("keys", "values", "raw_keys")
         )
     return case
 
@@ -75,16 +89,23 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
 def _recover(context: Context, trace: Trace, shift: int = 0) -> RecoveredPositions:
     """Positions from the cache; with `shift`, against the raw keys of another slot, which no rotation can explain."""
     raw = np.roll(trace.raw_keys, shift, axis=2)
-    return recover_positions(trace.keys, raw, context.lm.rotary_frequencies, num_candidates=trace.num_slots + 2)
+    return recover_positions(
+        trace.keys, raw, context.lm.rotary_frequencies, num_candidates=trace.num_slots + 2
+    )
 
 
 def _share(found: RecoveredPositions, trace: Trace) -> bool:
     """Whether the members of every wide set have one recovered position."""
-    return all(len(set(found.position[trace.steps[k].slots].tolist())) == 1 for k in wide_steps(trace))
+    return all(
+        len(set(found.position[trace.steps[k].slots].tolist())) == 1 for k in wide_steps(trace)
+    )
 
 
 def _difference(one: Trace, other: Trace, layer: int) -> float:
-    return max(float(np.abs(getattr(one, kv)[layer] - getattr(other, kv)[layer]).max()) for kv in ("keys", "values"))
+    return max(
+        float(np.abs(getattr(one, kv)[layer] - getattr(other, kv)[layer]).max())
+        for kv in ("keys", "values")
+    )
 
 
 def _unreached(trace: Trace, step: int, end: int) -> int:
@@ -100,11 +121,21 @@ def _unreached_siblings(trace: Trace, step: int) -> int:
     return int((block.max(axis=(0, 1, 2)) == 0).sum())
 
 
-def _keep(context: Context, isolated: Trace, visible: Trace, found: RecoveredPositions, expected: np.ndarray) -> None:
+def _keep(
+    context: Context,
+    isolated: Trace,
+    visible: Trace,
+    found: RecoveredPositions,
+    expected: np.ndarray,
+) -> None:
     store, labels = context.store, slot_labels(context.lm, isolated)
     assert store is not None
     keep_log(store, isolated)
-    kv = {f"{t.spec.visibility}_{name}": getattr(t, name) for t in (isolated, visible) for name in ("keys", "values", "raw_keys")}
+    kv = {
+        f"{t.spec.visibility}_{name}": getattr(t, name)
+        for t in (isolated, visible)
+        for name in ("keys", "values", "raw_keys")
+    }
     store.arrays("kv_cache_states", **slot_arrays(isolated), **kv)
     rows = [
         {"slot": slot, "text": labels[slot], "step": int(isolated.slot_step[slot]), "recovered": int(found.position[slot]),
@@ -113,7 +144,10 @@ def _keep(context: Context, isolated: Trace, visible: Trace, found: RecoveredPos
     ]  # fmt: skip
     store.json("rope_positions", {"physical_to_logical": rows})
     lines = ["slot -> position (recovered from the cached keys; residual; next best)"]
-    lines += [f"{r['slot']:4d} -> {r['recovered']:4d}  {r['residual']:.1e}  {r['runner_up']:.1e}  {r['text']!r}" for r in rows]
+    lines += [
+        f"{r['slot']:4d} -> {r['recovered']:4d}  {r['residual']:.1e}  {r['runner_up']:.1e}  {r['text']!r}"
+        for r in rows
+    ]
     store.text("analysis", "\n".join(lines))
 
 
@@ -132,7 +166,9 @@ CLAIMS = (
         id="exp4.no-other-position-fits",
         statement="No other position explains a cached key as well.",
         statistic="worst residual at the recovered position below 1e-3, and the best at any other 100 times that or more",
-        values=lambda case: case["worst_fit"] < FIT and case["best_runner_up"] > TIMES_WORSE * case["worst_fit"],
+        values=lambda case: (
+            case["worst_fit"] < FIT and case["best_runner_up"] > TIMES_WORSE * case["worst_fit"]
+        ),
         test="always",
         refuted_by="a slot whose key fits nowhere, or at two positions",
         control=lambda case: case["worst_fit_of_other_slot"] < FIT,
@@ -152,10 +188,14 @@ CLAIMS = (
         id="exp4.every-sibling-is-cached",
         statement="The cache holds every sibling: P plus the sum of all widths.",
         statistic="slots in the cached arrays equal P + sum of widths",
-        values=lambda case: case["num_cached"] == case["num_expected"] if case["branched"] else None,
+        values=lambda case: (
+            case["num_cached"] == case["num_expected"] if case["branched"] else None
+        ),
         test="always",
         refuted_by="a cache of another length",
-        control=lambda case: case["num_last_only"] == case["num_expected"] if case["branched"] else None,
+        control=lambda case: (
+            case["num_last_only"] == case["num_expected"] if case["branched"] else None
+        ),
         control_statement="one slot a step, as the earlier implementation kept",
     ),
     Claim(
@@ -175,7 +215,9 @@ CLAIMS = (
         values=lambda case: case["unreached_slots"] == 0,
         test="always",
         refuted_by="one slot that no query of a later set gives any weight",
-        control=lambda case: None if case["unreached_siblings"] is None else case["unreached_siblings"] == 0,
+        control=lambda case: (
+            None if case["unreached_siblings"] is None else case["unreached_siblings"] == 0
+        ),
         control_statement="isolated siblings of the same set, which must not be reached",
     ),
 )
@@ -183,8 +225,13 @@ CLAIMS = (
 
 def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
     """The map from physical slot to logical position, as recovered, and what that position does to the cached keys."""
-    rows, arrays = store.load_json("rope_positions")["physical_to_logical"], store.load("kv_cache_states")
-    slots, recovered, expected, texts = ([row[key] for row in rows] for key in ("slot", "recovered", "expected", "text"))
+    rows, arrays = (
+        store.load_json("rope_positions")["physical_to_logical"],
+        store.load("kv_cache_states"),
+    )
+    slots, recovered, expected, texts = (
+        [row[key] for row in rows] for key in ("slot", "recovered", "expected", "text")
+    )
     return [
         position_map(slots, recovered, expected, texts),
         key_similarity(arrays["isolated_keys"], arrays["isolated_raw_keys"], recovered, texts),
@@ -201,5 +248,8 @@ def test_cache_equals_brute_force(own_case: Case) -> None:
 
 def test_raw_positions_are_on_disk(store: Store) -> None:
     """rope_positions.json and kv_cache_states.npz agree on how many slots there are."""
-    rows, arrays = store.load_json("rope_positions")["physical_to_logical"], store.load("kv_cache_states")
+    rows, arrays = (
+        store.load_json("rope_positions")["physical_to_logical"],
+        store.load("kv_cache_states"),
+    )
     assert len(rows) == arrays["isolated_keys"].shape[2] == len(arrays["slot_token"])

@@ -26,7 +26,14 @@ ROW_SUM_TOLERANCE = 1e-5
 ORACLE_TOLERANCE = rounding("probability")
 SHUFFLE_SEED = 11  # of the control that pairs widths with other steps
 NUM_SHUFFLES = 50
-WIDTH_CLASSES = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 48))  # about even on a logarithmic scale
+WIDTH_CLASSES = (
+    (1, 1),
+    (2, 2),
+    (3, 4),
+    (5, 8),
+    (9, 16),
+    (17, 48),
+)  # about even on a logarithmic scale
 TIMED_WIDTHS = (1, 2, 4, 8, 16, 32)
 TIMED_REPEATS = 5
 
@@ -43,20 +50,31 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
     wide = wide_steps(source)
     first = wide[0] if wide else len(source.steps)
     after = range(first + 1, len(source.steps))
-    mode_tv = {k: total_variation(isolated.steps[k].distribution, visible.steps[k].distribution) for k in after}
-    coarse_tv = [total_variation(isolated.steps[k].distribution, coarse.steps[k].distribution) for k in after]
+    mode_tv = {
+        k: total_variation(isolated.steps[k].distribution, visible.steps[k].distribution)
+        for k in after
+    }
+    coarse_tv = [
+        total_variation(isolated.steps[k].distribution, coarse.steps[k].distribution) for k in after
+    ]
     both = [(trace, step) for trace in (isolated, visible) for step in trace.steps]
-    steps = [{"step": k, "width": max(source.widths[first:k]), "tv": tv} for k, tv in mode_tv.items()]
+    steps = [
+        {"step": k, "width": max(source.widths[first:k]), "tv": tv} for k, tv in mode_tv.items()
+    ]
     case: dict[str, Any] = {
         "widths": source.widths,
         "threshold": spec.threshold,
-        "finite": all(np.isfinite(s.logits).all() and np.isfinite(s.attention).all() for _, s in both),
+        "finite": all(
+            np.isfinite(s.logits).all() and np.isfinite(s.attention).all() for _, s in both
+        ),
         "finite_with_fault": bool(np.isfinite(_with_one_nan(isolated)).all()),
         "row_sum_error": max(float(np.abs(s.attention.sum(-1) - 1).max()) for _, s in both),
         "row_sum_error_without_self": max((_without_self(isolated, k) for k in wide), default=None),
         "mode_tv": mean(list(mode_tv.values())),
         "bfloat16_tv": mean(coarse_tv),
-        "width_tv_rank_correlation": _rank_correlation([s["width"] for s in steps], [s["tv"] for s in steps]),
+        "width_tv_rank_correlation": _rank_correlation(
+            [s["width"] for s in steps], [s["tv"] for s in steps]
+        ),
         "mean_width": float(np.mean(source.widths)),
         "steps": [{"width": source.widths[k - 1], "tv": mode_tv[k]} for k in after],
         "peak_bytes": isolated.peak_bytes,
@@ -66,8 +84,14 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
         keep_attention(context.store, isolated, visible)
         case["oracle_difference"] = _against_oracle(context, spec.but(replay=source), isolated)
         case["timing"] = _time_widths(context.lm, context.prompt)
-        lines = [f"{context.prompt!r}: widths {source.widths}", "width  seconds (median of 5)  ratio to one  bytes of the trace"]
-        lines += [f"{t['width']:5d}  {t['seconds']:.4f}  {t['ratio']:.2f}  {t['bytes']}" for t in case["timing"]]
+        lines = [
+            f"{context.prompt!r}: widths {source.widths}",
+            "width  seconds (median of 5)  ratio to one  bytes of the trace",
+        ]
+        lines += [
+            f"{t['width']:5d}  {t['seconds']:.4f}  {t['ratio']:.2f}  {t['bytes']}"
+            for t in case["timing"]
+        ]
         context.store.text("analysis", "\n".join(lines))
     return case
 
@@ -94,7 +118,9 @@ def _rank_correlation(widths: Sequence[float], values: Sequence[float]) -> float
 
 def _against_oracle(context: Context, spec: tempo.RunSpec, isolated: Trace) -> float:
     """The largest difference of any probability from brute force."""
-    exact = tempo.reference.generate(context.lm, context.prompt, **spec.but(capture=()).model_dump(exclude={"prompt"}))
+    exact = tempo.reference.generate(
+        context.lm, context.prompt, **spec.but(capture=()).model_dump(exclude={"prompt"})
+    )
     pairs = zip(isolated.steps, exact.steps, strict=True)
     return max(float(np.abs(a.distribution - b.distribution).max()) for a, b in pairs)
 
@@ -102,14 +128,19 @@ def _against_oracle(context: Context, spec: tempo.RunSpec, isolated: Trace) -> f
 def _time_widths(lm: LanguageModel, prompt: str) -> list[dict[str, float]]:
     """Seconds of one step by its width, widths in turn so that a drift of the machine meets all of them alike."""
     # free runs whose sets are that wide whatever the model says; a replay would forward its sets together
-    wide = {width: {"threshold": 1e-9, "max_width": width, "max_steps": 5, "stop_at_eos": False} for width in TIMED_WIDTHS}
+    wide = {
+        width: {"threshold": 1e-9, "max_width": width, "max_steps": 5, "stop_at_eos": False}
+        for width in TIMED_WIDTHS
+    }
     seconds: dict[int, list[float]] = {width: [] for width in TIMED_WIDTHS}
     for _ in range(TIMED_REPEATS):
         for width in TIMED_WIDTHS:
             began = time.perf_counter()
             trace = tempo.generate(lm, prompt, **wide[width])
             # the first pass reads the prompt; the others read one set each
-            seconds[width].append((time.perf_counter() - began - trace.steps[0].seconds) / (len(trace.steps) - 1))
+            seconds[width].append(
+                (time.perf_counter() - began - trace.steps[0].seconds) / (len(trace.steps) - 1)
+            )
     medians = {width: float(np.median(found)) for width, found in seconds.items()}
     num_prompt = len(lm.encode(prompt))
     return [
@@ -162,7 +193,9 @@ CLAIMS = (
         test="always",
         refuted_by="one row that does not",
         control=lambda case: (
-            None if case["row_sum_error_without_self"] is None else case["row_sum_error_without_self"] <= ROW_SUM_TOLERANCE
+            None
+            if case["row_sum_error_without_self"] is None
+            else case["row_sum_error_without_self"] <= ROW_SUM_TOLERANCE
         ),
         control_statement="the same rows without each sibling's weight on itself",
     ),
@@ -207,7 +240,9 @@ def _shuffled_correlation(case: Case) -> float | None:
     # a generator of each prompt's own, so that the control does not depend on the order of prompts
     rng = np.random.default_rng([SHUFFLE_SEED, *case["prompt"].encode()])
     widths, values = [s["width"] for s in steps], [s["tv"] for s in steps]
-    found = [_rank_correlation(rng.permutation(widths).tolist(), values) for _ in range(NUM_SHUFFLES)]
+    found = [
+        _rank_correlation(rng.permutation(widths).tolist(), values) for _ in range(NUM_SHUFFLES)
+    ]
     return mean([c for c in found if c is not None])
 
 
@@ -216,7 +251,11 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
     found = [lattice(store), _widths(cases)]
     points = []
     for low, high in WIDTH_CLASSES:
-        per_prompt = [np.mean(tvs) for case in cases if (tvs := [s["tv"] for s in case["steps"] if low <= s["width"] <= high])]
+        per_prompt = [
+            np.mean(tvs)
+            for case in cases
+            if (tvs := [s["tv"] for s in case["steps"] if low <= s["width"] <= high])
+        ]
         if len(per_prompt) >= 5:
             points.append(((low * high) ** 0.5, *spread(per_prompt)))
     if points:
@@ -225,7 +264,13 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
             "to the right means that the modes agree less as sets grow."
         )
         found.append(
-            lines_by({"isolated against visible": points}, "width of the set just read", "total variation", "Agreement by width", caption)
+            lines_by(
+                {"isolated against visible": points},
+                "width of the set just read",
+                "total variation",
+                "Agreement by width",
+                caption,
+            )
         )
     timing = next((case["timing"] for case in cases if "timing" in case), None)
     if timing:
@@ -234,15 +279,29 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
             "Time of one step by its width, as a ratio to a step of one token (medians of 5, one run, widths in turn). As long as it stays "
             "far below the width itself, siblings are cheaper than as many separate runs."
         )
-        found.append(lines_by({"this machine": costs}, "siblings in a step", "time, ratio to one", "What siblings cost", caption))
+        found.append(
+            lines_by(
+                {"this machine": costs},
+                "siblings in a step",
+                "time, ratio to one",
+                "What siblings cost",
+                caption,
+            )
+        )
     return found
 
 
 def _widths(cases: Sequence[Mapping[str, Any]]) -> Picture:
     """How wide the sets are: of the first step, where all prompts have one, and of all later ones."""
-    first, later = [case["widths"][0] for case in cases], [width for case in cases for width in case["widths"][1:]]
+    first, later = (
+        [case["widths"][0] for case in cases],
+        [width for case in cases for width in case["widths"][1:]],
+    )
     shares = {
-        name: [sum(low <= width <= high for width in widths) / max(1, len(widths)) for low, high in WIDTH_CLASSES]
+        name: [
+            sum(low <= width <= high for width in widths) / max(1, len(widths))
+            for low, high in WIDTH_CLASSES
+        ]
         for name, widths in (("first step", first), ("later steps", later))
     }
     labels = [str(low) if low == high else f"{low}-{high}" for low, high in WIDTH_CLASSES]
@@ -250,7 +309,9 @@ def _widths(cases: Sequence[Mapping[str, Any]]) -> Picture:
         f"Share of sets by width, {len(first)} first steps and {len(later)} later ones of {len(cases)} prompts. Wide sets are what this "
         "experiment is about: where there are few, the intervals beside them are wide."
     )
-    return bars(shares, labels, "members of a set", "share of sets", "How wide the sets are", caption)
+    return bars(
+        shares, labels, "members of a set", "share of sets", "How wide the sets are", caption
+    )
 
 
 STUDY = Study("exp5", "High parallelism", measure, CLAIMS, pictures)

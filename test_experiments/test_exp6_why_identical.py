@@ -23,17 +23,33 @@ from tempo import RunSpec, Trace
 from tempo.claims import Case, Claim
 from tempo.metrics import kl_divergence, softmax, top_k_overlap, total_variation
 from tempo.reporting.figures import Picture, cell_table, dots, number
-from test_experiments.earlier_pipeline import CACHES, CELLS, CORRECT, MASKS, Cell, Pass, reported_score, run_cells
+from test_experiments.earlier_pipeline import (
+    CACHES,
+    CELLS,
+    CORRECT,
+    MASKS,
+    Cell,
+    Pass,
+    reported_score,
+    run_cells,
+)
 
 MODES = ("isolated", "visible")
 PASSES = ("before", "siblings", "reader")
 LAST_ONLY, DROPPED = Cell("last only", "delivered"), Cell("all siblings", "dropped")
 LIST_INDEX, LAST_BY_LIST = Cell("all siblings", "by list index"), Cell("last only", "by list index")
 # A cell with one artefact, and the one with both that the earlier pipeline had once its mask arrived.
-ARTEFACTS = {"last only": LAST_ONLY, "mask dropped": DROPPED, "by list index": LIST_INDEX, "last only, by list index": LAST_BY_LIST}
+ARTEFACTS = {
+    "last only": LAST_ONLY,
+    "mask dropped": DROPPED,
+    "by list index": LIST_INDEX,
+    "last only, by list index": LAST_BY_LIST,
+}
 
 TV_MARGIN, KL_MARGIN = 0.02, 0.005
-MARGIN_REASON = "what running the same model in bfloat16 changes (total variation 0.02, KL 0.005 nats)"
+MARGIN_REASON = (
+    "what running the same model in bfloat16 changes (total variation 0.02, KL 0.005 nats)"
+)
 # A hundred times the measured floor: `rounding` is ten times it.
 DIFFERENT_TV = 10 * rounding("tv")
 LOG_MARGIN = math.log(1.1)
@@ -51,19 +67,36 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
         (fed_twice,) = yield [twice]
         if context.store:
             _keep(context, source, None, None)
-        return {"widths": source.widths, "cells": None, "twice_kl": _first_kl(source, fed_twice), "again_kl": None}
+        return {
+            "widths": source.widths,
+            "cells": None,
+            "twice_kl": _first_kl(source, fed_twice),
+            "again_kl": None,
+        }
     first = wide[0]
     prefix = (*tokens, *(token for members in source.sets[:first] for token in members))
     siblings, reader = source.sets[first], source.sets[first + 1][:1]
     fed_twice, isolated, visible, plain_last, plain_top = yield [
         twice,
-        *(_run(prompt=prefix, replay=[siblings, reader], visibility=mode, capture=context.config.capture) for mode in MODES),
+        *(
+            _run(
+                prompt=prefix,
+                replay=[siblings, reader],
+                visibility=mode,
+                capture=context.config.capture,
+            )
+            for mode in MODES
+        ),
         _run(prompt=prefix, replay=[siblings[-1:], reader], capture=("logits",)),
         _run(prompt=prefix, replay=[siblings[:1], reader], capture=("attention",)),
     ]
     cells = {mode: run_cells(context.lm, prefix, [siblings, reader], mode) for mode in MODES}
     engine = dict(zip(MODES, (isolated, visible), strict=True))
-    table = [_compared(cells, cell, index, len(prefix), len(siblings)) for cell in CELLS for index in range(len(PASSES))]
+    table = [
+        _compared(cells, cell, index, len(prefix), len(siblings))
+        for cell in CELLS
+        for index in range(len(PASSES))
+    ]
     if context.store:
         _keep(context, source, cells, table)
     correct_reader = softmax(cells["isolated"][CORRECT][2].logits[0])
@@ -81,7 +114,9 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
         "last_only_against_plain": _reader_tv(cells, LAST_ONLY, plain_last),
         "correct_against_plain": _reader_tv(cells, CORRECT, plain_last),
         "twice_kl": _first_kl(source, fed_twice),
-        "again_kl": kl_divergence(source.steps[first].distribution, softmax(cells["isolated"][CORRECT][0].logits[0])),
+        "again_kl": kl_divergence(
+            source.steps[first].distribution, softmax(cells["isolated"][CORRECT][0].logits[0])
+        ),
         **_sink_ratios(plain_top, len(prefix)),
     }
 
@@ -116,7 +151,9 @@ def _effect(cells: Cells, cell: Cell, siblings: Sequence[int]) -> dict[str, dict
     """Total variation of a cell's distributions from the correct cell's in the same mode, in the siblings' and the reader's pass."""
     return {
         mode: {
-            name: total_variation(*(_read_out(cells[mode][c], index, siblings) for c in (cell, CORRECT)))
+            name: total_variation(
+                *(_read_out(cells[mode][c], index, siblings) for c in (cell, CORRECT))
+            )
             for index, name in enumerate(PASSES)
             if index
         }
@@ -138,8 +175,14 @@ def _largest_tv(cells: Cells, one: Cell, other: Cell) -> float:
 
     Not asked to the last bit: cells of one cache are other rows of one batch, and rows may be rounded differently.
     """
-    pairs = [pair for mode in MODES for pair in zip(cells[mode][one], cells[mode][other], strict=True)]
-    return max(total_variation(p, q) for a, b in pairs for p, q in zip(softmax(a.logits), softmax(b.logits), strict=True))
+    pairs = [
+        pair for mode in MODES for pair in zip(cells[mode][one], cells[mode][other], strict=True)
+    ]
+    return max(
+        total_variation(p, q)
+        for a, b in pairs
+        for p, q in zip(softmax(a.logits), softmax(b.logits), strict=True)
+    )
 
 
 def _excess(cells: Cells, cell: Cell, engine: Mapping[str, Trace]) -> float:
@@ -147,17 +190,24 @@ def _excess(cells: Cells, cell: Cell, engine: Mapping[str, Trace]) -> float:
     found = []
     for mode, trace in engine.items():
         before, *sets = cells[mode][cell]
-        found.append(total_variation(softmax(before.logits[0]), trace.steps[0].distribution) / rounding("tv"))
+        found.append(
+            total_variation(softmax(before.logits[0]), trace.steps[0].distribution) / rounding("tv")
+        )
         for seen, step in zip(sets, trace.steps, strict=True):
             pairs = zip(softmax(seen.logits), softmax(step.logits), strict=True)
             found += [total_variation(p, q) / rounding("tv") for p, q in pairs]
-            found.append(float(np.abs(seen.attention - step.attention).max()) / rounding("attention"))
+            found.append(
+                float(np.abs(seen.attention - step.attention).max()) / rounding("attention")
+            )
     return max(found)
 
 
 def _reader_tv(cells: Cells, cell: Cell, plain: Trace) -> float:
     """The reader of a cell against the reader of a plain text, in total variation; the larger of both modes."""
-    return max(total_variation(softmax(cells[mode][cell][2].logits[0]), softmax(plain.steps[1].logits[0])) for mode in MODES)
+    return max(
+        total_variation(softmax(cells[mode][cell][2].logits[0]), softmax(plain.steps[1].logits[0]))
+        for mode in MODES
+    )
 
 
 def _sink_ratios(plain: Trace, num_prefix: int) -> dict[str, float | None]:
@@ -173,7 +223,9 @@ def _sink_ratios(plain: Trace, num_prefix: int) -> dict[str, float | None]:
     }
 
 
-def _keep(context: Context, source: Trace, cells: Cells | None, table: Sequence[Mapping[str, Any]] | None) -> None:
+def _keep(
+    context: Context, source: Trace, cells: Cells | None, table: Sequence[Mapping[str, Any]] | None
+) -> None:
     store = context.store
     assert store is not None
     keep_log(store, source)
@@ -182,9 +234,17 @@ def _keep(context: Context, source: Trace, cells: Cells | None, table: Sequence[
     if cells is None or table is None:
         store.text("analysis", "\n".join([*lines, "no wide set with a reader after it"]))
         return
-    logits = {f"{mode}_{index:02d}": cells[mode][cell][2].logits[0] for mode in MODES for index, cell in enumerate(CELLS)}
-    store.arrays("reader_logits", cells=np.array([f"{cell.cache}, {cell.mask}" for cell in CELLS]), **logits)
-    lines.append("cache         mask           pass      identical  d logit      tv  top10  score isolated  visible")
+    logits = {
+        f"{mode}_{index:02d}": cells[mode][cell][2].logits[0]
+        for mode in MODES
+        for index, cell in enumerate(CELLS)
+    }
+    store.arrays(
+        "reader_logits", cells=np.array([f"{cell.cache}, {cell.mask}" for cell in CELLS]), **logits
+    )
+    lines.append(
+        "cache         mask           pass      identical  d logit      tv  top10  score isolated  visible"
+    )
     lines += [
         f"{c['cache']:13s} {c['mask']:14s} {c['pass']:9s} {c['identical']!s:9s} {c['max_logit']:8.2g} {c['tv']:7.4f} {c['top10']:6.2f} "
         f"{c['score_isolated']:15.4f} {c['score_visible']:8.4f}"
@@ -196,7 +256,9 @@ def _keep(context: Context, source: Trace, cells: Cells | None, table: Sequence[
 def _of(case: Case, cell: Cell, name: str) -> Mapping[str, Any] | None:
     """What a case has of one cell in one pass, None if the prompt never branched."""
     wanted = (*cell, name)
-    return next((c for c in case["cells"] or () if (c["cache"], c["mask"], c["pass"]) == wanted), None)
+    return next(
+        (c for c in case["cells"] or () if (c["cache"], c["mask"], c["pass"]) == wanted), None
+    )
 
 
 def _identical(*wanted: tuple[Cell, str]) -> Callable[[Case], bool | None]:
@@ -209,13 +271,17 @@ def _identical(*wanted: tuple[Cell, str]) -> Callable[[Case], bool | None]:
     return values
 
 
-def _value(cell: Cell, name: str, key: str, test: Callable[[Any], Any] = float) -> Callable[[Case], Any]:
+def _value(
+    cell: Cell, name: str, key: str, test: Callable[[Any], Any] = float
+) -> Callable[[Case], Any]:
     return lambda case: None if (found := _of(case, cell, name)) is None else test(found[key])
 
 
 def _effect_of(artefact: str) -> Callable[[Case], float | None]:
     """Of one artefact at the reader in isolated mode."""
-    return lambda case: None if case["cells"] is None else case["effects"][artefact]["isolated"]["reader"]
+    return lambda case: (
+        None if case["cells"] is None else case["effects"][artefact]["isolated"]["reader"]
+    )
 
 
 def _case(key: str, test: Callable[[Any], Any] = lambda value: value) -> Callable[[Case], Any]:
@@ -396,9 +462,16 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
     branched = [case for case in cases if case["cells"] is not None]
     if not branched:
         return []
-    found = {(cell, name): [_of(case, cell, name) for case in branched] for cell in CELLS for name in PASSES}
+    found = {
+        (cell, name): [_of(case, cell, name) for case in branched]
+        for cell in CELLS
+        for name in PASSES
+    }
     means = {
-        key: {field: float(np.mean([f[field] for f in of_cell if f])) for field in ("identical", "tv", "score_isolated", "score_visible")}
+        key: {
+            field: float(np.mean([f[field] for f in of_cell if f]))
+            for field in ("identical", "tv", "score_isolated", "score_visible")
+        }
         for key, of_cell in found.items()
     }
     texts = [
@@ -418,7 +491,13 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
             "visible mode. The first row is correct: 0 % in its last two cells is the answer, 100 % elsewhere the artefact."
         ),
     )
-    groups = {mode: [spread([case["effects"][artefact][mode]["reader"] for case in branched]) for artefact in ARTEFACTS] for mode in MODES}
+    groups = {
+        mode: [
+            spread([case["effects"][artefact][mode]["reader"] for case in branched])
+            for artefact in ARTEFACTS
+        ]
+        for mode in MODES
+    }
     effects = dots(
         groups,
         list(ARTEFACTS),
@@ -438,7 +517,9 @@ def test_every_cell_is_measured_in_every_pass(own_case: Case) -> None:
     """The factorial is whole: 2 caches, 3 masks, 3 passes."""
     if own_case["cells"] is not None:
         found = {(c["cache"], c["mask"], c["pass"]) for c in own_case["cells"]}
-        assert found == {(cache, mask, name) for cache in CACHES for mask in MASKS for name in PASSES}
+        assert found == {
+            (cache, mask, name) for cache in CACHES for mask in MASKS for name in PASSES
+        }
 
 
 def test_raw_logits_tell_the_same_as_the_cells(own_case: Case, store: Store) -> None:

@@ -48,18 +48,31 @@ ARMS = {
     "random": "top token and random siblings",
     "dropped": "set dropped",
 }
-IN_CURVES = ("isolated", "visible", "probability", "top_branch", "prior_mixture", "sequential", "random", "dropped")
+IN_CURVES = (
+    "isolated",
+    "visible",
+    "probability",
+    "top_branch",
+    "prior_mixture",
+    "sequential",
+    "random",
+    "dropped",
+)
 
 
 def measure(context: Context) -> Steps:
     """One prompt: the truth and every arm at lags 1 to 8 after its first wide set, and the series by depth."""
     scene = yield from find_scene(context)
-    curves: dict[str, Any] = dict.fromkeys(("width", "mass", "tv", "js", "kl", "top1", "unread_tv", "truth_check_tv", "likely_reader"))
+    curves: dict[str, Any] = dict.fromkeys(
+        ("width", "mass", "tv", "js", "kl", "top1", "unread_tv", "truth_check_tv", "likely_reader")
+    )
     curves |= dict.fromkeys(("disagreement", "top_weight"))
     if scene:
         curves = yield from _curves(context, scene)
     elif context.store:
-        context.store.text("analysis", f"{context.prompt!r}: no set of this prompt is wider than one token")
+        context.store.text(
+            "analysis", f"{context.prompt!r}: no set of this prompt is wider than one token"
+        )
     depth = yield from depth_series(context)
     return {**curves, "depth": depth}
 
@@ -75,24 +88,36 @@ def _curves(context: Context, scene: Scene) -> Steps:
         "causal": read_spec(scene.prefix, sets, scene.continuation, visibility="causal"),
         "probability": read_spec(scene.prefix, sets, scene.continuation, weighting="probability"),
         "sequential": read_spec(scene.prefix, sets, scene.continuation, positions="sequential"),
-        "random": read_spec(scene.prefix, [(scene.members[0], *scene.strangers)], scene.continuation),
+        "random": read_spec(
+            scene.prefix, [(scene.members[0], *scene.strangers)], scene.continuation
+        ),
         "dropped": read_spec(scene.prefix, [], scene.continuation),
         "likely": read_spec(scene.prefix, sets, (likely,)),
     }
     found = yield [*branches.runs(), *map(forced, specs.values())]
-    of_branches, runs = found[: len(branches.paths)], dict(zip(specs, found[len(branches.paths) :], strict=True))
+    of_branches, runs = (
+        found[: len(branches.paths)],
+        dict(zip(specs, found[len(branches.paths) :], strict=True)),
+    )
     soft = _soft_token(lm, scene)
     truths, by_lag = [], []
     for lag in range(1, LAGS + 1):
         predictions = branches.predictions(of_branches, lag)
-        arms = {name: runs[name].steps[len(runs[name].steps) - LAGS - 1 + lag].distribution for name in specs if name != "likely"}
+        arms = {
+            name: runs[name].steps[len(runs[name].steps) - LAGS - 1 + lag].distribution
+            for name in specs
+            if name != "likely"
+        }
         arms |= {"top_branch": predictions[0], "last_branch": predictions[-1]}
         arms |= {"prior_mixture": scene.weights @ predictions, "soft_token": soft[lag - 1]}
         truths.append(branches.truth(of_branches, lag))
         by_lag.append(distances(truths[-1], np.stack([arms[name] for name in ARMS])))
     weights = np.exp(branches.log_posterior(of_branches, READER))
     case: dict[str, Any] = {
-        metric: {name: [round(float(at[metric][i]), 9) for at in by_lag] for i, name in enumerate(ARMS)} for metric in by_lag[0]
+        metric: {
+            name: [round(float(at[metric][i]), 9) for at in by_lag] for i, name in enumerate(ARMS)
+        }
+        for metric in by_lag[0]
     }
     if context.store:
         _keep(context, scene, np.array(truths), runs, of_branches[0], case)
@@ -102,16 +127,22 @@ def _curves(context: Context, scene: Scene) -> Steps:
         "mass": scene.mass,
         "disagreement": branching.disagreement(weights, branches.predictions(of_branches, READER)),
         "top_weight": float(weights[0]),
-        "unread_tv": total_variation(truths[READER - 1], runs["isolated"].steps[READER - 1].distribution),
+        "unread_tv": total_variation(
+            truths[READER - 1], runs["isolated"].steps[READER - 1].distribution
+        ),
         "truth_check_tv": total_variation(truths[0], scene.mixture),
         "likely_reader": _likely_reader(lm, scene, likely, runs["likely"]),
     }
 
 
-def _likely_reader(lm: LanguageModel, scene: Scene, likely: int, isolated: Trace) -> dict[str, float]:
+def _likely_reader(
+    lm: LanguageModel, scene: Scene, likely: int, isolated: Trace
+) -> dict[str, float]:
     """Total variation at lag 2 if the reader is the most probable token instead of a drawn one."""
     paths = [(member,) for member in scene.members]
-    after = predict_after(lm, scene.prefix, [*paths, *((member, likely) for member in scene.members)])
+    after = predict_after(
+        lm, scene.prefix, [*paths, *((member, likely) for member in scene.members)]
+    )
     logs = np.log(scene.weights) + [log_probability(after[path][likely]) for path in paths]
     predictions = np.stack([after[member, likely] for member in scene.members]).astype(np.float64)
     truth = np.exp(normalised(logs)) @ predictions
@@ -125,20 +156,37 @@ def _likely_reader(lm: LanguageModel, scene: Scene, likely: int, isolated: Trace
 def _soft_token(lm: LanguageModel, scene: Scene) -> np.ndarray:
     """Distributions [LAGS, V] after one token in the set's place whose embedding is the members' weighted mean."""
     embed = lm.model.get_input_embeddings()
-    prefix, members, read = (embed(torch.tensor(t, device=lm.device)) for t in (scene.prefix, scene.members, scene.continuation))
+    prefix, members, read = (
+        embed(torch.tensor(t, device=lm.device))
+        for t in (scene.prefix, scene.members, scene.continuation)
+    )
     soft = torch.tensor(scene.weights, device=lm.device).to(members) @ members
     text = torch.cat([prefix, soft[None], read])
     logits = lm.model(inputs_embeds=text[None], use_cache=False, logits_to_keep=LAGS).logits[0]
     return logits.float().softmax(dim=-1).cpu().numpy()
 
 
-def _keep(context: Context, scene: Scene, truths: np.ndarray, runs: Mapping[str, Trace], top: Trace, case: Mapping[str, Any]) -> None:
+def _keep(
+    context: Context,
+    scene: Scene,
+    truths: np.ndarray,
+    runs: Mapping[str, Trace],
+    top: Trace,
+    case: Mapping[str, Any],
+) -> None:
     store = context.store
     assert store is not None
     kept = {"isolated": runs["isolated"], "visible": runs["visible"], "top_branch": top}
-    arrays = {name: np.stack([step.distribution for step in trace.steps[1:]]) for name, trace in kept.items()}
+    arrays = {
+        name: np.stack([step.distribution for step in trace.steps[1:]])
+        for name, trace in kept.items()
+    }
     store.arrays("branch_mixture", truth=truths.astype(np.float32), **arrays)
-    likeliest = {int(t) for d in (truths[READER - 1], arrays["isolated"][READER - 1]) for t in np.argsort(-d)[:20]}
+    likeliest = {
+        int(t)
+        for d in (truths[READER - 1], arrays["isolated"][READER - 1])
+        for t in np.argsort(-d)[:20]
+    }
     text = context.lm.token_text
     store.json(
         "scene",
@@ -153,14 +201,21 @@ def _keep(context: Context, scene: Scene, truths: np.ndarray, runs: Mapping[str,
         f"{before!r}, then {[text(t) for t in scene.members]}, read on by {after!r}",
         f"total variation to the exact branch mixture, by lag; {READER}, after the reader, is the primary one",
         f"{'':34}" + "".join(f"{lag:8}" for lag in range(1, LAGS + 1)),
-        *(f"{title:34}" + "".join(f"{tv:8.4f}" for tv in case["tv"][name]) for name, title in ARMS.items()),
+        *(
+            f"{title:34}" + "".join(f"{tv:8.4f}" for tv in case["tv"][name])
+            for name, title in ARMS.items()
+        ),
     ]
     store.text("analysis", "\n".join(lines))
 
 
 def _excess(arm: str, other: str, metric: str = "tv") -> Callable[[Case], float | None]:
     """How much farther from the truth one arm is than another, at the reader."""
-    return lambda case: None if case[metric] is None else case[metric][arm][READER - 1] - case[metric][other][READER - 1]
+    return lambda case: (
+        None
+        if case[metric] is None
+        else case[metric][arm][READER - 1] - case[metric][other][READER - 1]
+    )
 
 
 def _at_reader(arm: str) -> Callable[[Case], float | None]:
@@ -169,7 +224,9 @@ def _at_reader(arm: str) -> Callable[[Case], float | None]:
 
 def _unread_excess(other: str) -> Callable[[Case], float | None]:
     """The same for a distribution that has not read the reader: what isolated mode gave one step earlier."""
-    return lambda case: None if case["tv"] is None else case["unread_tv"] - case["tv"][other][READER - 1]
+    return lambda case: (
+        None if case["tv"] is None else case["unread_tv"] - case["tv"][other][READER - 1]
+    )
 
 
 def _exact_at_lag_1(arm: str) -> Callable[[Case], bool | None]:
@@ -178,7 +235,9 @@ def _exact_at_lag_1(arm: str) -> Callable[[Case], bool | None]:
 
 def _slope(way: str) -> Callable[[Case], float | None]:
     """Least squares: what each further set adds to the distance."""
-    return lambda case: None if case["depth"] is None else float(np.polyfit(DEPTHS, case["depth"][way], 1)[0])
+    return lambda case: (
+        None if case["depth"] is None else float(np.polyfit(DEPTHS, case["depth"][way], 1)[0])
+    )
 
 
 def _better_than(arm: str, statement: str) -> Claim:
@@ -315,12 +374,16 @@ CLAIMS = (
 
 def _points(values: Sequence[Sequence[float]]) -> list[tuple[float, float, float, float]]:
     """Points of a figure from one curve a prompt: x counts from 1."""
-    return [(float(x), *spread(column)) for x, column in enumerate(zip(*values, strict=True), start=1)]
+    return [
+        (float(x), *spread(column)) for x, column in enumerate(zip(*values, strict=True), start=1)
+    ]
 
 
 def _skill(cases: Sequence[Case], arm: str) -> float:
     """1 - JS of the arm / JS of the top branch, of the means: 1 is exact, 0 no better than the top branch."""
-    of_arm, of_top = (np.mean([js[name][READER - 1] for js in over(cases, "js")]) for name in (arm, "top_branch"))
+    of_arm, of_top = (
+        np.mean([js[name][READER - 1] for js in over(cases, "js")]) for name in (arm, "top_branch")
+    )
     return float(1 - of_arm / of_top)
 
 
@@ -330,10 +393,15 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
     tvs, likely, depths = over(cases, "tv"), over(cases, "likely_reader"), over(cases, "depth")
     if len(tvs) > 1:
         rows = {title: spread([tv[name][READER - 1] for tv in tvs]) for name, title in ARMS.items()}
-        notes = [f"{_skill(cases, n):+.2f}, {np.mean([t[n][READER - 1] for t in over(cases, 'top1')]):.0%}" for n in ARMS]
+        notes = [
+            f"{_skill(cases, n):+.2f}, {np.mean([t[n][READER - 1] for t in over(cases, 'top1')]):.0%}"
+            for n in ARMS
+        ]
         for name in ("isolated", "top_branch"):
             rows[f"{ARMS[name]}, most probable reader"] = spread([tv[name] for tv in likely])
-        js, width, mass, weight = (np.mean(over(cases, key)) for key in ("disagreement", "width", "mass", "top_weight"))
+        js, width, mass, weight = (
+            np.mean(over(cases, key)) for key in ("disagreement", "width", "mass", "top_weight")
+        )
         caption = (
             f"Total variation to the exact branch mixture after the first token that reads the set; mean and 95 % interval over {len(tvs)} "
             f"prompts. 0 is the truth. Beside: skill in Jensen-Shannon divergence (1 exact, 0 no better than the top branch) and how "
@@ -341,13 +409,30 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
             f"top branch weighs {weight:.0%}; the branches disagree by {js:.3f} nats (weighted Jensen-Shannon divergence)."
         )
         title = "How near each way of reading a set comes to the truth"
-        found.append(intervals(rows, "total variation to the truth", title, caption, [*notes, "", ""], rows[ARMS["top_branch"]][0]))
+        found.append(
+            intervals(
+                rows,
+                "total variation to the truth",
+                title,
+                caption,
+                [*notes, "", ""],
+                rows[ARMS["top_branch"]][0],
+            )
+        )
         lines = {ARMS[name]: _points([tv[name] for tv in tvs]) for name in IN_CURVES}
         caption = (
             f"Total variation to the exact branch mixture by lag after the set; mean and 95 % interval over {len(tvs)} prompts. At lag 1 "
             "isolated siblings are exact by theorem; lag 2 is the first token that attends to the set."
         )
-        found.append(lines_by(lines, "lag after the set", "total variation to the truth", "Distance to the truth by lag", caption))
+        found.append(
+            lines_by(
+                lines,
+                "lag after the set",
+                "total variation to the truth",
+                "Distance to the truth by lag",
+                caption,
+            )
+        )
     if len(depths) > 1:
         named = {way: ARMS[way] for way in ("isolated", "visible", "probability")}
         named |= {"top_path": "path of the top members", "last_path": "path of the last members"}
@@ -356,12 +441,28 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
             f"Total variation to the exact mixture of all paths, after so many consecutive sets of two and a reader drawn from the truth; "
             f"mean and 95 % interval over {len(depths)} prompts. A rising line: each set adds error."
         )
-        found.append(lines_by(lines, "consecutive wide sets", "total variation to the truth", "Distance to the truth by depth", caption))
+        found.append(
+            lines_by(
+                lines,
+                "consecutive wide sets",
+                "total variation to the truth",
+                "Distance to the truth by depth",
+                caption,
+            )
+        )
     if (store.folder / "scene.json").exists():
         arrays, texts = store.load("branch_mixture"), store.load_json("scene")["texts"]
         p, q = (arrays[name][READER - 1] for name in ("truth", "isolated"))
         title = "The truth and isolated siblings after the reader"
-        found.append(distributions(p, q, {int(t): text for t, text in texts.items()}, ("truth", "isolated"), title=title))
+        found.append(
+            distributions(
+                p,
+                q,
+                {int(t): text for t, text in texts.items()},
+                ("truth", "isolated"),
+                title=title,
+            )
+        )
     return found
 
 

@@ -42,7 +42,9 @@ def measure(context: Context) -> Steps:
     scene = yield from find_scene(context)
     if scene is None:
         if context.store:
-            context.store.text("analysis", f"{context.prompt!r}: no set of this prompt is wider than one token")
+            context.store.text(
+                "analysis", f"{context.prompt!r}: no set of this prompt is wider than one token"
+            )
         return dict.fromkeys(("width", "tv", "unread_tv", "alone", "alone_tv", "moved_tv"))
     branches, top = scene.branches, scene.members[:1]
     specs = {_name(*cell): _cell(scene, scene.members, *cell) for cell in CELLS}
@@ -52,24 +54,44 @@ def measure(context: Context) -> Steps:
         "visible": ("shared", "visible", "near"), "far": ("shared", "isolated", "far"),
     }  # fmt: skip
     alone_specs = {name: _cell(scene, top, *cell) for name, cell in alone.items()}
-    found = yield [*branches.runs(), *map(forced, specs.values()), *map(forced, alone_specs.values())]
+    found = yield [
+        *branches.runs(),
+        *map(forced, specs.values()),
+        *map(forced, alone_specs.values()),
+    ]
     num_paths = len(branches.paths)
     truth = branches.truth(found[:num_paths], READER)
     of_cells = dict(zip(specs, found[num_paths:], strict=False))
     of_alone = dict(zip(alone, found[num_paths + len(specs) :], strict=True))
-    answers, alone_answers = ({name: t.steps[READER].distribution for name, t in of.items()} for of in (of_cells, of_alone))
+    answers, alone_answers = (
+        {name: t.steps[READER].distribution for name, t in of.items()}
+        for of in (of_cells, of_alone)
+    )
     case = {
         "width": len(scene.members),
         "tv": {name: total_variation(truth, answer) for name, answer in answers.items()},
-        "unread_tv": total_variation(truth, of_cells["shared, isolated, near"].steps[READER - 1].distribution),
+        "unread_tv": total_variation(
+            truth, of_cells["shared, isolated, near"].steps[READER - 1].distribution
+        ),
         "alone": {name: total_variation(truth, answer) for name, answer in alone_answers.items()},
-        "alone_tv": max(total_variation(alone_answers["shared"], answer) for answer in alone_answers.values()),
-        "moved_tv": total_variation(answers["shared, isolated, near"], answers["sequential, isolated, far"]),
+        "alone_tv": max(
+            total_variation(alone_answers["shared"], answer) for answer in alone_answers.values()
+        ),
+        "moved_tv": total_variation(
+            answers["shared, isolated, near"], answers["sequential, isolated, far"]
+        ),
     }
     if context.store:
-        context.store.json("cells", {"tv": case["tv"], "alone": case["alone"], "width": case["width"]})
-        lines = [f"{context.prompt!r}, a set of {case['width']}: total variation to the exact branch mixture after the reader"]
-        context.store.text("analysis", "\n".join([*lines, *(f"{name:30}{tv:8.4f}" for name, tv in case["tv"].items())]))
+        context.store.json(
+            "cells", {"tv": case["tv"], "alone": case["alone"], "width": case["width"]}
+        )
+        lines = [
+            f"{context.prompt!r}, a set of {case['width']}: total variation to the exact branch mixture after the reader"
+        ]
+        context.store.text(
+            "analysis",
+            "\n".join([*lines, *(f"{name:30}{tv:8.4f}" for name, tv in case["tv"].items())]),
+        )
     return case
 
 
@@ -77,15 +99,21 @@ def _name(positions: str, visibility: str, reader: str) -> str:
     return f"{positions}, {visibility}, {reader}"
 
 
-def _cell(scene: Scene, members: Sequence[int], positions: str, visibility: str, reader: str) -> RunSpec:
+def _cell(
+    scene: Scene, members: Sequence[int], positions: str, visibility: str, reader: str
+) -> RunSpec:
     """The run of one cell. With its natural reader it is exp7's, text and all, so that both need it once."""
     if reader == NATURAL[positions]:
-        return read_spec(scene.prefix, [members], scene.continuation, positions=positions, visibility=visibility)
+        return read_spec(
+            scene.prefix, [members], scene.continuation, positions=positions, visibility=visibility
+        )
     start, width = len(scene.prefix), len(members)
     of_set = range(start, start + width) if positions == "sequential" else [start] * width
     of_reader = start + (1 if reader == "near" else width)
     rows = [tuple(of_set), (of_reader,), (of_reader + 1,)]
-    return read_spec(scene.prefix, [members], (scene.reader,), visibility=visibility, replay_positions=rows)
+    return read_spec(
+        scene.prefix, [members], (scene.reader,), visibility=visibility, replay_positions=rows
+    )
 
 
 Effect = Callable[[Mapping[str, float]], float]
@@ -93,7 +121,14 @@ Effect = Callable[[Mapping[str, float]], float]
 
 def _mean_over_modes(one: tuple[str, str], other: tuple[str, str]) -> Effect:
     """TV in the cells of `one` (positions, reader) minus that in those of `other`, mean over visibilities."""
-    return lambda tv: float(np.mean([tv[_name(one[0], mode, one[1])] - tv[_name(other[0], mode, other[1])] for mode in VISIBILITIES]))
+    return lambda tv: float(
+        np.mean(
+            [
+                tv[_name(one[0], mode, one[1])] - tv[_name(other[0], mode, other[1])]
+                for mode in VISIBILITIES
+            ]
+        )
+    )
 
 
 SHARING = _mean_over_modes(("sequential", "far"), ("shared", "near"))
@@ -111,7 +146,9 @@ def _interaction(tv: Mapping[str, float]) -> float:
 
 def _unread(case: Case) -> dict[str, float]:
     """The distance without having read the reader, in the place of the sequential set's natural cells."""
-    return {_name("sequential", visibility, "far"): case["unread_tv"] for visibility in VISIBILITIES}
+    return {
+        _name("sequential", visibility, "far"): case["unread_tv"] for visibility in VISIBILITIES
+    }
 
 
 def _of(effect: Effect) -> Callable[[Case], float | None]:
@@ -183,7 +220,9 @@ CLAIMS = (
         planned_sd=0.06,
         planned_from="a pilot of 46 prompts: 0.032, 95 % interval 0.017 to 0.048",
         refuted_by="a mean difference beyond 0.05 either way",
-        control=lambda case: None if case["tv"] is None else case["unread_tv"] - case["tv"]["shared, isolated, near"],
+        control=lambda case: (
+            None if case["tv"] is None else case["unread_tv"] - case["tv"]["shared, isolated, near"]
+        ),
         control_statement="what isolated mode gave one step earlier, before the reader, in visible siblings' place",
     ),
     Claim(
@@ -199,7 +238,9 @@ CLAIMS = (
         planned_sd=0.15,
         planned_from="no interaction, with the spread of the reader's distance",
         refuted_by="a mean difference of differences beyond 0.05 either way",
-        control=lambda case: None if case["tv"] is None else _interaction(case["tv"] | _unread(case)),
+        control=lambda case: (
+            None if case["tv"] is None else _interaction(case["tv"] | _unread(case))
+        ),
         control_statement="what isolated mode gave one step earlier, before the reader, for a sequential set's far reader",
     ),
     Claim(
@@ -227,13 +268,27 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
     if len(tvs) < 2:
         return []
     label = {"near": "reader at P+1", "far": "reader at P+n"}
-    cells = {f"{p}, {v}, {label[r]}": spread([tv[_name(p, v, r)] for tv in tvs]) for p, r, v in product(POSITIONS, READERS, VISIBILITIES)}
-    notes = ["natural reader" if r == NATURAL[p] else "" for p, r, _ in product(POSITIONS, READERS, VISIBILITIES)]
+    cells = {
+        f"{p}, {v}, {label[r]}": spread([tv[_name(p, v, r)] for tv in tvs])
+        for p, r, v in product(POSITIONS, READERS, VISIBILITIES)
+    }
+    notes = [
+        "natural reader" if r == NATURAL[p] else ""
+        for p, r, _ in product(POSITIONS, READERS, VISIBILITIES)
+    ]
     caption = (
         f"Total variation to the exact branch mixture after the reader; mean and 95 % interval over {len(tvs)} prompts. "
         "Shared: the whole set at position P; sequential: at P to P+n-1."
     )
-    found = [intervals(cells, "total variation to the truth", "Where set and reader stand, and whom siblings see", caption, notes)]
+    found = [
+        intervals(
+            cells,
+            "total variation to the truth",
+            "Where set and reader stand, and whom siblings see",
+            caption,
+            notes,
+        )
+    ]
     effects = {
         "sharing (sequential - shared, natural readers)": SHARING,
         "reader's distance, shared set": DISTANCE,
@@ -242,13 +297,24 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
         "company (visible - isolated, shared set)": _company,
     }
     rows = {name: spread([effect(tv) for tv in tvs]) for name, effect in effects.items()}
-    shares = [rows[f"reader's distance, {positions} set"][0] / rows[next(iter(effects))][0] for positions in POSITIONS]
+    shares = [
+        rows[f"reader's distance, {positions} set"][0] / rows[next(iter(effects))][0]
+        for positions in POSITIONS
+    ]
     caption = (
         f"Differences in total variation, paired by prompt; mean and 95 % interval over {len(tvs)} prompts. Above 0: farther from the "
         f"truth. Of what sharing a position gains, the reader's distance alone makes {shares[0]:.0%} if the set is shared and "
         f"{shares[1]:.0%} if it is sequential (ratios of the means); the rest is where the set itself stands."
     )
-    found.append(intervals(rows, "difference in total variation", "Position, distance and company", caption, reference=0.0))
+    found.append(
+        intervals(
+            rows,
+            "difference in total variation",
+            "Position, distance and company",
+            caption,
+            reference=0.0,
+        )
+    )
     return found
 
 

@@ -36,7 +36,9 @@ FLOOR = TV_MARGIN
 # Of log posterior weights over members, at least: over less, a slope divides noise by nearly nothing.
 MIN_LOG_SPREAD = 0.5
 SLOPE_MARGIN = 0.25
-SLOPE_REASON = "a quarter of the way from uniform influence (slope 0) to proportional influence (slope 1)"
+SLOPE_REASON = (
+    "a quarter of the way from uniform influence (slope 0) to proportional influence (slope 1)"
+)
 TAU_MARGIN = 0.2
 TAU_REASON = "six pairs in ten in the same order, which is hardly better than a coin"
 TAU_DIFFERENCE = 0.1
@@ -56,10 +58,15 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
     chosen_from = free.steps[len(scene.prefix) - len(free.prompt_tokens)].distribution
     replaced = (*members[:place], _another(chosen_from, members, rng), *members[place + 1 :])
     shift = int(rng.integers(1, width))
-    captured = ("attention", "logits", "kv") if context.lm.has_plain_keys else ("attention", "logits")
+    captured = (
+        ("attention", "logits", "kv") if context.lm.has_plain_keys else ("attention", "logits")
+    )
     # one of each name on every prompt, so that batches have the same shapes and a difference of one bit is no rounding
     pairs = [
-        Run(scene.spec(replay=(tokens, (scene.reader,)), visibility=mode, capture=capture), batch=f"exp9.{name}")
+        Run(
+            scene.spec(replay=(tokens, (scene.reader,)), visibility=mode, capture=capture),
+            batch=f"exp9.{name}",
+        )
         for mode in ("isolated", "visible")
         for name, tokens, capture in (
             ("full", members, captured if mode == "isolated" else ("logits",)),
@@ -75,7 +82,9 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
         "visible_others_difference": _max_difference(visible, visible_replaced, others),
         "isolated_others_kl": _kl_of(full, isolated_replaced, others),
         "visible_others_kl": _kl_of(visible, visible_replaced, others),
-        "replaced_reader_tv": total_variation(reader, softmax(isolated_replaced.steps[1].logits[0])),
+        "replaced_reader_tv": total_variation(
+            reader, softmax(isolated_replaced.steps[1].logits[0])
+        ),
     }
     del visible, visible_replaced, isolated_replaced  # rows of the whole vocabulary
     branches = Branches(scene.prefix, (members,), (scene.reader,))
@@ -83,14 +92,21 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
     log_posterior = branches.log_posterior(paths, lag=2)
     prior = np.array([path.steps[0].probabilities[0] for path in paths])
     exact = _exact_influence(log_posterior, branches.predictions(paths, lag=2))
-    again, *without = yield [forced(_without(scene, ())), *(forced(_without(scene, (i,))) for i in range(width))]
+    again, *without = yield [
+        forced(_without(scene, ())),
+        *(forced(_without(scene, (i,))) for i in range(width)),
+    ]
     case["floor_tv"] = total_variation(reader, again.steps[2].distribution)
-    influence = np.array([total_variation(reader, trace.steps[2].distribution) for trace in without])
+    influence = np.array(
+        [total_variation(reader, trace.steps[2].distribution) for trace in without]
+    )
     kl = [kl_divergence(reader, trace.steps[2].distribution) for trace in without]
     if context.store:
         _keep(context.store, free, full, [trace.steps[2].distribution for trace in without])
     same_mass = yield [forced(_without(scene, (i,), same_mass=True)) for i in range(width)]
-    influence_same_mass = np.array([total_variation(reader, trace.steps[2].distribution) for trace in same_mass])
+    influence_same_mass = np.array(
+        [total_variation(reader, trace.steps[2].distribution) for trace in same_mass]
+    )
     weights = {
         "posterior": np.exp(log_posterior),
         "prior": prior / prior.sum(),
@@ -108,13 +124,17 @@ def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[
         "least_probable_tv": float(influence[-1]),
     }
     if context.store:
-        context.store.json("influence", {"reader": context.lm.token_text(scene.reader), "members": case["members"]})
+        context.store.json(
+            "influence", {"reader": context.lm.token_text(scene.reader), "members": case["members"]}
+        )
         context.store.text("analysis", _table(context, full, scene, case))
     if width < MIN_MEMBERS:
         return case
     posterior = weights["posterior"] = np.maximum(weights["posterior"], FLOOR)
     case["tau"] = {name: _tau(influence, values) for name, values in weights.items()}
-    case["tau_shifted"] = {name: _tau(influence, np.roll(values, shift)) for name, values in weights.items()}
+    case["tau_shifted"] = {
+        name: _tau(influence, np.roll(values, shift)) for name, values in weights.items()
+    }
     if np.log(posterior).std() >= MIN_LOG_SPREAD:
         case["slope"] = _slope(posterior, influence)
         case["slope_shifted"] = _slope(np.roll(posterior, shift), influence)
@@ -145,7 +165,10 @@ def _exact_influence(log_posterior: np.ndarray, predictions: np.ndarray) -> np.n
     """Total variation [n] between the exact mixture of all branches [n, V] and that without each."""
     posterior = np.exp(log_posterior)
     whole = posterior @ predictions
-    without = [np.delete(posterior, i) / np.delete(posterior, i).sum() @ np.delete(predictions, i, axis=0) for i in range(len(posterior))]
+    without = [
+        np.delete(posterior, i) / np.delete(posterior, i).sum() @ np.delete(predictions, i, axis=0)
+        for i in range(len(posterior))
+    ]
     return np.array([total_variation(whole, other) for other in without])
 
 
@@ -155,7 +178,9 @@ def _max_difference(one: Trace, other: Trace, rows: Sequence[int]) -> float:
 
 def _kl_of(one: Trace, other: Trace, rows: Sequence[int]) -> float:
     """KL(one || other) in nats of what those members of the set give, mean over them."""
-    pairs = zip(softmax(one.steps[0].logits[rows]), softmax(other.steps[0].logits[rows]), strict=True)
+    pairs = zip(
+        softmax(one.steps[0].logits[rows]), softmax(other.steps[0].logits[rows]), strict=True
+    )
     return float(np.mean([kl_divergence(p, q) for p, q in pairs]))
 
 
@@ -170,7 +195,9 @@ def _attention(full: Trace, num_heads: int) -> dict[str, np.ndarray]:
     found = {"attention": weights.mean(axis=(0, 1))}
     if full.values is not None:
         norms = np.linalg.norm(full.values[:, :, slots].astype(np.float64), axis=-1)  # [L, Hkv, n]
-        found["attention_value_norm"] = (weights * norms.repeat(num_heads // norms.shape[1], axis=1)).mean(axis=(0, 1))
+        found["attention_value_norm"] = (
+            weights * norms.repeat(num_heads // norms.shape[1], axis=1)
+        ).mean(axis=(0, 1))
     return found
 
 
@@ -197,9 +224,19 @@ def _keep(store: Store, free: Trace, full: Trace, without: Sequence[np.ndarray])
 
 def _table(context: Context, full: Trace, scene: OneSet, case: Mapping[str, Any]) -> str:
     columns = [name for name in case["members"] if name != "texts"]
-    lines = [f"{context.lm.decode(scene.prefix)!r} + {full.text}", "  ".join(["member".ljust(14), *columns])]
+    lines = [
+        f"{context.lm.decode(scene.prefix)!r} + {full.text}",
+        "  ".join(["member".ljust(14), *columns]),
+    ]
     for i, text in enumerate(case["members"]["texts"]):
-        lines.append("  ".join([repr(text).ljust(14), *(f"{case['members'][name][i]:{len(name)}.4f}" for name in columns)]))
+        lines.append(
+            "  ".join(
+                [
+                    repr(text).ljust(14),
+                    *(f"{case['members'][name][i]:{len(name)}.4f}" for name in columns),
+                ]
+            )
+        )
     return "\n".join(lines)
 
 
@@ -211,13 +248,18 @@ def _get(key: str) -> Callable[[Case], float | None]:
     return lambda case: case.get(key)
 
 
-def _tau_of(name: str, against: str | None = None, shifted: bool = False) -> Callable[[Case], float | None]:
+def _tau_of(
+    name: str, against: str | None = None, shifted: bool = False
+) -> Callable[[Case], float | None]:
     """The rank correlation of influence with `name` (its members shifted, for a control), less that with `against`."""
 
     def value(case: Case) -> float | None:
         if "tau" not in case:
             return None
-        taus = [case["tau_shifted" if shifted else "tau"][name], case["tau"][against] if against else 0.0]
+        taus = [
+            case["tau_shifted" if shifted else "tau"][name],
+            case["tau"][against] if against else 0.0,
+        ]
         return None if None in taus else taus[0] - taus[1]
 
     return value
@@ -395,7 +437,11 @@ CLAIMS = (
     ),
 )
 
-CURVES = {"in the model": "influence", "in the model, same mass": "influence_same_mass", "in the exact mixture": "influence_exact"}
+CURVES = {
+    "in the model": "influence",
+    "in the model, same mass": "influence_same_mass",
+    "in the exact mixture": "influence_exact",
+}
 LAST_BIN = 3  # doublings from the members' geometric mean; what lies further out counts here
 
 
@@ -417,7 +463,10 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
     groups = {label: points for label, name in CURVES.items() if (points := _binned(enough, name))}
     if groups:
         ends = (-float(LAST_BIN), float(LAST_BIN))
-        groups |= {"slope 1: proportional": [(x, x, x, x) for x in ends], "slope 0: uniform": [(x, 0.0, 0.0, 0.0) for x in ends]}
+        groups |= {
+            "slope 1: proportional": [(x, x, x, x) for x in ends],
+            "slope 0: uniform": [(x, 0.0, 0.0, 0.0) for x in ends],
+        }
         caption = (
             f"How the influence of siblings grows with their posterior weight, both in doublings from their geometric mean over the set; "
             f"mean and 95 % interval over {len(enough)} prompts; beyond {LAST_BIN} doublings counted at the ends, less than {FLOOR} as "
@@ -425,17 +474,34 @@ def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
         )
         labels = "doublings of posterior weight", "doublings of influence"
         found.append(lines_by(groups, *labels, "Influence against posterior weight", caption))
-    taus = {name: [case["tau"][name] for case in cases if case.get("tau", {}).get(name) is not None] for name in TAU_NAMES}
+    taus = {
+        name: [case["tau"][name] for case in cases if case.get("tau", {}).get(name) is not None]
+        for name in TAU_NAMES
+    }
     taus = {name: values for name, values in taus.items() if values}
     if taus:
         caption = "Kendall's tau with the influence of the siblings on the next step, mean over prompts: 1 is the same order, 0 none."
         heights = [float(np.mean(values)) for values in taus.values()]
         names = [TAU_NAMES[name] for name in taus]
-        found.append(bars({"tau": heights}, names, "weight", "tau with influence", "What orders influence", caption))
+        found.append(
+            bars(
+                {"tau": heights},
+                names,
+                "weight",
+                "tau with influence",
+                "What orders influence",
+                caption,
+            )
+        )
     return found
 
 
-TAU_NAMES = {"posterior": "posterior", "prior": "prior", "attention": "attention", "attention_value_norm": "attention x value norm"}
+TAU_NAMES = {
+    "posterior": "posterior",
+    "prior": "prior",
+    "attention": "attention",
+    "attention_value_norm": "attention x value norm",
+}
 
 STUDY = Study("exp9", "Influence, not attention", measure, CLAIMS, pictures)
 
@@ -450,7 +516,10 @@ def test_weights_of_members_sum_to_one(cases: list[Case]) -> None:
     """Prior and posterior are distributions over the members."""
     for case in cases:
         if case["width"]:
-            assert abs(sum(case["members"]["posterior"]) - 1) < 1e-9 and abs(sum(case["members"]["prior"]) - 1) < 1e-9
+            assert (
+                abs(sum(case["members"]["posterior"]) - 1) < 1e-9
+                and abs(sum(case["members"]["prior"]) - 1) < 1e-9
+            )
 
 
 def test_influence_of_own_prompt_is_on_disk(store: Store, own_case: Case) -> None:

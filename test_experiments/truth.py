@@ -43,17 +43,25 @@ class Branches:
 
     def runs(self) -> list[Run]:
         """One run a path, in the order of `paths`."""
-        return [forced(read_spec(self.prefix, [(token,) for token in path], self.continuation)) for path in self.paths]
+        return [
+            forced(read_spec(self.prefix, [(token,) for token in path], self.continuation))
+            for path in self.paths
+        ]
 
     def log_posterior(self, traces: Sequence[Trace], lag: int) -> np.ndarray:
         """log pi(s) of each path [paths], once the first lag - 1 tokens of the continuation have been read."""
         num_read = len(self.sets) + lag - 1
-        logs = [[log_probability(trace.steps[k].probabilities[0]) for k in range(num_read)] for trace in traces]
+        logs = [
+            [log_probability(trace.steps[k].probabilities[0]) for k in range(num_read)]
+            for trace in traces
+        ]
         return normalised(np.sum(logs, axis=1))
 
     def predictions(self, traces: Sequence[Trace], lag: int) -> np.ndarray:
         """Each path's own next distribution at that lag, float64 [paths, V]."""
-        return np.stack([trace.steps[len(self.sets) + lag - 1].distribution for trace in traces]).astype(np.float64)
+        return np.stack(
+            [trace.steps[len(self.sets) + lag - 1].distribution for trace in traces]
+        ).astype(np.float64)
 
     def truth(self, traces: Sequence[Trace], lag: int) -> np.ndarray:
         """The true next distribution at `lag`, float64 [V]: 1 right after the last set, j after j - 1 more tokens."""
@@ -69,7 +77,12 @@ def forced(spec: RunSpec) -> Run:
     return Run(spec, batch="truth")
 
 
-def read_spec(prefix: Sequence[int], sets: Sequence[Sequence[int]], continuation: Sequence[int] = (), **changes: object) -> RunSpec:
+def read_spec(
+    prefix: Sequence[int],
+    sets: Sequence[Sequence[int]],
+    continuation: Sequence[int] = (),
+    **changes: object,
+) -> RunSpec:
     """A run that forces `sets`, then `continuation` token by token, and tells what comes after each.
 
     With d sets, the distribution at lag j (`Branches.truth`) is that of step d + j - 1.
@@ -89,7 +102,9 @@ def normalised(logs: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def predict_after(lm: LanguageModel, prefix: Sequence[int], paths: Iterable[Path]) -> dict[Path, np.ndarray]:
+def predict_after(
+    lm: LanguageModel, prefix: Sequence[int], paths: Iterable[Path]
+) -> dict[Path, np.ndarray]:
     """p(. | prefix, path) for each path (the empty one is the prefix alone): float32 [V].
 
     One pass of transformers' own model over the tree of all texts: a token attends to the prefix and to the path that leads
@@ -101,17 +116,26 @@ def predict_after(lm: LanguageModel, prefix: Sequence[int], paths: Iterable[Path
     num_prefix, node_slot = len(prefix), {node: len(prefix) + i for i, node in enumerate(nodes)}
     longest = num_prefix + max(map(len, asked))
     if any(window and longest > window for window in lm.layer_windows):
-        raise SpecError(f"texts of {longest} tokens do not fit the sliding window of {lm.name}; shorten the prompt")
+        raise SpecError(
+            f"texts of {longest} tokens do not fit the sliding window of {lm.name}; shorten the prompt"
+        )
     allowed = torch.ones(num_prefix + len(nodes), num_prefix + len(nodes), dtype=torch.bool).tril()
     allowed[num_prefix:, num_prefix:] = False
     for node, slot in node_slot.items():
         allowed[slot, [node_slot[node[: k + 1]] for k in range(len(node))]] = True
-    mask = torch.zeros(allowed.shape, dtype=lm.dtype).masked_fill(~allowed, torch.finfo(lm.dtype).min)
+    mask = torch.zeros(allowed.shape, dtype=lm.dtype).masked_fill(
+        ~allowed, torch.finfo(lm.dtype).min
+    )
     output = lm.model(
         input_ids=torch.tensor([[*prefix, *(node[-1] for node in nodes)]], device=lm.device),
-        position_ids=torch.tensor([[*range(num_prefix), *(num_prefix + len(node) - 1 for node in nodes)]], device=lm.device),
+        position_ids=torch.tensor(
+            [[*range(num_prefix), *(num_prefix + len(node) - 1 for node in nodes)]],
+            device=lm.device,
+        ),
         attention_mask=mask[None, None].to(lm.device),
         use_cache=False,
-        logits_to_keep=torch.tensor([node_slot.get(path, num_prefix - 1) for path in asked], device=lm.device),
+        logits_to_keep=torch.tensor(
+            [node_slot.get(path, num_prefix - 1) for path in asked], device=lm.device
+        ),
     )
     return dict(zip(asked, output.logits[0].float().softmax(dim=-1).cpu().numpy(), strict=True))

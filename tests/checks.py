@@ -55,7 +55,10 @@ class Case:
 
     @property
     def settings(self) -> dict[str, str]:
-        return {name: getattr(self, name) for name in ("visibility", "positions", "readout", "weighting")}
+        return {
+            name: getattr(self, name)
+            for name in ("visibility", "positions", "readout", "weighting")
+        }
 
     @property
     def first_wide(self) -> int:
@@ -82,10 +85,19 @@ def same(found: Any, expected: Any, what: str) -> None:
     one, other = np.asarray(found), np.asarray(expected)
     expect(one.shape == other.shape, f"{what}: shape {one.shape}, expected {other.shape}")
     unequal = int((one != other).sum())
-    expect(unequal == 0, f"{what}: {unequal} of {one.size} entries differ, expected equality to the bit")
+    expect(
+        unequal == 0,
+        f"{what}: {unequal} of {one.size} entries differ, expected equality to the bit",
+    )
 
 
-BOUNDS = {"probabilities": PROBABILITIES, "distribution": PROBABILITIES, "logits": LOGITS, "attention": WEIGHTS, "siblings": WEIGHTS}
+BOUNDS = {
+    "probabilities": PROBABILITIES,
+    "distribution": PROBABILITIES,
+    "logits": LOGITS,
+    "attention": WEIGHTS,
+    "siblings": WEIGHTS,
+}
 
 
 def same_runs(found: Trace, expected: Trace, what: str, *, rounded: bool = False) -> None:
@@ -120,7 +132,11 @@ def forced_each(lm: LanguageModel, case: Case, changes: Sequence[dict[str, Any]]
 
 def replayed64(lm: LanguageModel, case: Case, **changes: Any) -> tempo64.Replayed:
     """The same in float64, from the definition."""
-    settings = {"sets": case.sets, "window": getattr(lm.model.config, "sliding_window", None), **case.settings} | changes
+    settings = {
+        "sets": case.sets,
+        "window": getattr(lm.model.config, "sliding_window", None),
+        **case.settings,
+    } | changes
     return tempo64.replay(exact(lm), case.prompt, **settings)
 
 
@@ -128,7 +144,10 @@ def logits(run: Trace, k: int) -> np.ndarray:
     """What each member of set k gave itself, [w, V]."""
     step = run.steps[k]
     assert step.logits is not None
-    expect(len(step.logits) == len(step.tokens), f"set {k} has {len(step.tokens)} members and logits of {len(step.logits)}")
+    expect(
+        len(step.logits) == len(step.tokens),
+        f"set {k} has {len(step.tokens)} members and logits of {len(step.logits)}",
+    )
     return step.logits
 
 
@@ -137,7 +156,10 @@ def attention(run: Trace, k: int) -> np.ndarray:
     weights, width = run.steps[k].attention, len(run.steps[k].tokens)
     assert weights is not None
     expected = width, len(run.prompt_tokens) + sum(run.widths[: k + 1])
-    expect(weights.shape[2:] == expected, f"attention of set {k}: {weights.shape[2:]} queries and slots, expected {expected}")
+    expect(
+        weights.shape[2:] == expected,
+        f"attention of set {k}: {weights.shape[2:]} queries and slots, expected {expected}",
+    )
     return weights
 
 

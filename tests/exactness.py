@@ -13,8 +13,15 @@ from tests import agreements, identities
 from tests.checks import Case
 from tests.tiny_models import TWINS, VOCAB, gpt_oss, llama, mistral
 
-TOKENS = st.integers(0, VOCAB - len(TWINS) - 1)  # ids of one embedding are for the checks that need copies
-SETTINGS = {"visibility": VISIBILITIES, "positions": POSITIONS, "readout": READOUTS, "weighting": WEIGHTINGS}
+TOKENS = st.integers(
+    0, VOCAB - len(TWINS) - 1
+)  # ids of one embedding are for the checks that need copies
+SETTINGS = {
+    "visibility": VISIBILITIES,
+    "positions": POSITIONS,
+    "readout": READOUTS,
+    "weighting": WEIGHTINGS,
+}
 
 
 class Check(NamedTuple):
@@ -25,7 +32,12 @@ class Check(NamedTuple):
 
     @property
     def name(self) -> str:
-        models = {None: "", mistral: " (sliding window)", gpt_oss: " (attention sinks)", llama1: " (one layer)"}
+        models = {
+            None: "",
+            mistral: " (sliding window)",
+            gpt_oss: " (attention sinks)",
+            llama1: " (one layer)",
+        }
         return self.holds.__name__.replace("_", " ") + models[self.model]
 
 
@@ -91,6 +103,22 @@ def cases(draw: st.DrawFn) -> Case:
 # all weightings, a wide set after a wide set, widths that make slots, positions and list indices all differ.
 FIXED_CASES = (
     Case((3, 17, 8, 42, 5), ((11,), (7, 30, 2), (9, 44), (21,))),
-    Case((50, 1, 33), ((4, 28, 16, 39), (12, 6), (25,)), "visible", "shared", "mean_logits", "probability", pick=1),
-    Case((14, 2, 29, 40), ((10, 36), (35,), (18, 0, 55)), "causal", "sequential", "last", "count", pick=2),
+    Case(
+        (50, 1, 33),
+        ((4, 28, 16, 39), (12, 6), (25,)),
+        "visible",
+        "shared",
+        "mean_logits",
+        "probability",
+        pick=1,
+    ),
+    Case(
+        (14, 2, 29, 40),
+        ((10, 36), (35,), (18, 0, 55)),
+        "causal",
+        "sequential",
+        "last",
+        "count",
+        pick=2,
+    ),
 )

@@ -57,12 +57,19 @@ def mask_by_list_index(patch: pytest.MonkeyPatch) -> None:
 
 def one_row_broadcast(patch: pytest.MonkeyPatch) -> None:
     """(earlier) The mask of the first query of a pass stands for all of its queries."""
-    change_pass(patch, lambda context, runs: context.allowed.copy_(context.allowed[:, :1].expand_as(context.allowed).clone()))
+    change_pass(
+        patch,
+        lambda context, runs: context.allowed.copy_(
+            context.allowed[:, :1].expand_as(context.allowed).clone()
+        ),
+    )
 
 
 def position_plus_one(patch: pytest.MonkeyPatch) -> None:
     """Every generated set stands one position too far; the trace reports what was meant."""
-    at_other_positions(patch, lambda layout: [position + 1 for position in layout.slot_position[layout.start :]])
+    at_other_positions(
+        patch, lambda layout: [position + 1 for position in layout.slot_position[layout.start :]]
+    )
 
 
 def positions_by_slot(patch: pytest.MonkeyPatch) -> None:
@@ -75,17 +82,23 @@ def last_sibling_only_in_the_cache(patch: pytest.MonkeyPatch) -> None:
     append, read_out = Layout.append_set, one_run.read_out
 
     def append_last(layout: Layout, tokens: Any, probabilities: Any) -> None:
-        layout.replay_positions = layout.replay_weights = None  # their rows are as long as the whole set
+        layout.replay_positions = layout.replay_weights = (
+            None  # their rows are as long as the whole set
+        )
         append(layout, tokens[-1:], probabilities[-1:])
 
     patch.setattr(Layout, "append_set", append_last)
-    patch.setattr(one_run, "read_out", lambda logits, probabilities, readout: read_out(logits, [1.0], readout))
+    patch.setattr(
+        one_run, "read_out", lambda logits, probabilities, readout: read_out(logits, [1.0], readout)
+    )
 
 
 def prompt_token_repeated(patch: pytest.MonkeyPatch) -> None:
     """(earlier) The last prompt token is fed twice before the first set is chosen."""
     append = Layout.append_prompt
-    patch.setattr(Layout, "append_prompt", lambda layout, tokens: append(layout, [*tokens, tokens[-1]]))
+    patch.setattr(
+        Layout, "append_prompt", lambda layout, tokens: append(layout, [*tokens, tokens[-1]])
+    )
 
 
 def window_by_slot(patch: pytest.MonkeyPatch) -> None:
@@ -94,7 +107,9 @@ def window_by_slot(patch: pytest.MonkeyPatch) -> None:
     def change(context: attention.PassContext, runs: Any) -> None:
         for run in runs if context.slot_positions is not None else ():
             context.slot_positions[run.row] = torch.arange(context.num_slots)
-            context.query_positions[run.row, : run.num_new] = torch.arange(run.layout.start, run.layout.num_slots)
+            context.query_positions[run.row, : run.num_new] = torch.arange(
+                run.layout.start, run.layout.num_slots
+            )
 
     change_pass(patch, change)
 
@@ -109,7 +124,9 @@ def sibling_values_swapped(patch: pytest.MonkeyPatch) -> None:
     original = SlotLayer.update
 
     @wraps(original)
-    def changed(layer: SlotLayer, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def changed(
+        layer: SlotLayer, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         step, values = layer.cache.step, values.clone()
         for row in step.rows.unique():
             of_run = torch.nonzero(step.rows == row).flatten()
@@ -123,7 +140,9 @@ def sibling_values_swapped(patch: pytest.MonkeyPatch) -> None:
 
 def capture_one_pass_early(patch: pytest.MonkeyPatch) -> None:
     """(earlier) The attention kept of a set is that of the pass that predicted it, 0 where its members are."""
-    passed: dict[int, np.ndarray] = {}  # the last query's weights [L, H, N] of the pass before, by run
+    passed: dict[
+        int, np.ndarray
+    ] = {}  # the last query's weights [L, H, N] of the pass before, by run
     original = engine._forward
 
     @wraps(original)
@@ -131,7 +150,9 @@ def capture_one_pass_early(patch: pytest.MonkeyPatch) -> None:
         original(lm, cache, runs)
         for run in (run for run in runs if run.attention is not None):
             before, early = passed.get(run.index), np.zeros_like(run.attention)
-            if before is not None and before.shape[-1] < early.shape[-1]:  # shorter: of the same run, not of an earlier one
+            if (
+                before is not None and before.shape[-1] < early.shape[-1]
+            ):  # shorter: of the same run, not of an earlier one
                 early[..., : before.shape[-1]] = before[:, :, None]
             passed[run.index] = run.attention[:, :, -1].copy()
             run.attention = early
@@ -142,7 +163,11 @@ def capture_one_pass_early(patch: pytest.MonkeyPatch) -> None:
 def mode_applied_to_the_prompt(patch: pytest.MonkeyPatch) -> None:
     """Prompt tokens are taken for siblings: under `visible` they see later ones, under `isolated` none of the prompt."""
 
-    shapes = {"isolated": torch.eye, "visible": torch.ones, "causal": lambda *size: torch.ones(*size).tril()}
+    shapes = {
+        "isolated": torch.eye,
+        "visible": torch.ones,
+        "causal": lambda *size: torch.ones(*size).tril(),
+    }
 
     original = Layout.block
 
@@ -164,7 +189,9 @@ def isolated_from_later_sets_too(patch: pytest.MonkeyPatch) -> None:
             sets = run.layout.slot_set
             for offset in range(run.num_new if run.spec.visibility == "isolated" else 0):
                 own = sets[run.layout.start + offset]
-                others = [slot for slot in range(1, len(sets)) if sets[slot] == sets[slot - 1] != own]
+                others = [
+                    slot for slot in range(1, len(sets)) if sets[slot] == sets[slot - 1] != own
+                ]
                 context.allowed[run.row, offset, others] = False
 
     change_pass(patch, change)
@@ -172,7 +199,13 @@ def isolated_from_later_sets_too(patch: pytest.MonkeyPatch) -> None:
 
 def mode_not_wired(patch: pytest.MonkeyPatch) -> None:
     """(earlier) The visibility is accepted and reaches no mask: siblings see all earlier slots."""
-    patch.setattr(Layout, "block", lambda layout, visibility=None: torch.ones((layout.num_slots - layout.start,) * 2).bool().tril())
+    patch.setattr(
+        Layout,
+        "block",
+        lambda layout, visibility=None: (
+            torch.ones((layout.num_slots - layout.start,) * 2).bool().tril()
+        ),
+    )
 
 
 def first_mode_stays(patch: pytest.MonkeyPatch) -> None:
@@ -192,7 +225,11 @@ def visible_siblings_at_own_positions(patch: pytest.MonkeyPatch) -> None:
     """The shared position reaches the model in the other modes alone."""
 
     def move(layout: Layout) -> list[int]:
-        return list(range(layout.start, layout.num_slots)) if layout.visibility == "visible" else layout.slot_position[layout.start :]
+        return (
+            list(range(layout.start, layout.num_slots))
+            if layout.visibility == "visible"
+            else layout.slot_position[layout.start :]
+        )
 
     at_other_positions(patch, move)
 
@@ -200,7 +237,11 @@ def visible_siblings_at_own_positions(patch: pytest.MonkeyPatch) -> None:
 def last_member_read_out(patch: pytest.MonkeyPatch) -> None:
     """(earlier) The last member's distribution stands for the set, whatever read-out was asked for."""
     original = one_run.read_out
-    patch.setattr(one_run, "read_out", lambda logits, probabilities, readout: original(logits, probabilities, "last"))
+    patch.setattr(
+        one_run,
+        "read_out",
+        lambda logits, probabilities, readout: original(logits, probabilities, "last"),
+    )
 
 
 def weighting_not_applied(patch: pytest.MonkeyPatch) -> None:
@@ -231,7 +272,9 @@ def isolated_layers_off_by_one(patch: pytest.MonkeyPatch) -> None:
     """Siblings are isolated in the layers after those that were asked for."""
 
     def change(context: attention.PassContext, runs: Any) -> None:
-        context.isolated_layers = {row: (first + 1, end + 1) for row, (first, end) in context.isolated_layers.items()}
+        context.isolated_layers = {
+            row: (first + 1, end + 1) for row, (first, end) in context.isolated_layers.items()
+        }
 
     change_pass(patch, change)
 
@@ -250,13 +293,21 @@ def replayed_weights_ignored(patch: pytest.MonkeyPatch) -> None:
 def threshold_halved(patch: pytest.MonkeyPatch) -> None:
     """Tokens join a set from half the threshold on."""
     original = one_run.select
-    patch.setattr(one_run, "select", lambda distribution, threshold, *rest: original(distribution, threshold / 2, *rest))
+    patch.setattr(
+        one_run,
+        "select",
+        lambda distribution, threshold, *rest: original(distribution, threshold / 2, *rest),
+    )
 
 
 def replayed_members_weigh_alike(patch: pytest.MonkeyPatch) -> None:
     """In a replay the members' probabilities are forgotten."""
     original = one_run.Selection
-    patch.setattr(one_run, "Selection", lambda tokens, found, *rest: original(tokens, [1 / len(found)] * len(found), *rest))
+    patch.setattr(
+        one_run,
+        "Selection",
+        lambda tokens, found, *rest: original(tokens, [1 / len(found)] * len(found), *rest),
+    )
 
 
 def scale_ignored(patch: pytest.MonkeyPatch) -> None:
@@ -270,7 +321,9 @@ def wrong_theta(patch: pytest.MonkeyPatch) -> None:
         for module in lm.model.modules():
             if "inv_freq" in module._buffers:
                 size = 2 * len(module._buffers["inv_freq"])
-                patch.setitem(module._buffers, "inv_freq", (THETA / 10) ** (-torch.arange(0, size, 2) / size))
+                patch.setitem(
+                    module._buffers, "inv_freq", (THETA / 10) ** (-torch.arange(0, size, 2) / size)
+                )
 
 
 def capture_replaces_the_output(patch: pytest.MonkeyPatch) -> None:
@@ -322,7 +375,11 @@ def prompt_taken_over_without_its_keys(patch: pytest.MonkeyPatch) -> None:
 def raw_keys_not_saved(patch: pytest.MonkeyPatch) -> None:
     """One of the arrays is left out of the file."""
     original = trace.Trace._arrays
-    patch.setattr(trace.Trace, "_arrays", lambda run: {name: array for name, array in original(run).items() if name != "raw_keys"})
+    patch.setattr(
+        trace.Trace,
+        "_arrays",
+        lambda run: {name: array for name, array in original(run).items() if name != "raw_keys"},
+    )
 
 
 # In the order of the table; the first ten are those that the checks were made for.

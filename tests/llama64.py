@@ -41,27 +41,43 @@ class Llama64:
 
     def __init__(self, model: Any) -> None:
         config = model.config
-        self.weights = {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
+        self.weights = {
+            name: tensor.double().numpy() for name, tensor in model.state_dict().items()
+        }
         self.num_layers: int = config.num_hidden_layers
-        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.head_dim: int = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
         self.eps: float = config.rms_norm_eps
         self.frequencies = rotary_frequencies(config.rope_parameters["rope_theta"], self.head_dim)
 
-    def __call__(self, tokens: Sequence[int], positions: Sequence[int], allowed: ArrayLike, bias: ArrayLike = 0.0) -> Pass:
+    def __call__(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        allowed: ArrayLike,
+        bias: ArrayLike = 0.0,
+    ) -> Pass:
         """All slots in one shot. `allowed`: bool [N, N], query by key; `bias`: added to attention logits, [N] by key or [N, N]."""
         hidden = self.weights["model.embed_tokens.weight"][list(tokens)]  # [N, E]
         mask = np.where(allowed, bias, -np.inf)
         layers = []
         for layer in range(self.num_layers):
-            hidden, *of_layer = self._block(f"model.layers.{layer}.", hidden, np.asarray(positions), mask)
+            hidden, *of_layer = self._block(
+                f"model.layers.{layer}.", hidden, np.asarray(positions), mask
+            )
             layers.append(of_layer)
         logits = self._norm(hidden, "model.norm") @ self.weights["lm_head.weight"].T
         return Pass(logits, *(np.stack(arrays) for arrays in zip(*layers, strict=True)))
 
-    def _block(self, name: str, hidden: np.ndarray, positions: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _block(
+        self, name: str, hidden: np.ndarray, positions: np.ndarray, mask: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
         """One decoder layer: the new hidden states [N, E], attention [H, N, N], raw keys, keys and values [Hkv, N, D]."""
         normed = self._norm(hidden, name + "input_layernorm")
-        raw_queries, raw_keys, values = (self._heads(normed, f"{name}self_attn.{part}_proj") for part in "qkv")
+        raw_queries, raw_keys, values = (
+            self._heads(normed, f"{name}self_attn.{part}_proj") for part in "qkv"
+        )
         queries, keys = self._rotate(raw_queries, positions), self._rotate(raw_keys, positions)
         groups = len(queries) // len(keys)  # query heads that share a key head
         scores = queries @ keys.repeat(groups, axis=0).swapaxes(1, 2) / np.sqrt(self.head_dim)
@@ -81,11 +97,18 @@ class Llama64:
         return self._linear(states, name).reshape(len(states), -1, self.head_dim).swapaxes(0, 1)
 
     def _norm(self, states: np.ndarray, name: str) -> np.ndarray:
-        return states / np.sqrt((states**2).mean(axis=-1, keepdims=True) + self.eps) * self.weights[name + ".weight"]
+        return (
+            states
+            / np.sqrt((states**2).mean(axis=-1, keepdims=True) + self.eps)
+            * self.weights[name + ".weight"]
+        )
 
     def _rotate(self, states: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Pairs (i, i + D/2) of [heads, N, D] turned by position * frequency_i."""
         angles = np.outer(positions, self.frequencies)  # [N, D/2]
         first, second = np.split(states, 2, axis=-1)
-        turned = first * np.cos(angles) - second * np.sin(angles), second * np.cos(angles) + first * np.sin(angles)
+        turned = (
+            first * np.cos(angles) - second * np.sin(angles),
+            second * np.cos(angles) + first * np.sin(angles),
+        )
         return np.concatenate(turned, axis=-1)

@@ -32,8 +32,12 @@ def change_attention(patch: pytest.MonkeyPatch, change: Callable[..., dict[str, 
     """Let `change(module, arguments)` alter the keyword arguments of every attention call."""
 
     @wraps(attention.tempo_attention)
-    def changed(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
-        return attention.tempo_attention(module, query, key, value, mask, **kwargs | change(module, kwargs))
+    def changed(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> Any:
+        return attention.tempo_attention(
+            module, query, key, value, mask, **kwargs | change(module, kwargs)
+        )
 
     patch.setitem(AttentionInterface._global_mapping, attention.NAME, changed)
 
@@ -56,7 +60,12 @@ def at_other_positions(patch: pytest.MonkeyPatch, move: Callable[[Layout], list[
 
 
 def under_one_mask(
-    recording: attention.Recording, query: Tensor, key: Tensor, scale: float, mask: Tensor | None, original: Any = attention.Recording.take
+    recording: attention.Recording,
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    mask: Tensor | None,
+    original: Any = attention.Recording.take,
 ) -> None:
     """In place of `Recording.take`: layers that are recorded together are all made under the first one's mask."""
     original(recording, query, key, scale, recording._mask if recording._products else mask)

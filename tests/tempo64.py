@@ -25,7 +25,9 @@ class Lattice(NamedTuple):
         return [slot for slot, of_set in enumerate(self.sets) if of_set == num_prompt + k]
 
 
-def lattice(prompt: Sequence[int], sets: Sequence[Sequence[int]], positions: str = "shared") -> Lattice:
+def lattice(
+    prompt: Sequence[int], sets: Sequence[Sequence[int]], positions: str = "shared"
+) -> Lattice:
     """Set k stands at position P + k as a whole (`shared`), or each slot at its own index (`sequential`)."""
     slots = [(token, i) for i, token in enumerate(prompt)]
     slots += [(token, len(prompt) + k) for k, members in enumerate(sets) for token in members]
@@ -66,9 +68,18 @@ def replay(
     for k in range(len(sets) + 1):
         slots = lattice(prompt, sets[:k], positions)
         query_set, key_set = np.array(slots.sets)[:, None], np.array(slots.sets)
-        biased = (key_set < query_set) | (visibility == "visible")  # its own set only where all siblings see each other
-        out = model(slots.tokens, slots.positions, allowed(slots, visibility, window), np.where(biased, key_bias, 0.0))
-        distributions.append(read_out(out.logits[slots.slots(k - 1, len(prompt))], weights, readout))
+        biased = (key_set < query_set) | (
+            visibility == "visible"
+        )  # its own set only where all siblings see each other
+        out = model(
+            slots.tokens,
+            slots.positions,
+            allowed(slots, visibility, window),
+            np.where(biased, key_bias, 0.0),
+        )
+        distributions.append(
+            read_out(out.logits[slots.slots(k - 1, len(prompt))], weights, readout)
+        )
         if k < len(sets):
             weights = distributions[k][list(sets[k])]
             weights = weights / weights.sum()
@@ -87,4 +98,6 @@ def read_out(logits: np.ndarray, weights: np.ndarray, readout: str) -> np.ndarra
     """One distribution [V] from the members' logits [w, V]."""
     if readout == "mixture":
         return weights @ softmax(logits)
-    return softmax({"mean_logits": logits.mean(axis=0), "first": logits[0], "last": logits[-1]}[readout])
+    return softmax(
+        {"mean_logits": logits.mean(axis=0), "first": logits[0], "last": logits[-1]}[readout]
+    )

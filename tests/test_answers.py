@@ -27,7 +27,16 @@ from tempo.reporting.answers import (
     TOP_10,
     ZERO_TOO,
 )
-from tempo.reporting.conclusion import DEPTH, FACT, FACT_REWEIGHTED, HELPS, NOT_WORSE_REWEIGHTED, READS, READS_REWEIGHTED, VISIBLE_NOT_WORSE
+from tempo.reporting.conclusion import (
+    DEPTH,
+    FACT,
+    FACT_REWEIGHTED,
+    HELPS,
+    NOT_WORSE_REWEIGHTED,
+    READS,
+    READS_REWEIGHTED,
+    VISIBLE_NOT_WORSE,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 S, R, I = "SUPPORTED", "REFUTED", "INCONCLUSIVE"  # noqa: E741
@@ -57,7 +66,9 @@ def finding(claim, verdict, **changes) -> Finding:
     return replace(base, **changes)
 
 
-ZERO = finding(ATTENDS, I, estimate=0.0, low=0.0, high=0.0, p=math.nan)  # no spread: the test has nothing to judge by
+ZERO = finding(
+    ATTENDS, I, estimate=0.0, low=0.0, high=0.0, p=math.nan
+)  # no spread: the test has nothing to judge by
 
 
 def pattern(letter) -> dict[str, Finding]:
@@ -70,13 +81,23 @@ def test_each_scenario_follows_from_its_pattern_and_no_other_does(letter):
     found = answers.scenario(list(pattern(letter).values()))
     assert found.short.startswith(f"{letter}: ")
     assert found.rule.startswith(f"{letter}: ")
-    held = [name for name, _, _, rule in answers.SCENARIOS if rule(answers.Findings(list(pattern(letter).values())))]
+    held = [
+        name
+        for name, _, _, rule in answers.SCENARIOS
+        if rule(answers.Findings(list(pattern(letter).values())))
+    ]
     assert held == [letter]
 
 
-@pytest.mark.parametrize(("letter", "claim"), [(letter, claim) for letter, claims in NEEDED.items() for claim in claims])
-@pytest.mark.parametrize("how", ["missing", "inconclusive", "control", "contradicted by another config"])
-def test_a_scenario_is_undetermined_where_a_needed_finding_is_missing_or_unsound(letter, claim, how):
+@pytest.mark.parametrize(
+    ("letter", "claim"), [(letter, claim) for letter, claims in NEEDED.items() for claim in claims]
+)
+@pytest.mark.parametrize(
+    "how", ["missing", "inconclusive", "control", "contradicted by another config"]
+)
+def test_a_scenario_is_undetermined_where_a_needed_finding_is_missing_or_unsound(
+    letter, claim, how
+):
     found = pattern(letter)
     known = found.pop(claim)
     if how == "inconclusive":
@@ -84,7 +105,11 @@ def test_a_scenario_is_undetermined_where_a_needed_finding_is_missing_or_unsound
     elif how == "control":
         found[claim] = finding(claim, R if letter in "AD" else S, control_holds=False)
     elif how.startswith("contradicted"):
-        other = finding(claim, R if known.verdict == S else S, context={"experiment": "x", "config": "mine", "variant": "mine"})
+        other = finding(
+            claim,
+            R if known.verdict == S else S,
+            context={"experiment": "x", "config": "mine", "variant": "mine"},
+        )
         found |= {claim: known, "other": other}
     said = answers.scenario(list(found.values()))
     assert said.short == "Undetermined"
@@ -105,7 +130,12 @@ def test_verdicts_that_fit_no_scenario_are_said_to_fit_none():
 
 
 def test_nothing_is_known_from_no_findings():
-    for answer in (*answers.questions([]), answers.scenario([]), conclusion.recommended_mode([]), conclusion.just_fine([])):
+    for answer in (
+        *answers.questions([]),
+        answers.scenario([]),
+        conclusion.recommended_mode([]),
+        conclusion.just_fine([]),
+    ):
         assert answer.short == "Undetermined"
     assert "Not measured in this record: exp7, exp13, exp11" in conclusion.just_fine([]).text
     assert "not built" not in conclusion.just_fine([]).text
@@ -113,10 +143,21 @@ def test_nothing_is_known_from_no_findings():
 
 @pytest.mark.parametrize(
     ("attends", "isolated", "short"),
-    [(S, S, "Yes"), (R, S, "No"), (I, S, "Undetermined"), (S, I, "Undetermined"), (None, S, "Undetermined"), (S, None, "Undetermined")],
+    [
+        (S, S, "Yes"),
+        (R, S, "No"),
+        (I, S, "Undetermined"),
+        (S, I, "Undetermined"),
+        (None, S, "Undetermined"),
+        (S, None, "Undetermined"),
+    ],
 )
 def test_whether_siblings_attend(attends, isolated, short):
-    found = [finding(claim, verdict) for claim, verdict in ((ATTENDS, attends), (ISOLATED_ZERO, isolated)) if verdict]
+    found = [
+        finding(claim, verdict)
+        for claim, verdict in ((ATTENDS, attends), (ISOLATED_ZERO, isolated))
+        if verdict
+    ]
     assert answers.attend(found).short == short
     assert answers.attend([ZERO]).short == "No"
 
@@ -132,7 +173,9 @@ def test_an_isolated_sibling_that_attends_makes_no_yes():
 )  # fmt: skip
 def test_identical_equivalent_or_only_the_top_k(verdicts, short):
     claims = (IDENTICAL, EQUIVALENT, TOP_10, SELECTION)
-    said = answers.identical([finding(claim, verdict) for claim, verdict in zip(claims, verdicts, strict=True)])
+    said = answers.identical(
+        [finding(claim, verdict) for claim, verdict in zip(claims, verdicts, strict=True)]
+    )
     assert said.short == short
     assert "0.25 [0.125, 0.5]" in said.text
     assert "25\u00a0% [12.5, 50]" in said.text
@@ -168,7 +211,10 @@ def test_what_no_experiment_measured_is_never_guessed():
     assert "They really stand" not in said.text
     assert "Siblings really stand at one position" in said.text
     assert "Not measured in this record: exp7, exp8." in said.text
-    assert "do NOT stand" in answers.same_position([stored[0], replace(stored[1], verdict=R), stored[2]]).text
+    assert (
+        "do NOT stand"
+        in answers.same_position([stored[0], replace(stored[1], verdict=R), stored[2]]).text
+    )
     assert "not shown" in answers.same_position(stored[:2]).text
     assert "Not measured" not in answers.same_position(of(POSITION | {SHARING: S})).text
 
@@ -196,7 +242,10 @@ def test_the_artefacts_that_suffice_are_named_and_no_other():
     assert "visible mode as well" in text
     assert "visible mode as well" not in answers.looked_identical(of(LOOKED | {ZERO_TOO: R})).text
     assert "harness is at fault" in answers.looked_identical(of(LOOKED | {BEFORE: R})).text
-    assert "Not measured in this record: exp6." in answers.looked_identical(of({BEFORE: S, IDENTICAL: R})).text
+    assert (
+        "Not measured in this record: exp6."
+        in answers.looked_identical(of({BEFORE: S, IDENTICAL: R})).text
+    )
 
 
 FINE = {EXACT: S, NOT_WORSE: S, DEPTH: S, READS: S, FACT: S}
@@ -208,18 +257,38 @@ CONCLUSIONS = [
     (FINE, "Just fine"),
     (FINE | UNMENDED, "Just fine"),  # plain needs no mending
     (FINE | MENDED, "Just fine"),
-    *((FINE | MENDED | {plain: verdict}, "Fine with reweighting") for plain in PAIRS for verdict in (R, I, None)),
+    *(
+        (FINE | MENDED | {plain: verdict}, "Fine with reweighting")
+        for plain in PAIRS
+        for verdict in (R, I, None)
+    ),
     (FINE | MENDED | dict.fromkeys(PAIRS, R), "Fine with reweighting"),
-    *((FINE | MENDED | {plain: R, weighted: R}, "Not fine") for plain in PAIRS for weighted in WEIGHTED),
+    *(
+        (FINE | MENDED | {plain: R, weighted: R}, "Not fine")
+        for plain in PAIRS
+        for weighted in WEIGHTED
+    ),
     (FINE | {NOT_WORSE: R} | UNMENDED, "Not fine"),
     (FINE | {DEPTH: R}, "Not fine"),
-    (FINE | MENDED | {DEPTH: R}, "Not fine"),  # depth was not measured with reweighting, so it mends nothing there
+    (
+        FINE | MENDED | {DEPTH: R},
+        "Not fine",
+    ),  # depth was not measured with reweighting, so it mends nothing there
     # nothing open is taken for met
     *((FINE | {claim: verdict}, "Undetermined") for claim in FINE for verdict in (I, None)),
-    *((FINE | MENDED | {NOT_WORSE: R, claim: verdict}, "Undetermined") for claim in (DEPTH, EXACT, *MENDED) for verdict in (I, None)),
-    *((FINE | {plain: R}, "Undetermined") for plain in PAIRS),  # whether reweighting mends it was not measured
+    *(
+        (FINE | MENDED | {NOT_WORSE: R, claim: verdict}, "Undetermined")
+        for claim in (DEPTH, EXACT, *MENDED)
+        for verdict in (I, None)
+    ),
+    *(
+        (FINE | {plain: R}, "Undetermined") for plain in PAIRS
+    ),  # whether reweighting mends it was not measured
     *((FINE | MENDED | {plain: I, PAIRS[plain]: R}, "Undetermined") for plain in PAIRS),
-    (FINE | MENDED | {NOT_WORSE: R, HELPS: R}, "Undetermined"),  # fine if weighted, yet not by the weighting
+    (
+        FINE | MENDED | {NOT_WORSE: R, HELPS: R},
+        "Undetermined",
+    ),  # fine if weighted, yet not by the weighting
     # a yardstick that is not exact where it must be measures nothing
     (FINE | {EXACT: R}, "Undetermined"),
     (FINE | {NOT_WORSE: R} | UNMENDED | {EXACT: R}, "Undetermined"),
@@ -232,14 +301,21 @@ def test_the_conclusion(verdicts, short):
 
 
 def test_every_conclusion_is_possible():
-    assert {short for _, short in CONCLUSIONS} == {"Just fine", "Fine with reweighting", "Not fine", "Undetermined"}
+    assert {short for _, short in CONCLUSIONS} == {
+        "Just fine",
+        "Fine with reweighting",
+        "Not fine",
+        "Undetermined",
+    }
 
 
 @pytest.mark.parametrize("claim", [*FINE, *MENDED])
 def test_no_conclusion_rests_on_a_claim_whose_control_misbehaves(claim):
     found = [replace(f, control_holds=f.claim != claim) for f in of(FINE | MENDED | {NOT_WORSE: R})]
     needless = claim in (NOT_WORSE, READS, FACT)
-    assert conclusion.just_fine(found).short == ("Fine with reweighting" if needless else "Undetermined")
+    assert conclusion.just_fine(found).short == (
+        "Fine with reweighting" if needless else "Undetermined"
+    )
 
 
 def test_nothing_follows_where_any_invariant_is_violated():
@@ -252,7 +328,9 @@ def test_nothing_follows_where_any_invariant_is_violated():
 
 def test_the_conclusion_says_what_was_met_and_what_was_not():
     words = {claim: said for said, claims in conclusion.CRITERIA.items() for claim in claims}
-    text = conclusion.just_fine(of(FINE | MENDED | {NOT_WORSE: R, FACT: I, READS_REWEIGHTED: R})).text
+    text = conclusion.just_fine(
+        of(FINE | MENDED | {NOT_WORSE: R, FACT: I, READS_REWEIGHTED: R})
+    ).text
     text, reweighted = text.split(" With reweighting ")
     met, failed = text.removeprefix("Met: ").split("Failed: ")
     failed, undecided = failed.split("Open: ")
@@ -267,9 +345,16 @@ def test_the_conclusion_says_what_was_met_and_what_was_not():
 
 
 def test_the_recommended_mode_without_fidelity_is_undetermined_but_says_what_the_evidence_says():
-    advice = {letter: conclusion.recommended_mode(list(pattern(letter).values())) for letter in PATTERNS}
+    advice = {
+        letter: conclusion.recommended_mode(list(pattern(letter).values())) for letter in PATTERNS
+    }
     either = "Either visibility, weighting undetermined"
-    assert [answer.short for answer in advice.values()] == [either, either, "Undetermined", "Undetermined"]
+    assert [answer.short for answer in advice.values()] == [
+        either,
+        either,
+        "Undetermined",
+        "Undetermined",
+    ]
     assert "not interchangeable" in advice["D"].text
     assert "same results" in advice["A"].text
     assert len({answer.text for answer in advice.values()}) == 4
@@ -289,7 +374,10 @@ def test_the_recommended_mode(visible, helps, short):
 
 
 def test_the_advice_follows_the_conclusion():
-    said = {short: conclusion.recommended_mode(of(verdicts)).text for verdicts, short in reversed(CONCLUSIONS)}
+    said = {
+        short: conclusion.recommended_mode(of(verdicts)).text
+        for verdicts, short in reversed(CONCLUSIONS)
+    }
     for short, text in said.items():
         assert conclusion.FINE_ADVICE[short] in text
 
@@ -301,7 +389,9 @@ def test_every_answer_names_its_claims_and_they_come_with_their_findings():
         assert answer.claims
         assert [f for _, f in answers.evidence(answer, [])] == [None] * len(answer.claims)
         both = [finding(answer.claims[0], S), finding(answer.claims[0], R)]
-        assert [f for claim, f in answers.evidence(answer, both) if claim == answer.claims[0]] == both
+        assert [
+            f for claim, f in answers.evidence(answer, both) if claim == answer.claims[0]
+        ] == both
 
 
 def registered() -> set[str]:
@@ -320,8 +410,14 @@ def test_every_claim_that_a_rule_or_the_method_names_is_registered():
     known = registered()
     experiments = {claim.split(".")[0] for claim in known}
     rules = (*answers.questions([]), conclusion.just_fine([]), conclusion.recommended_mode([]))
-    explained = re.findall(r"`(exp\d+\.[a-z0-9-]+)`", (ROOT / "docs/method.md").read_text(encoding="utf-8"))
-    named = {*answers.SCENARIO_CLAIMS, *explained, *(claim for answer in rules for claim in answer.claims)}
+    explained = re.findall(
+        r"`(exp\d+\.[a-z0-9-]+)`", (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    )
+    named = {
+        *answers.SCENARIO_CLAIMS,
+        *explained,
+        *(claim for answer in rules for claim in answer.claims),
+    }
     assert len(explained) >= 7
     assert {claim for claim in named if claim.split(".")[0] in experiments} <= known
     assert "exp2.no-such-claim" not in known

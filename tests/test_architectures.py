@@ -37,7 +37,9 @@ def test_the_registry_is_of_the_installed_transformers():
 def test_an_architecture_is_what_the_registry_says(name):
     """`measure` itself raises if a supported one deviates from the oracle, or if attention did not matter there."""
     entry = measure(name)
-    assert (entry.status, entry.reason, entry.architecture) == tuple(KNOWN[name][key] for key in ("status", "reason", "architecture"))
+    assert (entry.status, entry.reason, entry.architecture) == tuple(
+        KNOWN[name][key] for key in ("status", "reason", "architecture")
+    )
     assert entry.status == "supported" or entry.reason
 
 
@@ -121,14 +123,18 @@ def test_a_model_that_ignores_position_ids_is_refused(monkeypatch):
 
 
 def test_an_unfinished_registry_is_seen(monkeypatch):
-    monkeypatch.setitem(globals(), "KNOWN", {name: entry for name, entry in KNOWN.items() if name != "llama"})
+    monkeypatch.setitem(
+        globals(), "KNOWN", {name: entry for name, entry in KNOWN.items() if name != "llama"}
+    )
     with pytest.raises(AssertionError, match="make architectures"):
         test_the_registry_is_of_the_installed_transformers()
 
 
 def test_the_registry_is_written_by_version_and_keeps_the_others(monkeypatch, tmp_path):
     monkeypatch.setattr(architectures, "REGISTRY", tmp_path / "architectures.json")
-    monkeypatch.setattr(architectures, "read_registry", lambda: {"4.0": {"old": {"status": "supported"}}})
+    monkeypatch.setattr(
+        architectures, "read_registry", lambda: {"4.0": {"old": {"status": "supported"}}}
+    )
     architectures.write({"llama": measure("llama")})
     text = (tmp_path / "architectures.json").read_text()
     assert '"old"' in text

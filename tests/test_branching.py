@@ -35,7 +35,10 @@ def drive(lm, steps):
     rounds, traces = [], None
     while True:
         try:
-            wanted = [run if isinstance(run, Run) else Run(run) for run in (next(steps) if traces is None else steps.send(traces))]
+            wanted = [
+                run if isinstance(run, Run) else Run(run)
+                for run in (next(steps) if traces is None else steps.send(traces))
+            ]
         except StopIteration as stop:
             return stop.value, rounds
         rounds.append([run.spec for run in wanted])
@@ -47,14 +50,19 @@ def test_both_experiments_have_the_same_settings_and_share_their_runs(config, ti
     own = {"experiment", "results"}
     assert config.model_dump(exclude=own) == other.model_dump(exclude=own)
     rounds = []
-    for module, settings in ((test_exp7_branch_mixture, config), (test_exp8_position_or_company, other)):
+    for module, settings in (
+        (test_exp7_branch_mixture, config),
+        (test_exp8_position_or_company, other),
+    ):
         case, specs = drive(tiny, module.measure(Context(PROMPT, settings, tiny)))
         assert case["tv"]
         rounds.append(specs)
     assert rounds[0][:2] == rounds[1][:2], "prefix, set and text"
     width = case["width"]
     shared = {spec.key() for spec in rounds[0][2]} & {spec.key() for spec in rounds[1][2]}
-    assert len(shared) == width + 4, "branches, the three shared cells, and the isolated sequential one"
+    assert len(shared) == width + 4, (
+        "branches, the three shared cells, and the isolated sequential one"
+    )
 
 
 def test_a_scene_is_the_first_wide_set_and_a_text_drawn_from_its_branches(config, tiny):
@@ -63,7 +71,9 @@ def test_a_scene_is_the_first_wide_set_and_a_text_drawn_from_its_branches(config
     step = next(k for k, width in enumerate(free.widths) if width > 1)
     assert scene.members == tuple(free.steps[step].tokens)
     assert scene.prefix == (*free.prompt_tokens, *(s.tokens[0] for s in free.steps[:step]))
-    np.testing.assert_allclose(scene.weights * scene.mass, free.steps[step].probabilities, rtol=1e-3)
+    np.testing.assert_allclose(
+        scene.weights * scene.mass, free.steps[step].probabilities, rtol=1e-3
+    )
     assert len(scene.continuation) == LAGS - 1
     assert len(set(scene.strangers) - set(scene.members)) == len(scene.members) - 1
     again, _ = drive(tiny, find_scene(Context(PROMPT, config, tiny)))
@@ -71,7 +81,9 @@ def test_a_scene_is_the_first_wide_set_and_a_text_drawn_from_its_branches(config
     traces = tempo.generate_batch(tiny, [run.spec for run in scene.branches.runs()])
     assert total_variation(scene.branches.truth(traces, 1), scene.mixture) < ROUNDING
     # the rest of the text is what one branch would greedily say
-    greedy = [[int(trace.steps[lag].distribution.argmax()) for lag in range(2, LAGS)] for trace in traces]
+    greedy = [
+        [int(trace.steps[lag].distribution.argmax()) for lag in range(2, LAGS)] for trace in traces
+    ]
     assert list(scene.continuation[1:]) in greedy
 
 
@@ -85,7 +97,10 @@ def test_readers_and_branches_are_drawn_from_the_truth_not_its_mode(config, tiny
         traces = tempo.generate_batch(tiny, [run.spec for run in scene.branches.runs()])
         posterior = np.exp(scene.branches.log_posterior(traces, 2))
         chosen = rounds[1][0].prompt[-2]
-        for name, p, drawn in (("reader", scene.mixture, scene.reader), ("branch", posterior, scene.members.index(chosen))):
+        for name, p, drawn in (
+            ("reader", scene.mixture, scene.reader),
+            ("branch", posterior, scene.members.index(chosen)),
+        ):
             excess[name].append((p[drawn] - p @ p, p @ p**2 - (p @ p) ** 2))
     for found in excess.values():
         assert len(found) > 40
@@ -105,7 +120,10 @@ def test_a_prompt_that_never_branches_has_no_scene_and_says_nothing(config, tiny
 
 def test_draws_follow_the_probabilities():
     rng = np.random.default_rng(0)
-    drawn = np.bincount([draw(rng, np.array([0.5, 0.0, 0.3, 0.1])) for _ in range(20_000)], minlength=4) / 20_000
+    drawn = (
+        np.bincount([draw(rng, np.array([0.5, 0.0, 0.3, 0.1])) for _ in range(20_000)], minlength=4)
+        / 20_000
+    )
     np.testing.assert_allclose(drawn, [5 / 9, 0, 3 / 9, 1 / 9], atol=0.015)
     assert drawn[1] == 0
 
@@ -119,21 +137,31 @@ def test_distances_of_many_are_the_metrics_of_each():
     for i, other in enumerate(others):
         assert found["tv"][i] == pytest.approx(metrics.total_variation(truth, other), abs=1e-12)
         assert found["js"][i] == pytest.approx(metrics.jensen_shannon(truth, other), abs=1e-12)
-        assert found["kl"][i] == pytest.approx(metrics.kl_divergence(truth, other), rel=1e-9, abs=1e-12)
+        assert found["kl"][i] == pytest.approx(
+            metrics.kl_divergence(truth, other), rel=1e-9, abs=1e-12
+        )
         assert found["top1"][i] == metrics.top_k_overlap(truth, other, 1)
     assert found["tv"][0] < 1e-12 and found["top1"][0] == 1 and found["tv"][2] > 0.1
 
 
 def test_disagreement_is_the_entropy_of_the_weights_if_branches_share_nothing_and_0_if_they_are_one():
     apart = np.array([[1.0, 0.0], [0.0, 1.0]])
-    assert disagreement(np.array([0.25, 0.75]), apart) == pytest.approx(-0.25 * np.log(0.25) - 0.75 * np.log(0.75))
+    assert disagreement(np.array([0.25, 0.75]), apart) == pytest.approx(
+        -0.25 * np.log(0.25) - 0.75 * np.log(0.75)
+    )
     assert disagreement(np.array([0.25, 0.75]), apart[[0, 0]]) == pytest.approx(0.0, abs=1e-12)
 
 
 def gemma():
     """Scales its embeddings inside the embedding module, by more than rounding could hide."""
-    shape = {**SHAPE, "tie_word_embeddings": True, "rope_parameters": None}  # it has two tables of its own
-    config = Gemma3TextConfig(num_hidden_layers=2, sliding_window=64, query_pre_attn_scalar=8, **shape)
+    shape = {
+        **SHAPE,
+        "tie_word_embeddings": True,
+        "rope_parameters": None,
+    }  # it has two tables of its own
+    config = Gemma3TextConfig(
+        num_hidden_layers=2, sliding_window=64, query_pre_attn_scalar=8, **shape
+    )
     torch.manual_seed(0)
     return tempo.wrap_model(Gemma3ForCausalLM(config).eval().requires_grad_(False), name="gemma")
 
@@ -148,7 +176,12 @@ def test_a_soft_token_of_one_member_is_that_member(model):
     ]
     one, weightless, both = (_soft_token(lm, scene) for scene in scenes)
     with torch.inference_mode():
-        expected = lm.model(input_ids=torch.tensor([[5, 9, 2, 7, *text]])).logits[0, 3:].softmax(-1).numpy()
+        expected = (
+            lm.model(input_ids=torch.tensor([[5, 9, 2, 7, *text]]))
+            .logits[0, 3:]
+            .softmax(-1)
+            .numpy()
+        )
     assert one.shape == expected.shape == (LAGS, lm.vocab_size)
     assert max(map(total_variation, one, expected)) < ROUNDING
     assert max(map(total_variation, weightless, expected)) < ROUNDING
@@ -158,8 +191,12 @@ def test_a_soft_token_of_one_member_is_that_member(model):
 def test_cells_of_a_set_stand_where_they_say():
     scene = Scene((5, 9, 2), (7, 11, 30), (12, 40), np.full(3, 1 / 3), 1.0, np.zeros(1), ())
     placed = {}
-    for positions, visibility, reader in itertools.product(("shared", "sequential"), ("isolated", "visible"), ("near", "far")):
-        spec = test_exp8_position_or_company._cell(scene, scene.members, positions, visibility, reader)
+    for positions, visibility, reader in itertools.product(
+        ("shared", "sequential"), ("isolated", "visible"), ("near", "far")
+    ):
+        spec = test_exp8_position_or_company._cell(
+            scene, scene.members, positions, visibility, reader
+        )
         run = tempo.generate(llama(), scene.prefix, **spec.model_dump(exclude={"prompt"}))
         assert run.spec.visibility == visibility
         placed[positions, reader] = run.slot_position[3:7].tolist()
@@ -183,14 +220,25 @@ def test_the_series_by_depth_measures_distances_to_the_mixture_of_all_paths(conf
         truth, paths = branches.truth(traces, 2), branches.predictions(traces, 2)
         for way, spec in (("isolated", isolated), ("visible", specs[depth, "visible", "none"])):
             answer = tempo.generate_batch(tiny, [spec])[0].steps[depth + 1].distribution
-            assert found[way][depth - 1] == pytest.approx(total_variation(truth, answer), abs=ROUNDING)
+            assert found[way][depth - 1] == pytest.approx(
+                total_variation(truth, answer), abs=ROUNDING
+            )
         for way, path in (("top_path", paths[0]), ("last_path", paths[-1])):
-            assert found[way][depth - 1] == pytest.approx(total_variation(truth, path), abs=ROUNDING)
+            assert found[way][depth - 1] == pytest.approx(
+                total_variation(truth, path), abs=ROUNDING
+            )
     assert np.all(np.diff(found["planted"]) > 0)
 
 
 def test_intervals_are_drawn_with_their_numbers():
-    drawn = intervals({"one <arm>": (0.2, 0.1, 0.3), "another": (0.5, 0.4, 0.6)}, "distance", "Arms", "What is seen", ["+0.3", ""], 0.2)
+    drawn = intervals(
+        {"one <arm>": (0.2, 0.1, 0.3), "another": (0.5, 0.4, 0.6)},
+        "distance",
+        "Arms",
+        "What is seen",
+        ["+0.3", ""],
+        0.2,
+    )
     assert "one &lt;arm&gt;" in drawn.svg
     assert "0.2 [0.1, 0.3]  +0.3" in drawn.alt and "another: 0.5 [0.4, 0.6]" in drawn.alt
     with pytest.raises(ValueError, match="longer"):

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from benchmarks.calibration import markdown, statistics_sha256
-from benchmarks.simulation import DRAWS, RESAMPLES, SIZES, Scenario, limit, plain_claim, sign_flips_alone, simulate
+from benchmarks.simulation import (
+    DRAWS,
+    RESAMPLES,
+    SIZES,
+    Scenario,
+    limit,
+    plain_claim,
+    sign_flips_alone,
+    simulate,
+)
 from tempo import statistics
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "reports/published"
@@ -53,7 +62,11 @@ MORE_THAN_THE_SUITE = {
 
 
 # Enough prompts for data of a normal shape, as plans assume, and not for data as skewed as a real model's.
-LESS_IN_THEIR_OWN_SHAPE = {"exp7.visible-not-worse-than-isolated", "exp8.company", "exp13.fact-still-found"}
+LESS_IN_THEIR_OWN_SHAPE = {
+    "exp7.visible-not-worse-than-isolated",
+    "exp8.company",
+    "exp13.fact-still-found",
+}
 
 
 @pytest.mark.parametrize("row", REPORT["registered"], ids=lambda row: row["claim"])
@@ -62,7 +75,9 @@ def test_each_registered_effect_is_found_nine_times_in_ten_at_160_prompts_or_nam
     if row["needed"] <= 160:
         least = 1 - limit(row["draws"], alpha=0.1)
         assert row["power"] >= least
-        assert (row.get("power_real_shape", 1.0) < least) == (row["claim"] in LESS_IN_THEIR_OWN_SHAPE)
+        assert (row.get("power_real_shape", 1.0) < least) == (
+            row["claim"] in LESS_IN_THEIR_OWN_SHAPE
+        )
 
 
 def test_a_model_does_not_differ_from_itself_and_shuffled_labels_seldom():

@@ -57,18 +57,29 @@ def test_bytes_are_those_of_the_arrays_of_the_trace_exactly_and_by_name(tiny, sp
     assert set(sizes) == {"distribution", "cache", *names}
     assert trace.peak_bytes == sum(sizes.values())
     wider = [*trace.widths[:-1], trace.widths[-1] + 1]
-    assert all(size > sizes[name] for name, size in trace_bytes(tiny, trace.spec, 7, wider).items() if name != "distribution")
+    assert all(
+        size > sizes[name]
+        for name, size in trace_bytes(tiny, trace.spec, 7, wider).items()
+        if name != "distribution"
+    )
 
 
 def test_the_cache_counts_every_slot_whether_or_not_keys_are_kept(tiny):
     without = trace_bytes(tiny, RunSpec(prompt="a"), 5, [2, 3])
-    assert without["cache"] == trace_bytes(tiny, RunSpec(prompt="a", capture="kv"), 5, [2, 3])["cache"] == 3 * 2 * 10 * 2 * 16 * 4
+    assert (
+        without["cache"]
+        == trace_bytes(tiny, RunSpec(prompt="a", capture="kv"), 5, [2, 3])["cache"]
+        == 3 * 2 * 10 * 2 * 16 * 4
+    )
     assert "kv" not in without
     assert without["cache"] < trace_bytes(tiny, RunSpec(prompt="a"), 6, [2, 3])["cache"]
 
 
 def test_a_cache_of_half_precision_takes_half(tiny):
-    shape = {name: getattr(tiny, name) for name in ("vocab_size", "num_layers", "num_heads", "key_value_sizes")}
+    shape = {
+        name: getattr(tiny, name)
+        for name in ("vocab_size", "num_layers", "num_heads", "key_value_sizes")
+    }
     half = SimpleNamespace(dtype=torch.bfloat16, **shape)
     spec = RunSpec(prompt="a", capture=EVERYTHING)
     full, small = trace_bytes(tiny, spec, 5, [2, 3]), trace_bytes(half, spec, 5, [2, 3])
@@ -89,7 +100,13 @@ def test_bytes_of_a_replay_are_those_of_its_sets_and_of_a_free_run_those_of_the_
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(1, 9))
 @settings(max_examples=50, deadline=None)
 def test_bytes_are_the_sums_over_steps(widths, num_prompt):
-    lm = SimpleNamespace(num_layers=2, num_heads=6, key_value_sizes=((3, 8, 8), (3, 8, 5)), vocab_size=50, dtype=torch.float32)
+    lm = SimpleNamespace(
+        num_layers=2,
+        num_heads=6,
+        key_value_sizes=((3, 8, 8), (3, 8, 5)),
+        vocab_size=50,
+        dtype=torch.float32,
+    )
     sizes = trace_bytes(lm, RunSpec(prompt="a", capture=EVERYTHING), num_prompt, widths)
     slots = [num_prompt + sum(widths[: k + 1]) for k in range(len(widths))]
     assert sizes == {
@@ -103,7 +120,11 @@ def test_bytes_are_the_sums_over_steps(widths, num_prompt):
     assert sizes["attention"] < sum(2 * 6 * width * (slots[-1] + 1) * 4 for width in widths)
 
 
-@given(st.lists(st.integers(0, 20), min_size=1, max_size=60).filter(any), st.floats(1e-3, 1.0), st.integers(1, 60))
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=60).filter(any),
+    st.floats(1e-3, 1.0),
+    st.integers(1, 60),
+)
 @settings(max_examples=200, deadline=None)
 def test_no_distribution_has_a_wider_set_than_the_bound(counts, threshold, members):
     for weights in (counts, [1] * members):
@@ -112,11 +133,18 @@ def test_no_distribution_has_a_wider_set_than_the_bound(counts, threshold, membe
             spec = RunSpec(prompt="a", threshold=level)
             width = len(select(distribution, level, None).tokens)
             assert 1 <= width <= widest_set(spec, len(weights))
-            assert len(select(distribution, level, 3).tokens) <= widest_set(spec.but(max_width=3), len(weights)) <= 3
+            assert (
+                len(select(distribution, level, 3).tokens)
+                <= widest_set(spec.but(max_width=3), len(weights))
+                <= 3
+            )
 
 
 def test_siblings_alone_beside_a_run_that_records_all_attention(tiny):
-    specs = [RunSpec(prompt=PROMPT, threshold=0.03, max_steps=4, capture=capture) for capture in ("siblings", "attention")]
+    specs = [
+        RunSpec(prompt=PROMPT, threshold=0.03, max_steps=4, capture=capture)
+        for capture in ("siblings", "attention")
+    ]
     lean, full = tempo.generate_batch(tiny, [specs[0].but(prompt="A dog sat"), specs[1]])
     (alone,) = tempo.generate_batch(tiny, [lean.spec])
     assert max(lean.widths) > 1
@@ -127,10 +155,21 @@ def test_siblings_alone_beside_a_run_that_records_all_attention(tiny):
 
 @pytest.mark.parametrize("replayed", [False, True])
 @pytest.mark.parametrize("capture", ["siblings", ("attention", "siblings")])
-def test_siblings_are_the_last_columns_of_attention_whether_that_is_kept_or_not(tiny, capture, replayed):
-    spec = RunSpec(prompt=PROMPT, threshold=0.03, max_steps=5, visibility="visible", capture=("attention", "siblings"))
+def test_siblings_are_the_last_columns_of_attention_whether_that_is_kept_or_not(
+    tiny, capture, replayed
+):
+    spec = RunSpec(
+        prompt=PROMPT,
+        threshold=0.03,
+        max_steps=5,
+        visibility="visible",
+        capture=("attention", "siblings"),
+    )
     spec = spec.but(replay=tempo.generate_batch(tiny, [spec])[0]) if replayed else spec
-    full, lean = tempo.generate_batch(tiny, [spec])[0], tempo.generate_batch(tiny, [spec.but(capture=capture)])[0]
+    full, lean = (
+        tempo.generate_batch(tiny, [spec])[0],
+        tempo.generate_batch(tiny, [spec.but(capture=capture)])[0],
+    )
     assert max(full.widths) > 1
     for step, other in zip(full.steps, lean.steps, strict=True):
         width = len(step.tokens)
@@ -143,7 +182,11 @@ def test_siblings_are_the_last_columns_of_attention_whether_that_is_kept_or_not(
 def test_the_bound_is_reached_so_a_smaller_one_would_be_wrong(members):
     distribution = torch.softmax(torch.zeros(members), dim=-1)
     threshold = float(distribution[0])
-    assert len(select(distribution, threshold, None).tokens) == members == widest_set(RunSpec(prompt="a", threshold=threshold), 10**6)
+    assert (
+        len(select(distribution, threshold, None).tokens)
+        == members
+        == widest_set(RunSpec(prompt="a", threshold=threshold), 10**6)
+    )
 
 
 def test_the_bound_is_capped_by_the_vocabulary_and_the_width_asked_for():
@@ -174,7 +217,9 @@ def needs(lm, spec, num_prompt=5):
 
 @given(st.integers(1, 12), st.floats(0.02, 0.5), st.sampled_from(SUBSETS), st.floats(0.02, 0.98))
 @settings(max_examples=80, deadline=None)
-def test_the_remedies_of_a_refusal_really_fit_and_one_more_does_not(tiny_shape, max_steps, threshold, names, share):
+def test_the_remedies_of_a_refusal_really_fit_and_one_more_does_not(
+    tiny_shape, max_steps, threshold, names, share
+):
     spec = RunSpec(prompt="a", threshold=threshold, max_steps=max_steps, capture=names)
     needed = needs(tiny_shape, spec)
     budget = int(needed * share)
@@ -190,7 +235,9 @@ def test_the_remedies_of_a_refusal_really_fit_and_one_more_does_not(tiny_shape, 
         assert check_budget(tiny_shape, [spec.but(**{name: best})], [5], budget) is None
         assert f"{name}=" in refusal(tiny_shape, [spec.but(**{name: best + 1})], budget)
     found = re.search(r"capture without '(\w+)'", message)
-    fitting = [name for name in names if needs(tiny_shape, spec.but(capture=set(names) - {name})) <= budget]
+    fitting = [
+        name for name in names if needs(tiny_shape, spec.but(capture=set(names) - {name})) <= budget
+    ]
     assert (found is not None) == bool(fitting)
     if found:
         assert found[1] in fitting
@@ -202,7 +249,13 @@ def test_the_remedies_of_a_refusal_really_fit_and_one_more_does_not(tiny_shape, 
 @pytest.fixture(scope="module")
 def tiny_shape():
     """The sizes of the tiny model without its weights, as a budget needs no more."""
-    return SimpleNamespace(num_layers=3, num_heads=4, key_value_sizes=((2, 16, 16),) * 3, vocab_size=258, dtype=torch.float32)
+    return SimpleNamespace(
+        num_layers=3,
+        num_heads=4,
+        key_value_sizes=((2, 16, 16),) * 3,
+        vocab_size=258,
+        dtype=torch.float32,
+    )
 
 
 def test_the_shape_of_tiny_is_that_of_the_model(tiny, tiny_shape):
@@ -238,7 +291,9 @@ def test_without_a_budget_part_of_the_free_memory_is_one(tiny_shape, monkeypatch
     free = math.ceil(needs(tiny_shape, spec) / FREE_MEMORY_SHARE)
     monkeypatch.setattr(capture.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
     assert check_budget(tiny_shape, [spec], [5], None) is None
-    monkeypatch.setattr(capture.psutil, "virtual_memory", lambda: SimpleNamespace(available=free - 2))
+    monkeypatch.setattr(
+        capture.psutil, "virtual_memory", lambda: SimpleNamespace(available=free - 2)
+    )
     with pytest.raises(MemoryBudgetError, match=f"{needs(tiny_shape, spec)} bytes"):
         check_budget(tiny_shape, [spec], [5], None)
 
@@ -250,7 +305,9 @@ def test_nothing_is_computed_before_a_refusal(tiny, monkeypatch):
     spec = RunSpec(prompt=PROMPT, max_steps=2, capture=EVERYTHING)
     needed = needs(tiny, spec, len(tiny.encode(PROMPT)))
     for run in (
-        lambda budget: tempo.generate(tiny, PROMPT, max_steps=2, capture=EVERYTHING, memory_budget=budget),
+        lambda budget: tempo.generate(
+            tiny, PROMPT, max_steps=2, capture=EVERYTHING, memory_budget=budget
+        ),
         lambda budget: tempo.generate_batch(tiny, [spec], memory_budget=budget),
         lambda budget: list(tempo.stream(tiny, [spec], memory_budget=budget)),
     ):
@@ -284,9 +341,15 @@ def test_capturing_raw_keys_does_not_change_a_logit(tiny, visibility):
     rich = tempo.generate(tiny, PROMPT, capture=("logits", "kv"), **settings)
     assert plain.sets == rich.sets
     assert max(plain.widths) > 1
-    assert all(np.array_equal(a.logits, b.logits) for a, b in zip(plain.steps, rich.steps, strict=True))
-    moved = tempo.generate(tiny, PROMPT, capture="logits", replay=plain.sets, **{**settings, "positions": "sequential"})
-    assert not all(np.array_equal(a.logits, b.logits) for a, b in zip(plain.steps, moved.steps, strict=True))
+    assert all(
+        np.array_equal(a.logits, b.logits) for a, b in zip(plain.steps, rich.steps, strict=True)
+    )
+    moved = tempo.generate(
+        tiny, PROMPT, capture="logits", replay=plain.sets, **{**settings, "positions": "sequential"}
+    )
+    assert not all(
+        np.array_equal(a.logits, b.logits) for a, b in zip(plain.steps, moved.steps, strict=True)
+    )
 
 
 def test_raw_keys_are_collected_in_the_block_and_not_after_it(tiny):
@@ -297,11 +360,15 @@ def test_raw_keys_are_collected_in_the_block_and_not_after_it(tiny):
             watched = tiny.model(tokens, use_cache=True)
         cached = [layer.keys for layer in watched.past_key_values.layers]
         assert torch.equal(plain.logits, watched.logits)
-        assert [tuple(keys.shape) for keys in found] == [(1, tiny.num_key_value_heads, 3, tiny.head_dim)] * tiny.num_layers
+        assert [tuple(keys.shape) for keys in found] == [
+            (1, tiny.num_key_value_heads, 3, tiny.head_dim)
+        ] * tiny.num_layers
         for raw, keys in zip(found, cached, strict=True):
             assert torch.equal(raw[:, :, 0], keys[:, :, 0])  # position 0 is not rotated
             assert not torch.equal(raw[:, :, 1], keys[:, :, 1])
-            assert torch.allclose(raw.norm(dim=-1), keys.norm(dim=-1), rtol=1e-5)  # a rotation keeps lengths
+            assert torch.allclose(
+                raw.norm(dim=-1), keys.norm(dim=-1), rtol=1e-5
+            )  # a rotation keeps lengths
         tiny.model(tokens, use_cache=True)
     assert len(found) == tiny.num_layers
     assert not any(module._forward_pre_hooks for module in tiny.attention_modules)
@@ -330,5 +397,9 @@ def test_a_module_that_hides_its_rotation_is_refused():
     with pytest.raises(ModelError, match="leave 'kv' out of capture"), raw_keys([module]):
         module(torch.ones(2), past_key_values=cache)
     with raw_keys([module]) as found:
-        module(torch.ones(2), past_key_values=cache, position_embeddings=(torch.zeros(2), torch.zeros(2)))
+        module(
+            torch.ones(2),
+            past_key_values=cache,
+            position_embeddings=(torch.zeros(2), torch.zeros(2)),
+        )
     assert torch.equal(found[0], torch.ones(2))

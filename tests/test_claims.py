@@ -80,7 +80,11 @@ PLANTED = [
 ]
 
 
-@pytest.mark.parametrize(("test", "margin", "values", "verdict"), PLANTED, ids=lambda value: None if np.ndim(value) else str(value))
+@pytest.mark.parametrize(
+    ("test", "margin", "values", "verdict"),
+    PLANTED,
+    ids=lambda value: None if np.ndim(value) else str(value),
+)
 def test_planted_data_get_their_verdict(test, margin, values, verdict):
     finding = judge(make_claim(test, margin=margin), values)
     assert finding.verdict == verdict, finding.reason
@@ -92,9 +96,15 @@ def test_planted_data_get_their_verdict(test, margin, values, verdict):
         assert (finding.p < ALPHA) == (verdict == "SUPPORTED")
 
 
-@pytest.mark.parametrize(("test", "wanted"), [("greater", "above 0.5"), ("less", "below 0.5"), ("equivalent", "within ±0.5")])
+@pytest.mark.parametrize(
+    ("test", "wanted"),
+    [("greater", "above 0.5"), ("less", "below 0.5"), ("equivalent", "within ±0.5")],
+)
 def test_the_reason_says_what_was_asked_and_how_it_came_out(test, wanted):
-    reasons = {judge(make_claim(test, margin=0.5), spread(mean, sd=0.5)).reason for mean in (-3.0, 0.0, 0.5, 3.0)}
+    reasons = {
+        judge(make_claim(test, margin=0.5), spread(mean, sd=0.5)).reason
+        for mean in (-3.0, 0.0, 0.5, 3.0)
+    }
     assert all(wanted in reason for reason in reasons)
     assert any(reason.startswith(wanted) for reason in reasons)
     assert any(reason.startswith(f"not {wanted}: the opposite is") for reason in reasons)
@@ -111,7 +121,10 @@ def test_values_without_spread_are_inconclusive(test):
     assert "no spread" not in judge(make_claim(test, margin=0.5), [0.25] * 19 + [0.75]).reason
 
 
-@pytest.mark.parametrize(("test", "values"), [("greater", spread(1.0, MIN_UNITS, 0.1)), ("proportion", [True] * MIN_UNITS)])
+@pytest.mark.parametrize(
+    ("test", "values"),
+    [("greater", spread(1.0, MIN_UNITS, 0.1)), ("proportion", [True] * MIN_UNITS)],
+)
 def test_too_few_units_are_inconclusive(test, values):
     claim = make_claim(test, margin=0.1, unit="prompt pair")
     finding = judge(claim, values[1:])
@@ -157,14 +170,24 @@ def test_an_invariant_is_violated_by_one():
 @settings(max_examples=60, deadline=None)
 def test_a_proportion_is_clopper_pearson_and_exact_binomial(n, data, margin):
     held = data.draw(st.integers(0, n))
-    finding = judge(make_claim("proportion", margin=margin, control=lambda case: False), [True] * held + [False] * (n - held))
+    finding = judge(
+        make_claim("proportion", margin=margin, control=lambda case: False),
+        [True] * held + [False] * (n - held),
+    )
     low = stats.beta.ppf(0.025, held, n - held + 1) if held else 0.0
     high = stats.beta.ppf(0.975, held + 1, n - held) if held < n else 1.0
-    assert np.allclose((finding.estimate, finding.low, finding.high), (held / n, low, high), atol=1e-9)
-    above, below = (min(1.0, 2 * p) for p in (stats.binom.sf(held - 1, n, margin), stats.binom.cdf(held, n, margin)))
+    assert np.allclose(
+        (finding.estimate, finding.low, finding.high), (held / n, low, high), atol=1e-9
+    )
+    above, below = (
+        min(1.0, 2 * p)
+        for p in (stats.binom.sf(held - 1, n, margin), stats.binom.cdf(held, n, margin))
+    )
     assert math.isclose(finding.p, above, rel_tol=1e-9, abs_tol=1e-12)
     assert math.isclose(finding.p_against, below, rel_tol=1e-9, abs_tol=1e-12)
-    assert finding.verdict == ("SUPPORTED" if above < ALPHA else "REFUTED" if below < ALPHA else "INCONCLUSIVE")
+    assert finding.verdict == (
+        "SUPPORTED" if above < ALPHA else "REFUTED" if below < ALPHA else "INCONCLUSIVE"
+    )
     if 0 < held < n:
         wilson = stats.binomtest(held, n).proportion_ci(0.95, "wilson")
         assert abs(finding.low - wilson.low) + abs(finding.high - wilson.high) > 1e-3
@@ -196,15 +219,25 @@ def test_the_same_data_give_the_same_finding_and_other_data_another():
 def test_the_effect_size_is_the_mean_in_standard_deviations():
     finding = judge(make_claim(), spread(1.5, sd=3.0))
     assert math.isclose(finding.effect_size, 0.5)
-    assert math.isclose(judge(make_claim("proportion", margin=0.5), [True] * 20).effect_size, math.pi / 2)  # Cohen's h
-    assert judge(make_claim(estimand="pseudomedian"), spread(9.0)).effect_size == 1.0  # all ranks on one side
+    assert math.isclose(
+        judge(make_claim("proportion", margin=0.5), [True] * 20).effect_size, math.pi / 2
+    )  # Cohen's h
+    assert (
+        judge(make_claim(estimand="pseudomedian"), spread(9.0)).effect_size == 1.0
+    )  # all ranks on one side
 
 
 def test_the_interval_holds_the_mean_of_most_samples():
     rng = np.random.default_rng(0)
-    held = [f.low <= 1.0 <= f.high for f in (judge(make_claim(), rng.normal(1, 1, 40)) for _ in range(100))]
+    held = [
+        f.low <= 1.0 <= f.high
+        for f in (judge(make_claim(), rng.normal(1, 1, 40)) for _ in range(100))
+    ]
     assert 88 <= sum(held) < 100  # 95 %, and three standard errors below it
-    missed = [f.low <= 1.6 <= f.high for f in (judge(make_claim(), rng.normal(1, 1, 40)) for _ in range(20))]
+    missed = [
+        f.low <= 1.6 <= f.high
+        for f in (judge(make_claim(), rng.normal(1, 1, 40)) for _ in range(20))
+    ]
     assert sum(missed) < 10
 
 
@@ -216,9 +249,18 @@ def test_a_stricter_alpha_asks_for_more():
     assert judge(make_claim(alpha=0.01), values).verdict == "INCONCLUSIVE"
 
 
-@pytest.mark.parametrize(("test", "margin", "values", "verdict"), PLANTED, ids=lambda value: None if np.ndim(value) else str(value))
-def test_a_claim_that_its_control_supports_as_well_is_never_supported(test, margin, values, verdict):
-    finding = judge(make_claim(test, margin=margin, control=lambda case: case, control_statement="itself"), values)
+@pytest.mark.parametrize(
+    ("test", "margin", "values", "verdict"),
+    PLANTED,
+    ids=lambda value: None if np.ndim(value) else str(value),
+)
+def test_a_claim_that_its_control_supports_as_well_is_never_supported(
+    test, margin, values, verdict
+):
+    finding = judge(
+        make_claim(test, margin=margin, control=lambda case: case, control_statement="itself"),
+        values,
+    )
     assert finding.control_holds == (verdict != "SUPPORTED")
     assert finding.verdict == ("INCONCLUSIVE" if verdict == "SUPPORTED" else verdict)
     assert math.isclose(finding.control_estimate, np.mean(values), abs_tol=1e-12)
@@ -236,9 +278,18 @@ def test_a_claim_whose_control_never_applied_could_not_have_failed():
 
 def findings_with(ps, family="f", **changes):
     """Findings of claims c0, c1, ... with these p-values, supported where p < ALPHA."""
-    base = replace(judge(make_claim(family=family), spread(1.0)), p_against=1.0, p_against_corrected=1.0)
+    base = replace(
+        judge(make_claim(family=family), spread(1.0)), p_against=1.0, p_against_corrected=1.0
+    )
     return [
-        replace(base, claim=f"c{i}", p=p, p_corrected=p, verdict="SUPPORTED" if p < ALPHA else "INCONCLUSIVE", **changes)
+        replace(
+            base,
+            claim=f"c{i}",
+            p=p,
+            p_corrected=p,
+            verdict="SUPPORTED" if p < ALPHA else "INCONCLUSIVE",
+            **changes,
+        )
         for i, p in enumerate(ps)
     ]
 
@@ -260,13 +311,17 @@ def turned(findings):
 
 
 def corrected(ps, declared, **changes):
-    return [finding.p_corrected for finding in correct(findings_with(ps, **changes), {"f": declared})]
+    return [
+        finding.p_corrected for finding in correct(findings_with(ps, **changes), {"f": declared})
+    ]
 
 
 def test_holm_is_the_example_by_hand():
     # sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1 = 0.02, 0.03, 0.06, 0.04; the last is raised to 0.06
     assert np.allclose(corrected([0.01, 0.04, 0.03, 0.005], 4), [0.03, 0.06, 0.06, 0.02])
-    verdicts = [finding.verdict for finding in correct(findings_with([0.01, 0.04, 0.03, 0.005]), {"f": 4})]
+    verdicts = [
+        finding.verdict for finding in correct(findings_with([0.01, 0.04, 0.03, 0.005]), {"f": 4})
+    ]
     assert verdicts == ["SUPPORTED", "INCONCLUSIVE", "INCONCLUSIVE", "SUPPORTED"]
     bonferroni = [0.04, 0.16, 0.12, 0.02]
     assert not np.allclose(corrected([0.01, 0.04, 0.03, 0.005], 4), bonferroni)
@@ -275,8 +330,12 @@ def test_holm_is_the_example_by_hand():
 def test_claims_that_were_declared_but_not_run_count():
     # as if two more claims with p = 1 had been run: 0.005 * 6, 0.01 * 5, 0.03 * 4, 0.04 * 3
     assert np.allclose(corrected([0.01, 0.04, 0.03, 0.005], 6), [0.05, 0.12, 0.12, 0.03])
-    assert np.allclose(corrected([0.01, 0.04, 0.03, 0.005, 1.0, 1.0], 6)[:4], [0.05, 0.12, 0.12, 0.03])
-    assert not np.allclose(corrected([0.01, 0.04, 0.03, 0.005], 4), corrected([0.01, 0.04, 0.03, 0.005], 6))
+    assert np.allclose(
+        corrected([0.01, 0.04, 0.03, 0.005, 1.0, 1.0], 6)[:4], [0.05, 0.12, 0.12, 0.03]
+    )
+    assert not np.allclose(
+        corrected([0.01, 0.04, 0.03, 0.005], 4), corrected([0.01, 0.04, 0.03, 0.005], 6)
+    )
     survivor, loser = correct(findings_with([0.01, 0.02]), {"f": 4})
     assert (survivor.verdict, loser.verdict) == ("SUPPORTED", "INCONCLUSIVE")
     assert loser.reason == "p = 0.02 does not survive the correction for its family (0.06)"
@@ -298,13 +357,19 @@ def test_holm_is_its_definition_for_any_family(ps, missing):
     size = len(ps) + missing
     order = np.argsort(ps, kind="stable")
     expected = np.empty(len(ps))
-    expected[order] = np.maximum.accumulate([min(1.0, (size - rank) * ps[i]) for rank, i in enumerate(order)])
+    expected[order] = np.maximum.accumulate(
+        [min(1.0, (size - rank) * ps[i]) for rank, i in enumerate(order)]
+    )
     found = np.array(corrected(ps, size))
     assert np.allclose(found, expected)
     assert (found >= ps).all()
     assert (found <= np.minimum(1, size * np.array(ps)) + 1e-15).all()
     # a claim left out by -k never makes the others more significant
-    assert (np.array(corrected(ps[:-1], size)) >= found[:-1] - 1e-15).all() if ps[-1] == max(ps) else True
+    assert (
+        (np.array(corrected(ps[:-1], size)) >= found[:-1] - 1e-15).all()
+        if ps[-1] == max(ps)
+        else True
+    )
 
 
 def test_families_are_corrected_apart():
@@ -329,20 +394,29 @@ def test_a_refutation_needs_correcting_as_much_as_support(ps):
     size = {"f": len(ps) + 1}
     supported, refuted = correct(findings_with(ps), size), correct(turned(findings_with(ps)), size)
     assert refuted == turned(supported)
-    assert {finding.verdict for finding in correct(turned(findings_with([0.02, 0.03])), {"f": 3})} == {"INCONCLUSIVE"}
-    assert {finding.verdict for finding in correct(turned(findings_with([0.02, 0.03])), {"f": 2})} == {"REFUTED"}
+    assert {
+        finding.verdict for finding in correct(turned(findings_with([0.02, 0.03])), {"f": 3})
+    } == {"INCONCLUSIVE"}
+    assert {
+        finding.verdict for finding in correct(turned(findings_with([0.02, 0.03])), {"f": 2})
+    } == {"REFUTED"}
 
 
 def test_a_correction_gives_no_verdict_that_was_not_there():
     assert [f.verdict for f in correct(findings_with([0.2]), {"f": 9})] == ["INCONCLUSIVE"]
-    blind = [replace(f, verdict="INCONCLUSIVE", reason="the control supports it as well") for f in findings_with([0.001])]
+    blind = [
+        replace(f, verdict="INCONCLUSIVE", reason="the control supports it as well")
+        for f in findings_with([0.001])
+    ]
     assert correct(blind, {"f": 1}) == blind
     assert correct([], {"f": 3}) == []
 
 
 def test_a_verdict_survives_at_the_alpha_of_its_own_claim():
     strict = [replace(f, alpha=0.01) for f in findings_with([0.009, 0.009])]
-    assert {f.verdict for f in correct(strict, {"f": 1})} == {"INCONCLUSIVE"}  # two members make a family of two
+    assert {f.verdict for f in correct(strict, {"f": 1})} == {
+        "INCONCLUSIVE"
+    }  # two members make a family of two
     assert {f.verdict for f in correct(strict[:1], {"f": 1})} == {"SUPPORTED"}
 
 
@@ -385,7 +459,9 @@ def test_a_map_is_searched_for_the_cell_that_exceeds_the_margin():
     assert math.isclose(finding.estimate, 2.0)
     assert judge(MAP_CLAIM, maps(hot(0.5, 0.5))).verdict == "INCONCLUSIVE"
     assert judge(MAP_CLAIM, maps(hot(-1.0, -1.0))).verdict == "REFUTED"
-    assert judge(MAP_CLAIM, maps(hot(0.5, -1.0))).verdict == "INCONCLUSIVE"  # one cell may be there: not refuted
+    assert (
+        judge(MAP_CLAIM, maps(hot(0.5, -1.0))).verdict == "INCONCLUSIVE"
+    )  # one cell may be there: not refuted
 
 
 def test_a_cell_pays_for_all_the_cells_it_was_picked_from():
@@ -396,10 +472,16 @@ def test_a_cell_pays_for_all_the_cells_it_was_picked_from():
 
 def test_a_typical_prompt_is_not_moved_by_an_extreme_one():
     values = [*spread(0.1, n=39, sd=0.5), 200.0]
-    mean, typical = judge(make_claim(margin=1.0), values), judge(make_claim(estimand="pseudomedian", margin=1.0), values)
+    mean, typical = (
+        judge(make_claim(margin=1.0), values),
+        judge(make_claim(estimand="pseudomedian", margin=1.0), values),
+    )
     assert (mean.verdict, typical.verdict) == ("INCONCLUSIVE", "REFUTED")
     assert typical.estimate < 0.2 < 5 < mean.estimate
-    assert judge(make_claim(estimand="pseudomedian", margin=1.0), np.array(values) + 2).verdict == "SUPPORTED"
+    assert (
+        judge(make_claim(estimand="pseudomedian", margin=1.0), np.array(values) + 2).verdict
+        == "SUPPORTED"
+    )
 
 
 def test_data_too_skewed_for_so_few_prompts_say_so():
@@ -408,7 +490,9 @@ def test_data_too_skewed_for_so_few_prompts_say_so():
     assert finding.verdict == "INCONCLUSIVE"
     assert "too few for data this skewed to show that the mean is below anything" in finding.reason
     assert judge(make_claim("less", margin=1.0), tail * 40).verdict == "SUPPORTED"
-    assert judge(make_claim("greater", margin=-1.0), tail).verdict == "SUPPORTED"  # with the tail, not against it
+    assert (
+        judge(make_claim("greater", margin=-1.0), tail).verdict == "SUPPORTED"
+    )  # with the tail, not against it
 
 
 BAD_CLAIMS = [
@@ -418,7 +502,10 @@ BAD_CLAIMS = [
     ({"test": "proportion", "margin": 95}, "margin=95, expected a share"),
     ({"test": "equivalent", "margin": 0.0}, "nothing is shown to be within 0"),
     ({"planned_effect": 1.0}, "planned_effect needs planned_sd above 0 and planned_from"),
-    ({"planned_effect": 0.0, "planned_sd": 1.0, "planned_from": "a pilot"}, "the planned effect is the margin"),
+    (
+        {"planned_effect": 0.0, "planned_sd": 1.0, "planned_from": "a pilot"},
+        "the planned effect is the margin",
+    ),
 ]
 
 
@@ -444,29 +531,47 @@ def test_a_statistic_of_the_wrong_kind_is_an_error_that_names_the_claim(test, va
 
 
 def planned(effect=1.0, sd=1.0, **changes):
-    return make_claim(**{"planned_effect": effect, "planned_sd": sd, "planned_from": "a pilot", **changes})
+    return make_claim(
+        **{"planned_effect": effect, "planned_sd": sd, "planned_from": "a pilot", **changes}
+    )
 
 
 def test_the_number_of_prompts_needed_is_the_textbook_one():
-    assert num_needed(planned(0.5), power=0.8) == 34  # G*Power: t test, one sample, dz 0.5, two tails
+    assert (
+        num_needed(planned(0.5), power=0.8) == 34
+    )  # G*Power: t test, one sample, dz 0.5, two tails
     assert num_needed(planned(0.5), power=0.9) == 44
     assert num_needed(planned(0.5, margin=0.3), power=0.8) > num_needed(planned(0.5), power=0.8)
-    assert num_needed(planned(-0.5), power=0.8) == num_needed(planned(0.5), power=0.8)  # to refute takes as many
+    assert num_needed(planned(-0.5), power=0.8) == num_needed(
+        planned(0.5), power=0.8
+    )  # to refute takes as many
     assert num_needed(planned(0.5), 5) > num_needed(planned(0.5))
     assert num_needed(planned(0.5, estimand="pseudomedian")) > num_needed(planned(0.5))
-    assert num_needed(replace(planned(0.5), test="somewhere", cells=270)) > num_needed(planned(0.5), 7)
+    assert num_needed(replace(planned(0.5), test="somewhere", cells=270)) > num_needed(
+        planned(0.5), 7
+    )
     assert num_needed(planned(0.0, test="equivalent", margin=0.5)) > num_needed(planned(0.5))
-    assert num_needed(make_claim("proportion", margin=0.95, planned_effect=1.0, planned_from="none fails"), 5) == 104
+    assert (
+        num_needed(
+            make_claim("proportion", margin=0.95, planned_effect=1.0, planned_from="none fails"), 5
+        )
+        == 104
+    )
     assert num_needed(make_claim()) is None
 
 
 @pytest.mark.parametrize(("effect", "test"), [(0.6, "greater"), (0.0, "equivalent")])
 def test_so_many_prompts_do_reach_the_verdict(effect, test):
-    settings = {"greater": {"control": lambda case: 0.0}, "equivalent": {"margin": 0.6, "control": lambda case: 9.0}}[test]
+    settings = {
+        "greater": {"control": lambda case: 0.0},
+        "equivalent": {"margin": 0.6, "control": lambda case: 9.0},
+    }[test]
     claim = planned(effect, test=test, **settings)
     rng = np.random.default_rng(0)
     reached = {
-        n: np.mean([judge(claim, rng.normal(effect, 1, n)).verdict == "SUPPORTED" for _ in range(200)])
+        n: np.mean(
+            [judge(claim, rng.normal(effect, 1, n)).verdict == "SUPPORTED" for _ in range(200)]
+        )
         for n in (num_needed(claim), num_needed(claim) // 2)
     }
     enough, half = reached.values()
@@ -474,7 +579,11 @@ def test_so_many_prompts_do_reach_the_verdict(effect, test):
     assert half < 0.8
 
 
-@pytest.mark.parametrize(("test", "margin", "values", "verdict"), PLANTED, ids=lambda value: None if np.ndim(value) else str(value))
+@pytest.mark.parametrize(
+    ("test", "margin", "values", "verdict"),
+    PLANTED,
+    ids=lambda value: None if np.ndim(value) else str(value),
+)
 def test_a_record_is_strict_json(test, margin, values, verdict):
     context = {"model": "tiny", "versions": {"numpy": "2"}, "config": [1, 2.5, None]}
     finding = judge(make_claim(test, margin=margin, margin_reason="…"), values, context)
@@ -485,7 +594,9 @@ def test_a_record_is_strict_json(test, margin, values, verdict):
     assert record["schema"] == SCHEMA
 
 
-@pytest.mark.parametrize("values", [[], [math.nan] * 9, [1.0] * 9, [1.0] * 3], ids=["none", "nan", "no spread", "few"])
+@pytest.mark.parametrize(
+    "values", [[], [math.nan] * 9, [1.0] * 9, [1.0] * 3], ids=["none", "nan", "no spread", "few"]
+)
 def test_a_record_of_undecided_data_has_none_for_nan(values):
     finding = judge(make_claim(), values)
     with pytest.raises(ValueError, match="Out of range float values"):

@@ -41,7 +41,9 @@ def run_json(*args: object) -> dict:
 
 def unseen(text: str) -> set[str]:
     """Characters that a terminal would obey or hide."""
-    return {char for char in text if unicodedata.category(char) in {"Cc", "Cf", "Zl", "Zp", "Cs", "Co"}} - {"\n"}
+    return {
+        char for char in text if unicodedata.category(char) in {"Cc", "Cf", "Zl", "Zp", "Cs", "Co"}
+    } - {"\n"}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,9 @@ def test_visible_escapes_what_is_not_seen(text: str, shown: str) -> None:
     assert not unseen(visible(text))
 
 
-@pytest.mark.parametrize("text", ["", " the", "[red]", "\\n", "naïve é", "日本語 مرحبا", "😀", "\ufffd", "\xa0"])
+@pytest.mark.parametrize(
+    "text", ["", " the", "[red]", "\\n", "naïve é", "日本語 مرحبا", "😀", "\ufffd", "\xa0"]
+)
 def test_visible_leaves_what_is_seen(text: str) -> None:
     assert visible(text) == text
 
@@ -89,7 +93,9 @@ def test_generate_json_is_the_trace_of_the_library() -> None:
     assert record["provenance"] == trace.provenance
     assert tempo.RunSpec(**record["spec"]) == trace.spec != other.spec
     names = ("tokens", "texts", "probabilities", "position", "slots", "ended")
-    assert record["steps"] == [{name: getattr(step, name) for name in names} for step in trace.steps]
+    assert record["steps"] == [
+        {name: getattr(step, name) for name in names} for step in trace.steps
+    ]
 
 
 def test_output_without_json_is_not_json() -> None:
@@ -110,31 +116,47 @@ def test_output_without_json_is_not_json() -> None:
         (("--no-stop-at-eos",), "stop_at_eos", False),
     ],
 )
-def test_each_option_changes_its_setting_and_no_other(option: tuple[str, ...], name: str, value: object) -> None:
+def test_each_option_changes_its_setting_and_no_other(
+    option: tuple[str, ...], name: str, value: object
+) -> None:
     plain = tempo.RunSpec(prompt="ab").model_dump(mode="json")
     changed = run_json("generate", "ab", "--model", "tiny", *option)["spec"]
     assert changed == {**plain, name: value} != plain
 
 
 def test_without_options_the_settings_are_the_defaults() -> None:
-    assert run_json("generate", "ab", "--model", "tiny")["spec"] == tempo.RunSpec(prompt="ab").model_dump(mode="json")
+    assert run_json("generate", "ab", "--model", "tiny")["spec"] == tempo.RunSpec(
+        prompt="ab"
+    ).model_dump(mode="json")
 
 
 def test_explicit_options_override_the_config_and_others_do_not(tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("prompt: ab\nthreshold: 0.3\nmax_steps: 2\nstop_at_eos: false\n")
     spec = run_json("generate", "--model", "tiny", "--config", config)["spec"]
-    assert (spec["prompt"], spec["threshold"], spec["max_steps"], spec["stop_at_eos"]) == ("ab", 0.3, 2, False)
+    assert (spec["prompt"], spec["threshold"], spec["max_steps"], spec["stop_at_eos"]) == (
+        "ab",
+        0.3,
+        2,
+        False,
+    )
     # 0.1 is the option's default: that it was given is what counts
     options = ("--config", config, "--threshold", 0.1, "--stop-at-eos")
     spec = run_json("generate", "cd", "--model", "tiny", *options)["spec"]
-    assert (spec["prompt"], spec["threshold"], spec["max_steps"], spec["stop_at_eos"]) == ("cd", 0.1, 2, True)
+    assert (spec["prompt"], spec["threshold"], spec["max_steps"], spec["stop_at_eos"]) == (
+        "cd",
+        0.1,
+        2,
+        True,
+    )
 
 
 def test_a_config_may_lack_the_prompt_only_if_one_is_given(tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("max_steps: 2\n")
-    assert run_json("generate", "ab", "--model", "tiny", "--config", config)["spec"]["max_steps"] == 2
+    assert (
+        run_json("generate", "ab", "--model", "tiny", "--config", config)["spec"]["max_steps"] == 2
+    )
     result = run("generate", "--model", "tiny", "--config", config)
     assert result.exit_code == 2
     assert "PROMPT: give a text to continue" in result.stderr
@@ -149,14 +171,22 @@ def test_a_prompt_of_token_ids_is_shown_as_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (("generate", "ab", "--threshold", "1.5"), 1, "threshold=1.5: expected a probability above 0"),
+        (
+            ("generate", "ab", "--threshold", "1.5"),
+            1,
+            "threshold=1.5: expected a probability above 0",
+        ),
         (("generate", "ab", "--threshold", "nan"), 1, "threshold=nan"),
         (("generate", "ab", "--max-steps", "0"), 1, "max_steps=0"),
         (("generate", ""), 1, "the prompt is empty"),
         (("generate", "ab", "--model", "smolm2"), 1, "did you mean 'smollm2-135m'?"),
         (("generate", "ab", "--model", "tiny", "--dtype", "int8"), 1, "expected one of float32"),
         (("generate", "ab", "--config", "none.yaml"), 1, "cannot read none.yaml"),
-        (("generate", "ab", "--visibility", "all"), 2, "'all' is not one of 'isolated', 'visible', 'causal'"),
+        (
+            ("generate", "ab", "--visibility", "all"),
+            2,
+            "'all' is not one of 'isolated', 'visible', 'causal'",
+        ),
         (("generate", "ab", "--threshold", "high"), 2, "--threshold"),
         (("generate", "ab", "cd"), 2, "unexpected extra argument"),
         (("generate", "a\udcff", "--model", "tiny"), 1, "lone surrogate"),
@@ -165,7 +195,9 @@ def test_a_prompt_of_token_ids_is_shown_as_text(tmp_path: Path) -> None:
         (("generat", "ab"), 2, "Did you mean 'generate'?"),
     ],
 )
-def test_errors_are_one_message_on_stderr_and_an_exit_code(args: tuple[str, ...], code: int, said: str) -> None:
+def test_errors_are_one_message_on_stderr_and_an_exit_code(
+    args: tuple[str, ...], code: int, said: str
+) -> None:
     result = run(*args)
     assert result.exit_code == code
     assert said in result.stderr
@@ -194,7 +226,9 @@ def test_an_interrupt_exits_130_and_says_nothing(monkeypatch: pytest.MonkeyPatch
 
 def hostile_outputs(tmp_path: Path) -> list[Result]:
     config = tmp_path / "run.yaml"
-    config.write_text(tempo.RunSpec(prompt=HOSTILE, replay=[list(range(32)), [127]]).to_yaml(), encoding="utf-8")
+    config.write_text(
+        tempo.RunSpec(prompt=HOSTILE, replay=[list(range(32)), [127]]).to_yaml(), encoding="utf-8"
+    )
     return [
         run("generate", HOSTILE, *TINY),
         run("generate", "--model", "tiny", "--config", config),
@@ -216,7 +250,9 @@ def test_hostile_text_is_shown_and_never_obeyed(tmp_path: Path) -> None:
     assert results[1].stdout.startswith("a[red]b[/red]\\x1b[31m\\n\\u202e")
 
 
-def test_hostile_text_would_be_obeyed_without_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_text_would_be_obeyed_without_visible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in (cli, terminal):
         monkeypatch.setattr(module, "visible", lambda text: text)
     assert sum(bool(unseen(result.output)) for result in hostile_outputs(tmp_path)) >= 7
@@ -240,7 +276,9 @@ def test_hostile_prompts_come_back_from_json() -> None:
     assert json.loads(result.stdout)["spec"]["prompt"] == HOSTILE
 
 
-@pytest.mark.parametrize("command", [("generate", "ab", *TINY), ("compare", "ab", *TINY), ("models",)])
+@pytest.mark.parametrize(
+    "command", [("generate", "ab", *TINY), ("compare", "ab", *TINY), ("models",)]
+)
 def test_escape_codes_only_where_colour_is_wanted(command: tuple[str, ...]) -> None:
     assert "\x1b[" in run(*command, FORCE_COLOR="1", TERM="xterm-256color").stdout
     assert "\x1b" not in run(*command, FORCE_COLOR="1", TERM="xterm-256color", NO_COLOR="1").output
@@ -248,12 +286,24 @@ def test_escape_codes_only_where_colour_is_wanted(command: tuple[str, ...]) -> N
 
 
 def test_lines_fit_the_terminal_and_keep_leading_spaces() -> None:
-    pieces = [terminal.words("one two"), terminal.members([" three", " four"], [0.5, 0.25]), terminal.members([" five"], [1.0])]
-    assert [line.plain for line in terminal.wrap(pieces, 40)] == ["one two[ three .50/ four .25][ five 1.0]"]
-    assert [line.plain for line in terminal.wrap(pieces, 39)] == ["one two[ three .50/ four .25]", "[ five 1.0]"]
+    pieces = [
+        terminal.words("one two"),
+        terminal.members([" three", " four"], [0.5, 0.25]),
+        terminal.members([" five"], [1.0]),
+    ]
+    assert [line.plain for line in terminal.wrap(pieces, 40)] == [
+        "one two[ three .50/ four .25][ five 1.0]"
+    ]
+    assert [line.plain for line in terminal.wrap(pieces, 39)] == [
+        "one two[ three .50/ four .25]",
+        "[ five 1.0]",
+    ]
     narrow = [line.plain for line in terminal.wrap(pieces, 13)]
     assert narrow == ["one two", "[ three .50/", " four .25]", "[ five 1.0]"]
-    wide, narrow = (run("generate", "ab", *TINY, COLUMNS=str(columns)).stdout.split("\n\n")[0] for columns in (200, 50))
+    wide, narrow = (
+        run("generate", "ab", *TINY, COLUMNS=str(columns)).stdout.split("\n\n")[0]
+        for columns in (200, 50)
+    )
     assert "\n" not in wide
     assert "\n" in narrow
     assert max(map(len, narrow.split("\n"))) <= 50
@@ -262,13 +312,16 @@ def test_lines_fit_the_terminal_and_keep_leading_spaces() -> None:
 
 def test_of_a_long_prompt_the_end_is_shown() -> None:
     assert run("generate", "x" * 400, *TINY).stdout.startswith("x" * 80)
-    shown = run("generate", "\x01" * 200 + "yyy", *TINY).stdout.replace("\n", "")  # 803 characters once visible
+    shown = run("generate", "\x01" * 200 + "yyy", *TINY).stdout.replace(
+        "\n", ""
+    )  # 803 characters once visible
     assert shown.startswith("…")
     assert shown.index("yyy[") == cli.LONGEST_PROMPT - 2
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(0.0, "0"), (1.0, "1.0"), (0.123, ".12"), (0.1, ".10"), (0.00519, ".0052"), (3.4e-6, "3e-06")]
+    ("value", "shown"),
+    [(0.0, "0"), (1.0, "1.0"), (0.123, ".12"), (0.1, ".10"), (0.00519, ".0052"), (3.4e-6, "3e-06")],
 )
 def test_numbers_keep_the_digits_that_count(value: float, shown: str) -> None:
     assert terminal.short(value) == shown
@@ -288,7 +341,9 @@ def test_compare_replays_isolated_sets_and_shows_where_the_modes_part() -> None:
     record = run_json("compare", "ab", *TINY)
     isolated = run_json("generate", "ab", *TINY)
     for run_of_mode in record["runs"].values():
-        assert [step["tokens"] for step in run_of_mode["steps"]] == [step["tokens"] for step in isolated["steps"]]
+        assert [step["tokens"] for step in run_of_mode["steps"]] == [
+            step["tokens"] for step in isolated["steps"]
+        ]
         assert run_of_mode["stop_reason"] == "replay"
     wide = record["first_wide_step"]
     assert isolated["widths"][wide] > 1
@@ -316,15 +371,22 @@ def test_compare_numbers_are_those_of_the_metrics() -> None:
 def test_free_runs_are_compared_until_their_sets_first_differ() -> None:
     record = run_json("compare", "ab", *TINY, "--free")
     for mode in ("visible", "causal"):
-        same = [set(step[mode]["tokens"]) == set(step["isolated"]["tokens"]) for step in record["steps"]]
+        same = [
+            set(step[mode]["tokens"]) == set(step["isolated"]["tokens"]) for step in record["steps"]
+        ]
         first = same.index(False)
-        assert [step[mode]["kl"] is None for step in record["steps"]] == [k > first for k in range(len(same))]
+        assert [step[mode]["kl"] is None for step in record["steps"]] == [
+            k > first for k in range(len(same))
+        ]
     assert {step["isolated"]["kl"] for step in record["steps"]} == {0.0}
     assert record["runs"]["visible"]["text"] != record["runs"]["isolated"]["text"]
 
 
 def test_compare_says_what_is_compared() -> None:
-    replayed, free = run("compare", "ab", *TINY).stdout, run("compare", "ab", *TINY, "--free").stdout
+    replayed, free = (
+        run("compare", "ab", *TINY).stdout,
+        run("compare", "ab", *TINY, "--free").stdout,
+    )
     alone = run("compare", "ab", *TINY, "--max-width", 1).stdout
     short = run("compare", "ab", *TINY, "--max-steps", 1).stdout
     said = [" ".join(text.split("─")[0].split()) for text in (replayed, free, alone, short)]
@@ -344,7 +406,9 @@ def test_compare_says_what_is_compared() -> None:
 def test_compare_takes_the_sets_of_a_config_and_free_refuses_them(tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("prompt: ab\nreplay: [[97, 98], [99]]\n")
-    record = run_json("compare", "--model", "tiny", "--config", config, "--save", tmp_path / "saved")
+    record = run_json(
+        "compare", "--model", "tiny", "--config", config, "--save", tmp_path / "saved"
+    )
     assert [step["causal"]["tokens"] for step in record["steps"]] == [[97, 98], [99]]
     assert tempo.load_trace(tmp_path / "saved" / "causal").spec.visibility == "causal"
     result = run("compare", "--model", "tiny", "--config", config, "--free")
@@ -355,10 +419,18 @@ def test_compare_takes_the_sets_of_a_config_and_free_refuses_them(tmp_path: Path
 def test_models_lists_what_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEMPO_CACHE", str(tmp_path))
     listed = {model["name"]: model for model in run_json("models")["models"]}
-    assert [listed[name]["present"] for name in ("smollm2-135m", "gemma3-270m", "tiny")] == [False, False, True]
+    assert [listed[name]["present"] for name in ("smollm2-135m", "gemma3-270m", "tiny")] == [
+        False,
+        False,
+        True,
+    ]
     (tmp_path / "smollm2-135m").mkdir()
     listed = {model["name"]: model for model in run_json("models")["models"]}
-    assert [listed[name]["present"] for name in ("smollm2-135m", "gemma3-270m", "tiny")] == [True, False, True]
+    assert [listed[name]["present"] for name in ("smollm2-135m", "gemma3-270m", "tiny")] == [
+        True,
+        False,
+        True,
+    ]
     assert listed["smollm2-135m"]["folder"] == str(tmp_path / "smollm2-135m")
     assert listed["tiny"]["folder"] is None
     table = run("models").stdout
@@ -378,13 +450,18 @@ def test_version_and_help() -> None:
 
 def start(*command: str) -> subprocess.Popen[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, *command], stdout=PIPE, stderr=PIPE, text=True, env=env)
+    return subprocess.Popen(
+        [sys.executable, *command], stdout=PIPE, stderr=PIPE, text=True, env=env
+    )
 
 
 def test_as_a_process_it_tells_errors_and_minds_no_closed_pipe() -> None:
     failing = start("-m", "tempo.cli", "generate", "ab", "--threshold", "0")
     closed = start("-m", "tempo.cli", "models")
-    unguarded = start("-c", "import sys; from tempo import cli; cli._write = sys.stdout.write; cli.app(['models'])")
+    unguarded = start(
+        "-c",
+        "import sys; from tempo import cli; cli._write = sys.stdout.write; cli.app(['models'])",
+    )
     with failing, closed, unguarded:
         closed.stdout.close()
         unguarded.stdout.close()

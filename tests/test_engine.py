@@ -13,11 +13,16 @@ EVERYTHING = CAPTURES
 
 
 def wide(lm, **settings):
-    return tempo.generate(lm, PROMPT, **{"threshold": 0.02, "max_steps": 6, "capture": EVERYTHING} | settings)
+    return tempo.generate(
+        lm, PROMPT, **{"threshold": 0.02, "max_steps": 6, "capture": EVERYTHING} | settings
+    )
 
 
 def test_stream_gives_every_run_once_as_it_ends(tiny):
-    specs = [tempo.RunSpec(prompt=PROMPT, max_steps=n, max_width=1, stop_at_eos=False) for n in (9, 1, 5, 2)]
+    specs = [
+        tempo.RunSpec(prompt=PROMPT, max_steps=n, max_width=1, stop_at_eos=False)
+        for n in (9, 1, 5, 2)
+    ]
     order = [index for index, _ in tempo.stream(tiny, specs, max_rows=2)]
     assert sorted(order) == [0, 1, 2, 3]
     assert order[0] == 1
@@ -88,7 +93,9 @@ def test_what_cannot_run_is_refused_before_the_model_is(tiny, settings, message,
 
 def test_logits_that_are_not_finite_are_an_error_that_names_the_run_and_spares_finished_ones(tiny):
     head = tiny.model.lm_head
-    specs = [tempo.RunSpec(prompt=PROMPT, max_steps=n, max_width=1, stop_at_eos=False) for n in (2, 6)]
+    specs = [
+        tempo.RunSpec(prompt=PROMPT, max_steps=n, max_width=1, stop_at_eos=False) for n in (2, 6)
+    ]
     done = tempo.stream(tiny, specs)
     assert next(done)[0] == 0
     weight = head.weight.clone()
@@ -112,7 +119,9 @@ def one_token_pass(lm):
 
 def test_an_attention_argument_tempo_does_not_know_is_an_error(tiny):
     module, (context, *states) = tiny.attention_modules[0], one_token_pass(tiny)
-    attention.tempo_attention(module, *states, None, tempo_pass=context, position_ids=torch.zeros(1))
+    attention.tempo_attention(
+        module, *states, None, tempo_pass=context, position_ids=torch.zeros(1)
+    )
     with pytest.raises(tempo.ModelError, match="mystery"):
         attention.tempo_attention(module, *states, None, tempo_pass=context, mystery=1)
     with pytest.raises(tempo.ModelError, match="does not pass keyword arguments"):
@@ -120,7 +129,12 @@ def test_an_attention_argument_tempo_does_not_know_is_an_error(tiny):
 
 
 @pytest.mark.parametrize(
-    ("missing", "window"), [({"isolated_layers": {0: (0, 1)}}, None), ({"query_positions": None}, 3), ({"slot_positions": None}, 3)]
+    ("missing", "window"),
+    [
+        ({"isolated_layers": {0: (0, 1)}}, None),
+        ({"query_positions": None}, 3),
+        ({"slot_positions": None}, 3),
+    ],
 )
 def test_a_mask_that_lacks_what_it_needs_is_an_error_and_not_another_mask(tiny, missing, window):
     context, *_ = one_token_pass(tiny)
@@ -163,7 +177,10 @@ def test_other_dtypes_run_and_stay_near_float32(tiny, dtype):
     fine = wide(tiny)
     with tempo.load_model("tiny", dtype=dtype) as lm:
         run = wide(lm, replay=fine.sets)
-    gap = max(np.abs(a.distribution - b.distribution).max() for a, b in zip(fine.steps, run.steps, strict=True))
+    gap = max(
+        np.abs(a.distribution - b.distribution).max()
+        for a, b in zip(fine.steps, run.steps, strict=True)
+    )
     assert gap < {"float64": 1e-5, "bfloat16": 0.5}[dtype]
     assert gap > 0
 
@@ -172,13 +189,20 @@ def test_other_dtypes_run_and_stay_near_float32(tiny, dtype):
 def head_rows(tiny):
     """How many rows each pass puts through the language-model head."""
     found = []
-    hook = tiny.model.lm_head.register_forward_pre_hook(lambda _, args: found.append(args[0].shape[1]))
+    hook = tiny.model.lm_head.register_forward_pre_hook(
+        lambda _, args: found.append(args[0].shape[1])
+    )
     yield found
     hook.remove()
 
 
-@pytest.mark.parametrize(("captured", "last"), [((), None), (("attention",), 0), (("siblings", "kv"), 0), (EVERYTHING, 1)])
-def test_logits_are_computed_of_the_last_prompt_token_of_sets_and_of_the_last_set_only_if_captured(tiny, head_rows, captured, last):
+@pytest.mark.parametrize(
+    ("captured", "last"),
+    [((), None), (("attention",), 0), (("siblings", "kv"), 0), (EVERYTHING, 1)],
+)
+def test_logits_are_computed_of_the_last_prompt_token_of_sets_and_of_the_last_set_only_if_captured(
+    tiny, head_rows, captured, last
+):
     run = wide(tiny, capture=captured)
     assert max(run.widths) > 1
     end = [] if last is None else [last * run.widths[-1]]
@@ -187,7 +211,8 @@ def test_logits_are_computed_of_the_last_prompt_token_of_sets_and_of_the_last_se
 
 def test_runs_that_are_the_same_but_for_captured_logits_both_get_what_they_asked_for(tiny):
     specs = [
-        tempo.RunSpec(prompt=PROMPT, threshold=0.02, max_steps=3, capture=captured) for captured in ("attention", ("attention", "logits"))
+        tempo.RunSpec(prompt=PROMPT, threshold=0.02, max_steps=3, capture=captured)
+        for captured in ("attention", ("attention", "logits"))
     ]
     bare, full = tempo.generate_batch(tiny, specs)
     assert [step.logits is None for step in bare.steps] == [True] * 3
@@ -196,19 +221,25 @@ def test_runs_that_are_the_same_but_for_captured_logits_both_get_what_they_asked
         assert np.abs(one.attention - other.attention).max() < 1e-6
 
 
-@pytest.mark.parametrize(("captured", "what"), [("attention", "attention weights"), ("kv", "cached values")])
+@pytest.mark.parametrize(
+    ("captured", "what"), [("attention", "attention weights"), ("kv", "cached values")]
+)
 def test_a_last_pass_without_logits_still_says_what_is_not_finite(tiny, captured, what):
     layer = tiny.model.model.layers[-1].self_attn
     last = tiny.attention_modules[-1]
     assert layer is last
-    spec = tempo.RunSpec(prompt=PROMPT, max_steps=1, max_width=1, stop_at_eos=False, capture=captured)
+    spec = tempo.RunSpec(
+        prompt=PROMPT, max_steps=1, max_width=1, stop_at_eos=False, capture=captured
+    )
 
     def spoil(module, args, output):
         return output if output.shape[1] > 1 else output * float("nan")  # only the pass of the set
 
     hooks = [projection.register_forward_hook(spoil) for projection in (layer.q_proj, layer.v_proj)]
     try:
-        with pytest.raises(tempo.ModelError, match=f"gave {what} that are not finite after set 0 of run 0"):
+        with pytest.raises(
+            tempo.ModelError, match=f"gave {what} that are not finite after set 0 of run 0"
+        ):
             tempo.generate_batch(tiny, [spec])
     finally:
         for hook in hooks:

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from fixtures import expectations
-from fixtures.expectations import Expectation, Expectations, check, circumstances, file_of, read, update
+from fixtures.expectations import (
+    Expectation,
+    Expectations,
+    check,
+    circumstances,
+    file_of,
+    read,
+    update,
+)
 from tempo import SpecError
 from tempo.claims import Claim, judge
 
@@ -21,9 +29,25 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "expectations"
 
 
-def found(values=VALUES, claim="exp9.more", n_prompts=None, model="mine", test="greater", config="exp9_a"):
-    registered = Claim(claim, "more", "x", lambda case: case, test, "less", lambda case: 0 * case, "nothing", margin=0.2)
-    return judge(registered, list(values), {"model": model, "config": config, "n_prompts": n_prompts or len(values)})
+def found(
+    values=VALUES, claim="exp9.more", n_prompts=None, model="mine", test="greater", config="exp9_a"
+):
+    registered = Claim(
+        claim,
+        "more",
+        "x",
+        lambda case: case,
+        test,
+        "less",
+        lambda case: 0 * case,
+        "nothing",
+        margin=0.2,
+    )
+    return judge(
+        registered,
+        list(values),
+        {"model": model, "config": config, "n_prompts": n_prompts or len(values)},
+    )
 
 
 @pytest.fixture
@@ -93,7 +117,11 @@ def test_a_model_without_expectations_is_a_notice_and_a_published_one_a_failure(
 
 
 def test_an_update_rewrites_the_claims_it_was_given_and_no_others():
-    update("mine", [found(), found(claim="exp9.other"), found(config="exp9_b")], {"exp9_a": MADE, "exp9_b": MADE})
+    update(
+        "mine",
+        [found(), found(claim="exp9.other"), found(config="exp9_b")],
+        {"exp9_a": MADE, "exp9_b": MADE},
+    )
     update("mine", [found(VALUES + 1)], {"exp9_a": MADE | {"torch": "2.14.0"}})
     now = read("mine").families
     assert [entry.estimate for entry in now["exp9_a"].claims.values()] == [2.0, 1.0]
@@ -101,8 +129,15 @@ def test_an_update_rewrites_the_claims_it_was_given_and_no_others():
     # each knows where it comes from
     assert now["exp9_a"].made == MADE
     assert now["exp9_a"].claims["exp9.more"].made == {"torch": "2.14.0"}
-    assert "torch 2.13.0 -> 2.14.0" not in check(found(), read("mine"), MADE | {"torch": "2.14.0"}).failure
-    update("mine", [found(VALUES + 1), found(VALUES + 1, claim="exp9.other")], {"exp9_a": MADE | {"torch": "2.14.0"}})
+    assert (
+        "torch 2.13.0 -> 2.14.0"
+        not in check(found(), read("mine"), MADE | {"torch": "2.14.0"}).failure
+    )
+    update(
+        "mine",
+        [found(VALUES + 1), found(VALUES + 1, claim="exp9.other")],
+        {"exp9_a": MADE | {"torch": "2.14.0"}},
+    )
     assert read("mine").families["exp9_a"].made["torch"] == "2.14.0"
 
 
@@ -110,7 +145,11 @@ def test_a_tolerance_with_a_reason_of_ones_own_survives_an_update(expected):
     path = file_of("mine")
     text = path.read_text()
     entry = expected.families["exp9_a"].claims["exp9.more"]
-    path.write_text(text.replace(f"tolerance: {entry.tolerance}", "tolerance: 0.5").replace(entry.reason, "two machines differ by this"))
+    path.write_text(
+        text.replace(f"tolerance: {entry.tolerance}", "tolerance: 0.5").replace(
+            entry.reason, "two machines differ by this"
+        )
+    )
     update("mine", [found(VALUES + 0.1)], {"exp9_a": MADE})
     kept = read("mine").families["exp9_a"].claims["exp9.more"]
     assert (kept.estimate, kept.tolerance, kept.reason) == (1.1, 0.5, "two machines differ by this")
@@ -126,7 +165,9 @@ def test_a_quick_look_replaces_no_expectation_over_more_prompts(expected):
 def test_what_is_unsound_is_no_expectation():
     blind = replace(found(), control_holds=False)
     broken = found([True] * 9 + [False], claim="exp9.always", test="always")
-    assert "1 expectations written" in update("mine", [blind, broken, found(claim="exp9.good")], {"exp9_a": MADE})
+    assert "1 expectations written" in update(
+        "mine", [blind, broken, found(claim="exp9.good")], {"exp9_a": MADE}
+    )
     assert list(read("mine").families["exp9_a"].claims) == ["exp9.good"]
 
 
@@ -142,7 +183,16 @@ def test_a_damaged_file_is_said_with_file_and_key(folder):
 def test_circumstances_name_all_that_numbers_depend_on():
     provenance = {"dtype": "float32", "device": "cpu", "versions": {"torch": "2"}}
     made = circumstances({"threshold": 0.1, "capture": ["kv"]}, provenance, "f" * 64, "abc")
-    assert {"config threshold", "weights", "dtype", "torch", "python", "machine", "prompts.yaml", "code and threads"} <= set(made)
+    assert {
+        "config threshold",
+        "weights",
+        "dtype",
+        "torch",
+        "python",
+        "machine",
+        "prompts.yaml",
+        "code and threads",
+    } <= set(made)
 
 
 def test_the_committed_expectations_are_whole(monkeypatch):

@@ -14,8 +14,12 @@ QUANTITIES = ("tv", "kl", "probability", "logit", "attention", "kv")
 
 @pytest.fixture(scope="module")
 def specs(real):
-    prompts = [prompt for _, prompt in suite_prompts(24)[20:]]  # not those that the floors were measured on
-    free = tempo.generate_batch(real, [tempo.RunSpec(prompt=p, threshold=0.05, max_steps=3) for p in prompts])
+    prompts = [
+        prompt for _, prompt in suite_prompts(24)[20:]
+    ]  # not those that the floors were measured on
+    free = tempo.generate_batch(
+        real, [tempo.RunSpec(prompt=p, threshold=0.05, max_steps=3) for p in prompts]
+    )
     return [trace.spec.but(replay=trace, capture=CAPTURE) for trace in free]
 
 
@@ -29,7 +33,9 @@ def test_the_same_run_in_another_shape_differs_by_rounding(real, specs, base, va
     for one, other in zip(base, VARIANTS[variant](real, specs), strict=True):
         found = differences(one, other)
         over = {name: found[name] for name in QUANTITIES if found[name] > rounding(name)}
-        assert not over, f"{one.spec.prompt!r}: {over}; if this machine rounds otherwise, look closely before `make floors`"
+        assert not over, (
+            f"{one.spec.prompt!r}: {over}; if this machine rounds otherwise, look closely before `make floors`"
+        )
 
 
 def test_another_visibility_does_not(real, specs, base):
@@ -46,8 +52,12 @@ def test_floors_grow_with_coarser_numbers():
 def test_a_floor_is_the_largest_of_all_variants():
     for found in json.loads(FLOORS.read_text())["dtypes"].values():
         for name in QUANTITIES:
-            assert found["floor"][name] == max(variant[name] for variant in found["variants"].values())
+            assert found["floor"][name] == max(
+                variant[name] for variant in found["variants"].values()
+            )
 
 
 def test_rounding_is_a_multiple_of_what_was_seen():
-    assert rounding("tv") == SLACK * json.loads(FLOORS.read_text())["dtypes"]["float32"]["floor"]["tv"]
+    assert (
+        rounding("tv") == SLACK * json.loads(FLOORS.read_text())["dtypes"]["float32"]["floor"]["tv"]
+    )

@@ -18,19 +18,43 @@ from tempo.claims import SCHEMA
 ROOT = Path(__file__).resolve().parent.parent
 
 
-RECORDS = {"findings.jsonl", "report.json", "tests.html"}  # what every session leaves beside the folders of its experiments
+RECORDS = {
+    "findings.jsonl",
+    "report.json",
+    "tests.html",
+}  # what every session leaves beside the folders of its experiments
 
 
 def run_pytest(*arguments, plugin=None, **environment):
     """(exit code, output) of `pytest test_experiments --model tiny` with more arguments, and a fault to plant."""
-    command = [sys.executable, "-m", "pytest", "test_experiments", "--model", "tiny", "-q", "-p", "no:cacheprovider", *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "test_experiments",
+        "--model",
+        "tiny",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *map(str, arguments),
+    ]
     path = str(ROOT)
     if plugin:
         command += ["-p", plugin.stem]
         path = f"{plugin.parent}{os.pathsep}{path}"
-    inherited = {name: value for name, value in os.environ.items() if name not in ("CI", "GITHUB_STEP_SUMMARY")}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("CI", "GITHUB_STEP_SUMMARY")
+    }
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=inherited | {"PYTHONPATH": path, "COLUMNS": "400"} | environment, check=False
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=inherited | {"PYTHONPATH": path, "COLUMNS": "400"} | environment,
+        check=False,
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -41,7 +65,16 @@ def everything(tmp_path_factory):
     folder = tmp_path_factory.mktemp("everything")
     report = folder / "findings.html"
     records = ("--junit-xml", folder / "junit.xml", "--summary", folder / "summary.md")
-    code, output = run_pytest("--prompts", 12, "--results", folder / "results", "--html", report, "--self-contained-html", *records)
+    code, output = run_pytest(
+        "--prompts",
+        12,
+        "--results",
+        folder / "results",
+        "--html",
+        report,
+        "--self-contained-html",
+        *records,
+    )
     return code, output, folder / "results", report
 
 
@@ -57,7 +90,11 @@ def test_raw_results_have_the_layout_of_the_design_and_open_without_pickle(every
         "exp1_isolated": {"attention_weights.npz", "generation_log.json"},
         "exp1_visible": {"attention_weights.npz", "generation_log.json"},
         "exp2_logits": {"logits_distributions.npz", "kl_divergence.json", "analysis.txt"},
-        "exp3_cross_parallel": {"cross_parallel_scores.json", "attention_weights.npz", "analysis.txt"},
+        "exp3_cross_parallel": {
+            "cross_parallel_scores.json",
+            "attention_weights.npz",
+            "analysis.txt",
+        },
         "exp4_kv_cache": {"rope_positions.json", "kv_cache_states.npz", "analysis.txt"},
         "exp5_high_parallelism": {"generation_log.json", "analysis.txt"},
     }
@@ -87,7 +124,10 @@ def test_findings_are_records_with_unit_n_interval_and_control(everything):
 def test_the_junit_record_holds_each_finding_as_plain_properties(everything):
     _, _, results, _ = everything
     cases = ET.parse(results.parent / "junit.xml").iter("testcase")
-    properties = {case.get("name"): {p.get("name"): p.get("value") for p in case.iter("property")} for case in cases}
+    properties = {
+        case.get("name"): {p.get("name"): p.get("value") for p in case.iter("property")}
+        for case in cases
+    }
     of_claims = {name: found for name, found in properties.items() if "verdict" in found}
     assert len(of_claims) >= 40
     for found in of_claims.values():
@@ -105,7 +145,17 @@ def test_the_summary_of_a_ci_job_has_counts_and_the_table(everything, tmp_path):
     assert "exp3.isolated-is-zero" in summary
     job = tmp_path / "job.md"
     job.write_text("another step's\n")
-    run_pytest("--prompts", 12, "--results", results, "-k", "exp4", "--html", tmp_path / "r.html", GITHUB_STEP_SUMMARY=str(job))
+    run_pytest(
+        "--prompts",
+        12,
+        "--results",
+        results,
+        "-k",
+        "exp4",
+        "--html",
+        tmp_path / "r.html",
+        GITHUB_STEP_SUMMARY=str(job),
+    )
     assert job.read_text().startswith("another step's\n## tempo: ")
     assert "exp3" not in job.read_text()
 
@@ -154,7 +204,15 @@ def test_hostile_names_and_prompts_stay_text_in_page_terminal_and_paths(tmp_path
     prompt = r'"<script>alert(1)</script> \x00\x1b[2J\u202e \U0001f600"'
     config.write_text(CONFIG.replace("Once upon a time", prompt).replace("0.05", "0.02"))
     report = tmp_path / "r.html"
-    arguments = ("--prompts", 6, "--results", tmp_path / "results", "--html", report, "--self-contained-html")
+    arguments = (
+        "--prompts",
+        6,
+        "--results",
+        tmp_path / "results",
+        "--html",
+        report,
+        "--self-contained-html",
+    )
     code, output = run_pytest("--config", config, *arguments)
     assert code == 0, output[-2000:]
     assert not set(output) & set("\x00\x1b\u202e")
@@ -171,7 +229,16 @@ def test_a_picture_that_fails_takes_no_finding_with_it_but_is_said(tmp_path):
     plugin = tmp_path / "no_pictures.py"
     plugin.write_text("from fixtures import raw\nfrom tempo.reporting import figures\n"
                       "def broken(*_, **__):\n    raise ValueError('cannot draw')\nfigures.position_map = broken\n")  # fmt: skip
-    arguments = ("--prompts", 6, "--results", tmp_path / "results", "-k", "exp4", "--html", tmp_path / "r.html")
+    arguments = (
+        "--prompts",
+        6,
+        "--results",
+        tmp_path / "results",
+        "-k",
+        "exp4",
+        "--html",
+        tmp_path / "r.html",
+    )
     code, output = run_pytest(*arguments, plugin=plugin)
     assert code == 1
     assert "no pictures of exp4_kv_cache_inspection: ValueError: cannot draw" in output
@@ -188,18 +255,31 @@ def test_progress_is_plain_lines_without_a_terminal_and_colours_are_off(everythi
 def test_a_second_session_reads_the_cases_and_runs_no_model(everything, tmp_path):
     _, _, results, _ = everything
     fault = tmp_path / "no_runs.py"
-    fault.write_text("import tempo, fixtures.execute\ndef none(*_, **__):\n    raise AssertionError('a model ran')\ntempo.stream = none\n")
+    fault.write_text(
+        "import tempo, fixtures.execute\ndef none(*_, **__):\n    raise AssertionError('a model ran')\ntempo.stream = none\n"
+    )
     arguments = ("--prompts", 12, "--results", results, "-k", "exp2", "--html", tmp_path / "r.html")
     code, output = run_pytest(*arguments, plugin=fault)
     assert code == 0, output[-2000:]
     assert "are on disk already" in output
-    code, output = run_pytest(*arguments[:2], "--results", tmp_path / "empty", *arguments[4:], plugin=fault)
+    code, output = run_pytest(
+        *arguments[:2], "--results", tmp_path / "empty", *arguments[4:], plugin=fault
+    )
     assert code == 1
     assert "a model ran" in output
 
 
 def test_selecting_an_experiment_runs_nothing_else(tmp_path):
-    code, output = run_pytest("--prompts", 6, "--results", tmp_path / "results", "-k", "exp3", "--html", tmp_path / "r.html")
+    code, output = run_pytest(
+        "--prompts",
+        6,
+        "--results",
+        tmp_path / "results",
+        "-k",
+        "exp3",
+        "--html",
+        tmp_path / "r.html",
+    )
     assert code == 0, output[-2000:]
     assert {p.name for p in (tmp_path / "results").iterdir()} == RECORDS | {"exp3_cross_parallel"}
 
@@ -210,7 +290,10 @@ def test_collecting_says_how_many_prompts_each_claim_needs_and_runs_nothing(tmp_
     assert code == 0, output[-2000:]
     lines = [line for line in output.splitlines() if line.startswith("tempo: exp2.")]
     assert len(lines) == 5
-    assert any("exp2.same-selection" in line and "65 prompts tell 0.025 (sd 0.052) from 0.05" in line for line in lines)
+    assert any(
+        "exp2.same-selection" in line and "65 prompts tell 0.025 (sd 0.052) from 0.05" in line
+        for line in lines
+    )
     assert not any("TOO FEW" in line for line in lines)
     assert not (tmp_path / "results").exists()
     _, few = run_pytest(*arguments, "--prompts", 20)
@@ -234,7 +317,16 @@ def run_with_expectations(tmp_path):
             f"from pathlib import Path\nfrom fixtures import expectations\nexpectations.FOLDER = Path({str(tmp_path)!r})\n{fault}"
         )
         results = tmp_path / ("faulty" if fault else "results")
-        shared = ("--prompts", 20, "--results", results, "-k", "exp3", "--html", tmp_path / "r.html")
+        shared = (
+            "--prompts",
+            20,
+            "--results",
+            results,
+            "-k",
+            "exp3",
+            "--html",
+            tmp_path / "r.html",
+        )
         return run_pytest(*shared, *arguments, plugin=plugin, **environment)
 
     return run
@@ -244,7 +336,9 @@ def failed(output):
     return [line for line in output.splitlines() if line.startswith("FAILED")]
 
 
-def test_a_fault_flips_a_verdict_and_turns_the_run_red_and_without_it_all_is_green(run_with_expectations, tmp_path):
+def test_a_fault_flips_a_verdict_and_turns_the_run_red_and_without_it_all_is_green(
+    run_with_expectations, tmp_path
+):
     code, output = run_with_expectations()
     assert (code, failed(output)) == (0, []), output[-2000:]
     assert "no expectation in" in output  # a new model: a notice
@@ -256,21 +350,38 @@ def test_a_fault_flips_a_verdict_and_turns_the_run_red_and_without_it_all_is_gre
     assert "no expectation in" not in output
     code, output = run_with_expectations("--summary", tmp_path / "summary.md", fault=MODE_NOT_WIRED)
     assert code == 1
-    assert any("exp3.score-above-zero" in line and "expected SUPPORTED" in line and "found INCONCLUSIVE" in line for line in failed(output))
-    assert "**regression** exp3.score-above-zero: expected SUPPORTED" in (tmp_path / "summary.md").read_text()
-    assert "exp3.score-above-zero" in (tmp_path / "faulty/findings.jsonl").read_text()  # written before it was asserted
+    assert any(
+        "exp3.score-above-zero" in line
+        and "expected SUPPORTED" in line
+        and "found INCONCLUSIVE" in line
+        for line in failed(output)
+    )
+    assert (
+        "**regression** exp3.score-above-zero: expected SUPPORTED"
+        in (tmp_path / "summary.md").read_text()
+    )
+    assert (
+        "exp3.score-above-zero" in (tmp_path / "faulty/findings.jsonl").read_text()
+    )  # written before it was asserted
     code, output = run_with_expectations()
     assert (code, failed(output)) == (0, []), output[-2000:]
 
 
-def test_expectations_are_not_rewritten_in_ci_nor_for_claims_left_out(run_with_expectations, tmp_path):
+def test_expectations_are_not_rewritten_in_ci_nor_for_claims_left_out(
+    run_with_expectations, tmp_path
+):
     code, output = run_with_expectations("--update-expectations", CI="true")
     assert code == 4
     assert "refused in CI" in output
     assert not (tmp_path / "tiny.yaml").exists()
     assert run_with_expectations("--update-expectations", CI="false")[0] == 0
     before = (tmp_path / "tiny.yaml").read_text()
-    assert run_with_expectations("--update-expectations", "-k", "exp3.does-something", fault=MODE_NOT_WIRED)[0] == 0
+    assert (
+        run_with_expectations(
+            "--update-expectations", "-k", "exp3.does-something", fault=MODE_NOT_WIRED
+        )[0]
+        == 0
+    )
     after = (tmp_path / "tiny.yaml").read_text()
     assert before != after
     changed = set(before.splitlines()) ^ set(after.splitlines())
@@ -282,7 +393,16 @@ def test_expectations_are_not_rewritten_in_ci_nor_for_claims_left_out(run_with_e
 
 
 def test_strict_claims_fails_on_what_is_refuted(tmp_path):
-    arguments = ("--prompts", 100, "--results", tmp_path / "results", "-k", "exp2.equivalent-at-siblings", "--html", tmp_path / "r.html")
+    arguments = (
+        "--prompts",
+        100,
+        "--results",
+        tmp_path / "results",
+        "-k",
+        "exp2.equivalent-at-siblings",
+        "--html",
+        tmp_path / "r.html",
+    )
     code, output = run_pytest(*arguments)
     assert code == 0, output[-2000:]
     assert "1 refuted" in output
@@ -299,12 +419,24 @@ def test_a_claim_that_cannot_be_judged_loses_no_other_finding(tmp_path):
         "    if claim.id == 'exp4.every-sibling-is-cached':\n        raise KeyError('no such measure')\n"
         "    return original(claim, statistic, cases)\nclaims._values = broken\n"
     )
-    arguments = ("--prompts", 6, "--results", tmp_path / "results", "-k", "exp4", "--html", tmp_path / "r.html")
+    arguments = (
+        "--prompts",
+        6,
+        "--results",
+        tmp_path / "results",
+        "-k",
+        "exp4",
+        "--html",
+        tmp_path / "r.html",
+    )
     code, output = run_pytest(*arguments, plugin=plugin)
     assert code == 1
     assert "1 error, 5 supported" in output
     assert "exp4.every-sibling-is-cached could not be judged: KeyError: 'no such measure'" in output
-    findings = [json.loads(line)["claim"] for line in (tmp_path / "results/findings.jsonl").read_text().splitlines()]
+    findings = [
+        json.loads(line)["claim"]
+        for line in (tmp_path / "results/findings.jsonl").read_text().splitlines()
+    ]
     assert len(findings) == 5
 
 
@@ -331,7 +463,15 @@ def test_a_fault_planted_in_the_engine_turns_the_experiment_red(tmp_path, fault)
     plugin = tmp_path / "planted_fault.py"
     plugin.write_text(source)
     code, output = run_pytest(
-        "--prompts", 6, "--results", tmp_path / "results", "-k", experiment, "--html", tmp_path / "r.html", plugin=plugin
+        "--prompts",
+        6,
+        "--results",
+        tmp_path / "results",
+        "-k",
+        experiment,
+        "--html",
+        tmp_path / "r.html",
+        plugin=plugin,
     )
     assert code == 1
     assert any(claim in line for line in output.splitlines() if line.startswith("FAILED"))
@@ -351,7 +491,16 @@ capture: [attention, logits]
 def test_a_config_of_ones_own_runs_its_experiment_alone(tmp_path):
     config = tmp_path / "my_own.yaml"
     config.write_text(CONFIG)
-    code, output = run_pytest("--config", config, "--prompts", 8, "--results", tmp_path / "results", "--html", tmp_path / "r.html")
+    code, output = run_pytest(
+        "--config",
+        config,
+        "--prompts",
+        8,
+        "--results",
+        tmp_path / "results",
+        "--html",
+        tmp_path / "r.html",
+    )
     assert code == 0, output[-2000:]
     log = json.loads((tmp_path / "results/mine/generation_log.json").read_text())
     assert log["manifest"]["config"]["prompt"] == "Once upon a time"
@@ -386,14 +535,27 @@ def test_more_prompts_than_there_are_is_a_usage_error(tmp_path):
 
 def test_a_results_folder_that_cannot_be_written_is_said_before_a_model_runs(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    code, output = run_pytest("--prompts", 6, "--results", tmp_path / "file", "-k", "exp3", "--html", tmp_path / "r.html")
+    code, output = run_pytest(
+        "--prompts", 6, "--results", tmp_path / "file", "-k", "exp3", "--html", tmp_path / "r.html"
+    )
     assert code == 1
     assert "cannot write to the results folder" in output
     assert "measured" not in output
 
 
 def test_an_unknown_model_is_said_in_one_line(tmp_path):
-    code, output = run_pytest("--model", "smolm2-135m", "--prompts", 6, "--results", tmp_path, "-k", "exp3", "--html", tmp_path / "r.html")
+    code, output = run_pytest(
+        "--model",
+        "smolm2-135m",
+        "--prompts",
+        6,
+        "--results",
+        tmp_path,
+        "-k",
+        "exp3",
+        "--html",
+        tmp_path / "r.html",
+    )
     assert code == 1
     assert "did you mean 'smollm2-135m'" in output
     assert "Traceback" not in output

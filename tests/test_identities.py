@@ -49,7 +49,9 @@ def test_the_engine_is_off_float64_in_less_than_one_case_of_a_hundred(case, dept
 @pytest.mark.parametrize("values", list(itertools.product(*SETTINGS.values())), ids="-".join)
 def test_the_engine_equals_the_oracle_in_every_setting(values):
     case = dataclasses.replace(FIXED_CASES[0], **dict(zip(SETTINGS, values, strict=True)))
-    run = tempo.generate(llama(), case.prompt, threshold=THRESHOLD, max_steps=STEPS, **case.settings)
+    run = tempo.generate(
+        llama(), case.prompt, threshold=THRESHOLD, max_steps=STEPS, **case.settings
+    )
     assert max(run.widths) > 2, "the comparison would be empty without wide sets"
     a_free_run_equals_the_oracle(llama(), case)
 
@@ -88,7 +90,9 @@ OUTSIDE = [
     Outside(identity.a_mixture_is_the_truncated_marginal, visibility="visible"),
     Outside(identity.a_mixture_is_the_truncated_marginal, readout="mean_logits"),
     Outside(identity.a_mixture_is_the_truncated_marginal, sets_later=1),
-    Outside(identity.cached_keys_stand_at_their_positions, positions="shared", read_as="sequential"),
+    Outside(
+        identity.cached_keys_stand_at_their_positions, positions="shared", read_as="sequential"
+    ),
 ]
 
 
@@ -112,10 +116,15 @@ def test_a_mixture_that_is_no_mixture_is_too_far_from_a_member():
     case = FIXED_CASES[0]
     identity.members_diverge_from_their_mixture_by_no_more_than_their_weight(llama(), case)
     with violated():
-        identity.members_diverge_from_their_mixture_by_no_more_than_their_weight(llama(), case, readout="last")
+        identity.members_diverge_from_their_mixture_by_no_more_than_their_weight(
+            llama(), case, readout="last"
+        )
 
 
 def test_a_run_whose_sets_are_replayed_in_another_mode_is_another_run():
-    run, other = (forced(llama(), FIXED_CASES[0], visibility=visibility) for visibility in ("isolated", "visible"))
+    run, other = (
+        forced(llama(), FIXED_CASES[0], visibility=visibility)
+        for visibility in ("isolated", "visible")
+    )
     assert run.sets == other.sets
     assert (run.steps[2].distribution != other.steps[2].distribution).any()

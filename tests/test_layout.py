@@ -16,13 +16,22 @@ WIDTHS = st.lists(st.integers(1, 5), min_size=1, max_size=6)
 PROMPTS = st.integers(1, 6)
 
 
-def grow(num_prompt, widths, visibility="isolated", positions="shared", weighting="none", probabilities=None):
+def grow(
+    num_prompt,
+    widths,
+    visibility="isolated",
+    positions="shared",
+    weighting="none",
+    probabilities=None,
+):
     """A layout after its prompt and after each set: states an engine sees, one at a time."""
     layout = Layout(visibility, positions, weighting)
     layout.append_prompt(range(100, 100 + num_prompt))
     yield layout
     for step, width in enumerate(widths):
-        given_probabilities = probabilities[step] if probabilities else [0.5 / (i + 1) for i in range(width)]
+        given_probabilities = (
+            probabilities[step] if probabilities else [0.5 / (i + 1) for i in range(width)]
+        )
         layout.append_set([1000 + 10 * step + i for i in range(width)], given_probabilities)
         yield layout
 
@@ -33,9 +42,18 @@ def final(*args, **kwargs):
 
 def by_definition(sets, visibility):
     """Design section 3.4, one pair at a time."""
-    siblings = {"isolated": lambda q, j: False, "visible": lambda q, j: True, "causal": lambda q, j: j < q}[visibility]
+    siblings = {
+        "isolated": lambda q, j: False,
+        "visible": lambda q, j: True,
+        "causal": lambda q, j: j < q,
+    }[visibility]
     size = range(len(sets))
-    return torch.tensor([[sets[j] < sets[q] or j == q or (sets[j] == sets[q] and siblings(q, j)) for j in size] for q in size])
+    return torch.tensor(
+        [
+            [sets[j] < sets[q] or j == q or (sets[j] == sets[q] and siblings(q, j)) for j in size]
+            for q in size
+        ]
+    )
 
 
 def incremental(num_prompt, widths, visibility, block=Layout.block):
@@ -43,7 +61,9 @@ def incremental(num_prompt, widths, visibility, block=Layout.block):
     rows = []
     for layout in grow(num_prompt, widths, visibility):
         new = layout.num_slots - layout.start
-        rows.append(torch.cat([torch.ones(new, layout.start, dtype=torch.bool), block(layout)], dim=1))
+        rows.append(
+            torch.cat([torch.ones(new, layout.start, dtype=torch.bool), block(layout)], dim=1)
+        )
     size = rows[-1].shape[1]
     return torch.cat([torch.nn.functional.pad(row, (0, size - row.shape[1])) for row in rows])
 
@@ -63,17 +83,24 @@ def test_the_blocks_of_all_passes_make_up_the_whole_mask(num_prompt, widths):
 def test_the_visibilities_differ_as_soon_as_a_set_is_wide(num_prompt, widths):
     for seen, expected in itertools.permutations(VISIBILITIES, 2):
         layout = final(num_prompt, widths, expected)
-        assert not torch.equal(incremental(num_prompt, widths, seen), allowed(layout.slot_set, expected))
+        assert not torch.equal(
+            incremental(num_prompt, widths, seen), allowed(layout.slot_set, expected)
+        )
 
 
 @given(PROMPTS, st.integers(1, 5))
 @settings(max_examples=20, deadline=None)
-def test_the_visibilities_are_one_causal_mask_while_every_set_is_of_width_one(num_prompt, num_steps):
+def test_the_visibilities_are_one_causal_mask_while_every_set_is_of_width_one(
+    num_prompt, num_steps
+):
     layout = final(num_prompt, [1] * num_steps)
     causal = torch.ones(layout.num_slots, layout.num_slots, dtype=torch.bool).tril()
     for visibility in VISIBILITIES:
         assert torch.equal(allowed(layout.slot_set, visibility), causal)
-    assert not torch.equal(allowed(final(num_prompt, [2]).slot_set, "isolated"), causal[: num_prompt + 2, : num_prompt + 2])
+    assert not torch.equal(
+        allowed(final(num_prompt, [2]).slot_set, "isolated"),
+        causal[: num_prompt + 2, : num_prompt + 2],
+    )
 
 
 FAULTS = {
@@ -99,10 +126,15 @@ def test_the_comparison_sees_a_fault(fault):
 @settings(max_examples=60, deadline=None)
 def test_a_set_shares_one_position_or_takes_one_for_each_slot(num_prompt, widths):
     shared, sequential = (final(num_prompt, widths, positions=positions) for positions in POSITIONS)
-    expected = [*range(num_prompt), *(num_prompt + step for step, width in enumerate(widths) for _ in range(width))]
+    expected = [
+        *range(num_prompt),
+        *(num_prompt + step for step, width in enumerate(widths) for _ in range(width)),
+    ]
     assert shared.slot_position == expected
     assert sequential.slot_position == list(range(num_prompt + sum(widths)))
-    assert (shared.slot_position == sequential.slot_position) == (widths[:-1] == [1] * (len(widths) - 1) and widths[-1] == 1)
+    assert (shared.slot_position == sequential.slot_position) == (
+        widths[:-1] == [1] * (len(widths) - 1) and widths[-1] == 1
+    )
 
 
 @given(PROMPTS, WIDTHS)
@@ -110,14 +142,28 @@ def test_a_set_shares_one_position_or_takes_one_for_each_slot(num_prompt, widths
 def test_slots_hold_their_tokens_and_sets_and_never_move(num_prompt, widths):
     before = []
     for step, layout in enumerate(grow(num_prompt, widths, "causal", "sequential", "count")):
-        columns = list(zip(layout.slot_token, layout.slot_position, layout.slot_set, layout.slot_bias, strict=True))
+        columns = list(
+            zip(
+                layout.slot_token,
+                layout.slot_position,
+                layout.slot_set,
+                layout.slot_bias,
+                strict=True,
+            )
+        )
         assert columns[: len(before)] == before
         assert layout.start == len(before)
         assert layout.num_slots == len(columns) == num_prompt + sum(widths[:step])
         assert layout.new_tokens_are_prompt() == (step == 0)
         before = columns
-    assert layout.slot_token == [*range(100, 100 + num_prompt), *(1000 + 10 * k + i for k, w in enumerate(widths) for i in range(w))]
-    assert layout.slot_set == [*range(num_prompt), *(num_prompt + k for k, w in enumerate(widths) for _ in range(w))]
+    assert layout.slot_token == [
+        *range(100, 100 + num_prompt),
+        *(1000 + 10 * k + i for k, w in enumerate(widths) for i in range(w)),
+    ]
+    assert layout.slot_set == [
+        *range(num_prompt),
+        *(num_prompt + k for k, w in enumerate(widths) for _ in range(w)),
+    ]
 
 
 def bias_by_definition(layout, widths, num_prompt, probabilities):
@@ -126,7 +172,11 @@ def bias_by_definition(layout, widths, num_prompt, probabilities):
     for step, width in enumerate(widths):
         own = step == len(widths) - 1
         total = sum(probabilities[step])
-        weights = {"count": [1 / width] * width, "probability": [p / total for p in probabilities[step]], "none": [1.0] * width}
+        weights = {
+            "count": [1 / width] * width,
+            "probability": [p / total for p in probabilities[step]],
+            "none": [1.0] * width,
+        }
         silent = width == 1 or (own and layout.visibility != "visible")
         keys += [0.0 if silent else math.log(w) for w in weights[layout.weighting]]
     return np.array([keys] * widths[-1])
@@ -134,10 +184,16 @@ def bias_by_definition(layout, widths, num_prompt, probabilities):
 
 @given(PROMPTS, WIDTHS, st.data())
 @settings(max_examples=60, deadline=None)
-def test_bias_is_the_logarithm_of_each_share_for_later_queries_and_for_visible_siblings(num_prompt, widths, data):
-    probabilities = [data.draw(st.lists(st.floats(0.01, 1.0), min_size=w, max_size=w)) for w in widths]
+def test_bias_is_the_logarithm_of_each_share_for_later_queries_and_for_visible_siblings(
+    num_prompt, widths, data
+):
+    probabilities = [
+        data.draw(st.lists(st.floats(0.01, 1.0), min_size=w, max_size=w)) for w in widths
+    ]
     for visibility, weighting in itertools.product(VISIBILITIES, WEIGHTINGS):
-        layout = final(num_prompt, widths, visibility, weighting=weighting, probabilities=probabilities)
+        layout = final(
+            num_prompt, widths, visibility, weighting=weighting, probabilities=probabilities
+        )
         bias = layout.bias()
         assert bias.dtype == torch.float32
         expected = bias_by_definition(layout, widths, num_prompt, probabilities)
@@ -145,12 +201,35 @@ def test_bias_is_the_logarithm_of_each_share_for_later_queries_and_for_visible_s
 
 
 def test_bias_has_the_values_of_a_set_by_hand():
-    layout = final(2, [3, 1, 2], "isolated", weighting="count", probabilities=[[0.5, 0.3, 0.1], [0.9], [0.2, 0.2]])
+    layout = final(
+        2,
+        [3, 1, 2],
+        "isolated",
+        weighting="count",
+        probabilities=[[0.5, 0.3, 0.1], [0.9], [0.2, 0.2]],
+    )
     expected = [[0, 0, -math.log(3), -math.log(3), -math.log(3), 0, 0, 0]] * 2
     assert np.allclose(layout.bias().numpy(), expected)
     assert not np.allclose(layout.bias().numpy(), 0)
-    layout = final(2, [3, 1, 2], "visible", weighting="probability", probabilities=[[0.5, 0.3, 0.1], [0.9], [0.3, 0.1]])
-    expected = [[0, 0, math.log(5 / 9), math.log(3 / 9), math.log(1 / 9), 0, math.log(3 / 4), math.log(1 / 4)]] * 2
+    layout = final(
+        2,
+        [3, 1, 2],
+        "visible",
+        weighting="probability",
+        probabilities=[[0.5, 0.3, 0.1], [0.9], [0.3, 0.1]],
+    )
+    expected = [
+        [
+            0,
+            0,
+            math.log(5 / 9),
+            math.log(3 / 9),
+            math.log(1 / 9),
+            0,
+            math.log(3 / 4),
+            math.log(1 / 4),
+        ]
+    ] * 2
     assert np.allclose(layout.bias().numpy(), expected)
     layout = final(2, [3, 1, 2], "visible", weighting="none")
     assert (layout.bias() == 0).all()
@@ -166,7 +245,9 @@ def test_prompt_and_sets_of_one_carry_no_bias(weighting):
 
 def test_a_set_weighs_like_one_token():
     for weighting in ("count", "probability"):
-        layout = final(2, [4], "visible", weighting=weighting, probabilities=[[0.4, 0.1, 0.1, 0.05]])
+        layout = final(
+            2, [4], "visible", weighting=weighting, probabilities=[[0.4, 0.1, 0.1, 0.05]]
+        )
         assert abs(np.exp(layout.slot_bias[2:]).sum() - 1) < 1e-12
     layout = final(2, [4], "visible", weighting="none")
     assert np.exp(layout.slot_bias[2:]).sum() == 4
@@ -202,4 +283,8 @@ def test_asking_for_the_bias_does_not_change_the_slots():
 def test_the_whole_mask_knows_three_visibilities(visibility):
     with pytest.raises(KeyError):
         allowed([0, 1, 1], visibility)
-    assert allowed([0, 1, 1], "visible").tolist() == [[True, False, False], [True, True, True], [True, True, True]]
+    assert allowed([0, 1, 1], "visible").tolist() == [
+        [True, False, False],
+        [True, True, True],
+        [True, True, True],
+    ]

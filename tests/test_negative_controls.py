@@ -40,7 +40,10 @@ def outcome(check, plant=None):
 @pytest.fixture(scope="module")
 def matrix():
     """{fault: {check: outcome}}."""
-    return {fault: {name: outcome(check, plant) for name, check in CHECKS.items()} for fault, plant in FAULTS.items()}
+    return {
+        fault: {name: outcome(check, plant) for name, check in CHECKS.items()}
+        for fault, plant in FAULTS.items()
+    }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -75,11 +78,15 @@ def table(matrix):
         caught = sum(map(bool, row.values()))
         lines.append(f"| {fault} | {caught} | " + " | ".join(row[name] for name in CHECKS) + " |")
     lines += ["", "## Faults", ""]
-    lines += [f"- **{fault}**: {plant.__doc__.partition(chr(10))[0]}" for fault, plant in FAULTS.items()]
+    lines += [
+        f"- **{fault}**: {plant.__doc__.partition(chr(10))[0]}" for fault, plant in FAULTS.items()
+    ]
     lines += ["", "## Checks", ""]
     for number, (name, check) in zip(numbers, CHECKS.items(), strict=True):
         triggered = sum(bool(row[name]) for row in matrix.values())
-        lines.append(f"{number}. **{name}** (fails for {triggered}): {check.holds.__doc__.partition(chr(10))[0]}")
+        lines.append(
+            f"{number}. **{name}** (fails for {triggered}): {check.holds.__doc__.partition(chr(10))[0]}"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -88,5 +95,11 @@ def test_the_committed_table_is_what_was_found(matrix):
     if os.environ.get(WRITE):
         TABLE.write_text(found, encoding="utf-8")
     committed = TABLE.read_text(encoding="utf-8") if TABLE.is_file() else ""
-    changes = "\n".join(difflib.unified_diff(committed.splitlines(), found.splitlines(), "committed", "found", lineterm="", n=0))
-    assert committed == found, f"{TABLE.name} is out of date; run `{WRITE}=1 pytest tests/{Path(__file__).name}` and commit it:\n{changes}"
+    changes = "\n".join(
+        difflib.unified_diff(
+            committed.splitlines(), found.splitlines(), "committed", "found", lineterm="", n=0
+        )
+    )
+    assert committed == found, (
+        f"{TABLE.name} is out of date; run `{WRITE}=1 pytest tests/{Path(__file__).name}` and commit it:\n{changes}"
+    )

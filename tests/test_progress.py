@@ -13,7 +13,12 @@ class Terminal:
     """Stands for pytest's terminal reporter, and for its capture manager."""
 
     def __init__(self, isatty: bool) -> None:
-        self.isatty, self.lines, self.rewritten, self._tw = isatty, [], [], SimpleNamespace(fullwidth=80)
+        self.isatty, self.lines, self.rewritten, self._tw = (
+            isatty,
+            [],
+            [],
+            SimpleNamespace(fullwidth=80),
+        )
 
     def ensure_newline(self):
         pass
@@ -33,7 +38,11 @@ class Terminal:
 
 def task(i: int):
     lm = SimpleNamespace(vocab_size=50_000)
-    return SimpleNamespace(prompt=f"prompt {i // 2}", family=SimpleNamespace(name="exp\x1b[31m"), context=SimpleNamespace(lm=lm))
+    return SimpleNamespace(
+        prompt=f"prompt {i // 2}",
+        family=SimpleNamespace(name="exp\x1b[31m"),
+        context=SimpleNamespace(lm=lm),
+    )
 
 
 @pytest.fixture
@@ -57,9 +66,13 @@ def measured(monkeypatch):
 def test_without_a_terminal_there_are_plain_lines(measured):
     terminal = measured(isatty=False)
     assert terminal.rewritten == []
-    assert terminal.lines[0] == "tempo: 3 of 67 prompt cases are on disk already and are not run again"
+    assert (
+        terminal.lines[0] == "tempo: 3 of 67 prompt cases are on disk already and are not run again"
+    )
     assert terminal.lines[1].startswith("tempo: measuring 64 prompt cases")
-    assert terminal.lines[2] == r"tempo: measured 1/64 prompt cases, now exp\x1b[31m; about 2 min left"  # one window of two is done
+    assert (
+        terminal.lines[2] == r"tempo: measured 1/64 prompt cases, now exp\x1b[31m; about 2 min left"
+    )  # one window of two is done
     assert terminal.lines[-1] == "tempo: measured 64 prompt cases in 33 min"
 
 
@@ -72,12 +85,22 @@ def test_at_a_terminal_one_line_is_rewritten_and_cleared(measured):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(0.2, "0 s"), (89, "89 s"), (90, "2 min"), (5340, "89 min"), (5400, "1 h 30 min"), (11100, "3 h 05 min")]
+    ("seconds", "said"),
+    [
+        (0.2, "0 s"),
+        (89, "89 s"),
+        (90, "2 min"),
+        (5340, "89 min"),
+        (5400, "1 h 30 min"),
+        (11100, "3 h 05 min"),
+    ],
 )
 def test_durations_are_as_exact_as_an_estimate_deserves(seconds, said):
     assert duration(seconds) == said
 
 
-@pytest.mark.parametrize(("vocab_size", "prompts"), [(97, 16), (49_152, 16), (262_144, 4), (100_000, 10)])
+@pytest.mark.parametrize(
+    ("vocab_size", "prompts"), [(97, 16), (49_152, 16), (262_144, 4), (100_000, 10)]
+)
 def test_a_window_holds_fewer_prompts_of_a_large_vocabulary(vocab_size, prompts):
     assert prompts_at_once(SimpleNamespace(vocab_size=vocab_size)) == prompts

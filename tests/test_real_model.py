@@ -22,30 +22,47 @@ def greedy_by_transformers(real):
     found = {}
     for prompt in PROMPTS:
         tokens = torch.tensor([real.encode(prompt)])
-        out = real.model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=STEPS, do_sample=False)
+        out = real.model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=STEPS, do_sample=False
+        )
         found[prompt] = out[0, tokens.shape[1] :].tolist()
     return found
 
 
-def test_capped_at_width_one_it_is_transformers_greedy_on_every_prompt_of_the_suite(real, greedy_by_transformers):
+def test_capped_at_width_one_it_is_transformers_greedy_on_every_prompt_of_the_suite(
+    real, greedy_by_transformers
+):
     specs = [tempo.RunSpec(prompt=prompt, max_width=1, max_steps=STEPS) for prompt in PROMPTS]
     ours = [[step.tokens[0] for step in run.steps] for run in tempo.generate_batch(real, specs)]
-    wrong = [p for p, tokens in zip(PROMPTS, ours, strict=True) if tokens != greedy_by_transformers[p]]
-    assert not wrong, f"{len(wrong)} of {len(PROMPTS)} prompts differ from transformers: {wrong[:3]}"
+    wrong = [
+        p for p, tokens in zip(PROMPTS, ours, strict=True) if tokens != greedy_by_transformers[p]
+    ]
+    assert not wrong, (
+        f"{len(wrong)} of {len(PROMPTS)} prompts differ from transformers: {wrong[:3]}"
+    )
 
 
 def test_without_the_cap_it_is_not_greedy(real, greedy_by_transformers):
-    runs = tempo.generate_batch(real, [tempo.RunSpec(prompt=p, max_steps=STEPS) for p in PROMPTS[:10]])
-    assert any([s.tokens[0] for s in r.steps] != greedy_by_transformers[p] for r, p in zip(runs, PROMPTS[:10], strict=True))
+    runs = tempo.generate_batch(
+        real, [tempo.RunSpec(prompt=p, max_steps=STEPS) for p in PROMPTS[:10]]
+    )
+    assert any(
+        [s.tokens[0] for s in r.steps] != greedy_by_transformers[p]
+        for r, p in zip(runs, PROMPTS[:10], strict=True)
+    )
 
 
 # Every setting meets one prompt here; `make conformance` lets each meet twenty.
 @pytest.mark.parametrize("index", range(0, len(SETTINGS), 4))
 def test_engine_equals_oracle(real, index):
-    for run in tempo.generate_batch(real, specs(PROMPTS[index % len(PROMPTS)], SETTINGS[index : index + 4])):
+    for run in tempo.generate_batch(
+        real, specs(PROMPTS[index % len(PROMPTS)], SETTINGS[index : index + 4])
+    ):
         found = deviations(real, run)
         assert found["same_sets"], run.spec
-        over = {name: value for name, value in found.items() if name in BOUNDS and value > BOUNDS[name]}
+        over = {
+            name: value for name, value in found.items() if name in BOUNDS and value > BOUNDS[name]
+        }
         assert not over, (run.spec, over)
         assert found["forbidden"] == 0.0
 
@@ -62,7 +79,9 @@ def test_engine_equals_oracle(real, index):
 )
 def test_only_a_tie_excuses_another_set_than_the_oracles(tokens, exact, is_a_tie):
     distribution = np.array([0.5, 0.2, 0.2 - 1e-6, 0.1 - 1e-6], np.float32)
-    run = SimpleNamespace(steps=[SimpleNamespace(tokens=tokens)], spec=SimpleNamespace(threshold=0.1))
+    run = SimpleNamespace(
+        steps=[SimpleNamespace(tokens=tokens)], spec=SimpleNamespace(threshold=0.1)
+    )
     oracle = SimpleNamespace(steps=[SimpleNamespace(tokens=exact, distribution=distribution)])
     assert (_from_a_tie(run, oracle) <= TIE) == is_a_tie
 
@@ -73,17 +92,26 @@ def test_changing_one_isolated_sibling_leaves_the_others_bit_identical(real):
     changed = [sets[0], [sets[1][0], 1234, *sets[1][2:]]]
     others = [i for i in range(len(sets[1])) if i != 1]
     for visibility, same in (("isolated", True), ("visible", False)):
-        one, other = (tempo.generate(real, PROMPTS[0], replay=s, visibility=visibility, capture="logits") for s in (sets, changed))
+        one, other = (
+            tempo.generate(real, PROMPTS[0], replay=s, visibility=visibility, capture="logits")
+            for s in (sets, changed)
+        )
         assert (one.steps[1].logits[others] == other.steps[1].logits[others]).all() == same
 
 
 def test_modes_agree_bitwise_until_a_wide_set_has_been_read(real):
     for prompt in PROMPTS[:6]:
         source = tempo.generate(real, prompt, max_steps=6)
-        isolated, visible = (tempo.generate(real, prompt, replay=source.sets, visibility=v, capture="kv") for v in ("isolated", "visible"))
+        isolated, visible = (
+            tempo.generate(real, prompt, replay=source.sets, visibility=v, capture="kv")
+            for v in ("isolated", "visible")
+        )
         wide = [k for k, width in enumerate(source.widths) if width > 1]
         first = wide[0] if wide else 5
-        assert all((isolated.steps[k].distribution == visible.steps[k].distribution).all() for k in range(first + 1))
+        assert all(
+            (isolated.steps[k].distribution == visible.steps[k].distribution).all()
+            for k in range(first + 1)
+        )
         assert (isolated.keys[0] == visible.keys[0]).all()
         assert (isolated.values[0] == visible.values[0]).all()
         if wide:
@@ -91,21 +119,32 @@ def test_modes_agree_bitwise_until_a_wide_set_has_been_read(real):
 
 
 def test_capture_never_changes_a_distribution(real):
-    plain, rich = (tempo.generate(real, PROMPTS[1], threshold=0.05, max_steps=4, capture=c) for c in ((), ("attention", "logits", "kv")))
-    assert all((a.distribution == b.distribution).all() for a, b in zip(plain.steps, rich.steps, strict=True))
+    plain, rich = (
+        tempo.generate(real, PROMPTS[1], threshold=0.05, max_steps=4, capture=c)
+        for c in ((), ("attention", "logits", "kv"))
+    )
+    assert all(
+        (a.distribution == b.distribution).all()
+        for a, b in zip(plain.steps, rich.steps, strict=True)
+    )
 
 
 def test_a_batch_gives_what_single_runs_give(real):
     specs = [
         tempo.RunSpec(prompt=p, visibility=v, threshold=t, max_steps=4)
-        for p, (v, t) in zip(PROMPTS[10:16], itertools.product(("isolated", "visible"), (0.05, 0.1, 0.3)), strict=True)
+        for p, (v, t) in zip(
+            PROMPTS[10:16],
+            itertools.product(("isolated", "visible"), (0.05, 0.1, 0.3)),
+            strict=True,
+        )
     ]
     for spec, run in zip(specs, tempo.generate_batch(real, specs), strict=True):
         (alone,) = tempo.generate_batch(real, [spec])
         assert run.sets == alone.sets
-        assert max(np.abs(a.distribution - b.distribution).max() for a, b in zip(run.steps, alone.steps, strict=True)) < rounding(
-            "probability"
-        )
+        assert max(
+            np.abs(a.distribution - b.distribution).max()
+            for a, b in zip(run.steps, alone.steps, strict=True)
+        ) < rounding("probability")
 
 
 def test_a_wrapped_model_runs_and_comes_back_as_it_was(real):

@@ -25,7 +25,13 @@ def studies():
 
 
 def test_the_confirmatory_family_is_as_large_as_it_is_corrected_for(studies):
-    decided = [claim.id for study in studies for _ in families(study.experiment) for claim in study.claims if claim.family == CONFIRMATORY]
+    decided = [
+        claim.id
+        for study in studies
+        for _ in families(study.experiment)
+        for claim in study.claims
+        if claim.family == CONFIRMATORY
+    ]
     assert len(decided) == NUM_CONFIRMATORY == len(set(decided)), decided
 
 
@@ -41,5 +47,7 @@ def test_every_experiment_has_a_config_beside_it(studies):
 
 def test_every_other_family_belongs_to_one_experiment(studies):
     for study in studies:
-        of_claims = {claim.family for claim in study.claims if claim.kind == "empirical"} - {CONFIRMATORY}
+        of_claims = {claim.family for claim in study.claims if claim.kind == "empirical"} - {
+            CONFIRMATORY
+        }
         assert of_claims <= {study.experiment}, of_claims

@@ -14,12 +14,25 @@ from tempo.cli import app
 from tempo.errors import ResultsError, TraceError
 from tempo.reporting import figures, sidebyside
 from tempo.reporting.answers import Answer
-from tempo.reporting.comparison import UNCHANGED, compare_findings, comparison_markdown, what_changed
+from tempo.reporting.comparison import (
+    UNCHANGED,
+    compare_findings,
+    comparison_markdown,
+    what_changed,
+)
 from tempo.reporting.findings import CONFIRMATORY, findings_markdown, findings_table
 from tempo.reporting.page import POLICY, report_html
 from tempo.reporting.publish import publish, report_markdown
 from tempo.reporting.records import append_jsonl
-from tempo.reporting.report import Report, Section, names_of, read_report, read_reports, write_section, write_session
+from tempo.reporting.report import (
+    Report,
+    Section,
+    names_of,
+    read_report,
+    read_reports,
+    write_section,
+    write_session,
+)
 from tempo.reporting.table import claims_table, effect_svg
 from tempo.reporting.text import visible
 
@@ -48,7 +61,19 @@ def keep(results, findings=(), model="tiny", config="exp2_logits", text="a[b/c]"
     """A results folder as a session leaves it."""
     append_jsonl(results / "findings.jsonl", [f.record() for f in findings or [finding()]])
     section = Section(
-        "exp2", "Logits", config, model, 160, (picture(), picture()), {"prompt": text}, text, text, ("a.npz",), "abc", "", "exp2_logits"
+        "exp2",
+        "Logits",
+        config,
+        model,
+        160,
+        (picture(), picture()),
+        {"prompt": text},
+        text,
+        text,
+        ("a.npz",),
+        "abc",
+        "",
+        "exp2_logits",
     )
     write_section(results, section)
     write_session(results, model, {"Made": "2026-11-24 16:02 UTC", "Command": text}, None, TESTS)
@@ -80,7 +105,12 @@ class Outside(HTMLParser):
 def test_the_report_made_again_from_its_records_is_the_same_to_the_byte(tmp_path):
     results = keep(tmp_path / "results")
     first = report_html(read_report(results))
-    assert CliRunner().invoke(app, ["report", "--results", str(results), "--out", str(tmp_path / "out")]).exit_code == 0
+    assert (
+        CliRunner()
+        .invoke(app, ["report", "--results", str(results), "--out", str(tmp_path / "out")])
+        .exit_code
+        == 0
+    )
     assert (tmp_path / "out/findings.html").read_text() == first
     append_jsonl(results / "findings.jsonl", [finding(estimate=0.41).record()])
     assert report_html(read_report(results)) != first
@@ -92,9 +122,21 @@ def test_a_publication_holds_markdown_and_every_figure_twice_and_no_leftovers(tm
     (out / "figures/of-an-earlier-one.svg").touch()
     (out / "figures/notes.txt").touch()
     written = publish([read_report(results)], out)
-    assert {p.name for p in out.iterdir()} == {"findings.html", "findings.md", "findings.svg", "findings.png", "figures"}
+    assert {p.name for p in out.iterdir()} == {
+        "findings.html",
+        "findings.md",
+        "findings.svg",
+        "findings.png",
+        "figures",
+    }
     names = {p.name for p in (out / "figures").iterdir()}
-    assert names == {"exp2-logits-a-map.svg", "exp2-logits-a-map.png", "exp2-logits-a-map-2.svg", "exp2-logits-a-map-2.png", "notes.txt"}
+    assert names == {
+        "exp2-logits-a-map.svg",
+        "exp2-logits-a-map.png",
+        "exp2-logits-a-map-2.svg",
+        "exp2-logits-a-map-2.png",
+        "notes.txt",
+    }
     assert all(path.exists() for path in written)
     text = (out / "findings.md").read_text()
     linked = re.findall(r"\]\((\S+?\.svg)\)", text)
@@ -107,7 +149,11 @@ def test_a_page_refers_to_nothing_outside_and_the_check_can_fail():
     assert Outside(page).loads == []
     assert "https://pypi" not in page
     assert "https://pypi" in TESTS
-    for planted in ('<img src="http://evil.example/x.png">', '<link href="a.css">', '<p style="background:url(//e.x/y)">'):
+    for planted in (
+        '<img src="http://evil.example/x.png">',
+        '<link href="a.css">',
+        '<p style="background:url(//e.x/y)">',
+    ):
         assert Outside(page.replace("</main>", f"{planted}</main>")).loads
 
 
@@ -120,8 +166,25 @@ def test_the_policy_of_the_page_allows_nothing_from_outside():
 
 
 def hostile(tmp_path) -> Report:
-    fields = ("claim", "statement", "reason", "unit", "statistic", "margin_reason", "control", "family", "refuted_by")
-    context = {"experiment": ATTACK, "config": ATTACK, "model": ATTACK, "variant": ATTACK, "n_prompts": 3, "dtype": ATTACK}
+    fields = (
+        "claim",
+        "statement",
+        "reason",
+        "unit",
+        "statistic",
+        "margin_reason",
+        "control",
+        "family",
+        "refuted_by",
+    )
+    context = {
+        "experiment": ATTACK,
+        "config": ATTACK,
+        "model": ATTACK,
+        "variant": ATTACK,
+        "n_prompts": 3,
+        "dtype": ATTACK,
+    }
     found = [finding(**dict.fromkeys(fields, ATTACK), context=context)]
     return read_report(keep(tmp_path / "results", found, model=ATTACK, config=ATTACK, text=ATTACK))
 
@@ -158,14 +221,24 @@ def test_the_hostile_check_can_fail(tmp_path):
 
 
 def test_hostile_names_make_no_path_outside(tmp_path):
-    section = Section("exp2", "t", "../../x", "tiny", 1, (picture("../../etc/\x00passwd"),), folder="exp2_logits")
+    section = Section(
+        "exp2", "t", "../../x", "tiny", 1, (picture("../../etc/\x00passwd"),), folder="exp2_logits"
+    )
     write_section(tmp_path / "results", section)
     files = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
-    assert files == [f"results/exp2_logits/{name}" for name in ("figures/etc-x00passwd.png", "figures/etc-x00passwd.svg", "report.json")]
+    assert files == [
+        f"results/exp2_logits/{name}"
+        for name in ("figures/etc-x00passwd.png", "figures/etc-x00passwd.svg", "report.json")
+    ]
 
 
 def test_records_of_another_model_are_left_out(tmp_path):
-    results = keep(tmp_path, [finding(context={"experiment": "exp2", "config": "c", "model": "older"})], model="older", config="c")
+    results = keep(
+        tmp_path,
+        [finding(context={"experiment": "exp2", "config": "c", "model": "older"})],
+        model="older",
+        config="c",
+    )
     keep(results, [finding()])
     report = read_report(results)
     assert report.model == "tiny"
@@ -175,15 +248,23 @@ def test_records_of_another_model_are_left_out(tmp_path):
 
 def test_experiments_stand_in_the_order_of_their_numbers(tmp_path):
     for number in (10, 9, 2):
-        write_section(tmp_path, Section(f"exp{number}", "t", f"exp{number}_c", "tiny", 1, folder=f"exp{number}"))
+        write_section(
+            tmp_path,
+            Section(f"exp{number}", "t", f"exp{number}_c", "tiny", 1, folder=f"exp{number}"),
+        )
     contexts = [{"experiment": f"exp{n}", "model": "tiny", "config": "c"} for n in (10, 2)]
-    append_jsonl(tmp_path / "findings.jsonl", [finding(f"{c['experiment']}.a", context=c).record() for c in contexts])
+    append_jsonl(
+        tmp_path / "findings.jsonl",
+        [finding(f"{c['experiment']}.a", context=c).record() for c in contexts],
+    )
     report = read_report(tmp_path)
     assert [section.experiment for section in report.sections] == ["exp2", "exp9", "exp10"]
     assert [f.claim for f in report.findings] == ["exp2.a", "exp10.a"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"pictures": []}', '{"pictures": [], "files": [], "nonsense": 1}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"pictures": []}', '{"pictures": [], "files": [], "nonsense": 1}']
+)
 def test_a_damaged_record_is_an_error_that_says_what_to_do(tmp_path, content):
     results = keep(tmp_path)
     (results / "exp2_logits/report.json").write_text(content)
@@ -222,10 +303,18 @@ def test_a_quick_look_is_called_one():
         (finding(), finding(), UNCHANGED),
         (finding(), finding(verdict="SUPPORTED"), "verdict"),
         (finding(), finding(estimate=0.45, low=0.35, high=0.55), UNCHANGED),
-        (finding(), finding(estimate=0.8, low=0.7, high=0.9), "effect: the intervals do not overlap"),
+        (
+            finding(),
+            finding(estimate=0.8, low=0.7, high=0.9),
+            "effect: the intervals do not overlap",
+        ),
         (finding(), None, "only in the first"),
         (None, finding(), "only in the second"),
-        (finding(kind="invariant", estimate=1.0), finding(kind="invariant", estimate=0.5), "effect, without intervals to compare"),
+        (
+            finding(kind="invariant", estimate=1.0),
+            finding(kind="invariant", estimate=0.5),
+            "effect, without intervals to compare",
+        ),
     ],
 )
 def test_what_changed_between_two_records(one, two, expected):
@@ -234,33 +323,70 @@ def test_what_changed_between_two_records(one, two, expected):
 
 def test_two_records_are_compared_claim_by_claim_whatever_their_models(tmp_path):
     keep(tmp_path / "a", [finding(), finding("exp2.only-here")])
-    other = finding(verdict="SUPPORTED", estimate=0.01, low=0.0, high=0.02, context={**finding().context, "model": "big"})
+    other = finding(
+        verdict="SUPPORTED",
+        estimate=0.01,
+        low=0.0,
+        high=0.02,
+        context={**finding().context, "model": "big"},
+    )
     keep(tmp_path / "b", [other], model="big")
-    command = ["report", "--results", str(tmp_path / "b"), "--against", str(tmp_path / "a"), "--out", str(tmp_path / "out")]
+    command = [
+        "report",
+        "--results",
+        str(tmp_path / "b"),
+        "--against",
+        str(tmp_path / "a"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     text = (tmp_path / "out/comparison.md").read_text()
-    for said in (result.output.replace("\n", " "), text, (tmp_path / "out/findings.html").read_text()):
+    for said in (
+        result.output.replace("\n", " "),
+        text,
+        (tmp_path / "out/findings.html").read_text(),
+    ):
         assert "exp2.same-selection" in said
         assert "only in the first" in said.replace("  ", " ")
     assert "Of 2 claims 2 changed, 1 of them in verdict" in text
     assert "✕ refuted → ● supported" in text
     assert not (tmp_path / "none/comparison.md").exists()
-    CliRunner().invoke(app, ["report", "--results", str(tmp_path / "b"), "--out", str(tmp_path / "none")])
+    CliRunner().invoke(
+        app, ["report", "--results", str(tmp_path / "b"), "--out", str(tmp_path / "none")]
+    )
     assert not (tmp_path / "none/comparison.md").exists()
 
 
 def test_a_claims_row_sorts_by_numbers_and_none_where_there_is_none():
-    found = [finding(), finding("exp2.b", kind="invariant", test="always", p=float("nan"), p_corrected=float("nan"), verdict="SUPPORTED")]
+    found = [
+        finding(),
+        finding(
+            "exp2.b",
+            kind="invariant",
+            test="always",
+            p=float("nan"),
+            p_corrected=float("nan"),
+            verdict="SUPPORTED",
+        ),
+    ]
     cells = re.findall(r'data-label="p" data-value="([^"]*)"', claims_table(found))
     assert cells == ["0.002", ""]
-    assert re.findall(r'data-label="Effect" data-value="([^"]*)"', claims_table(found)) == ["0.4", "0.4"]
+    assert re.findall(r'data-label="Effect" data-value="([^"]*)"', claims_table(found)) == [
+        "0.4",
+        "0.4",
+    ]
 
 
-@pytest.mark.parametrize("test", ["always", "greater", "less", "equivalent", "proportion", "somewhere"])
+@pytest.mark.parametrize(
+    "test", ["always", "greater", "less", "equivalent", "proportion", "somewhere"]
+)
 def test_the_drawn_effect_stays_in_its_box_whatever_the_numbers(test):
     for value in (0.0, 1.0, -40.0, 1e-9, 1e9, 1.7e308, -1.7e308):
-        svg = effect_svg(finding(test=test, estimate=value, low=value - 1, high=value + 1, margin=0.05))
+        svg = effect_svg(
+            finding(test=test, estimate=value, low=value - 1, high=value + 1, margin=0.05)
+        )
         drawn = [float(x) for x in re.findall(r' (?:x|x1|x2|cx)="([^"]+)"', svg)]
         assert drawn
         assert all(0 <= x <= 150 for x in drawn)
@@ -269,8 +395,13 @@ def test_the_drawn_effect_stays_in_its_box_whatever_the_numbers(test):
 
 def test_the_ids_of_a_page_are_unique_and_its_links_find_them():
     context = finding().context
-    found = [finding("exp2.same-top-10", context={**context, "config": c, "variant": c}) for c in ("one", "two")] + [finding()]
-    sections = tuple(Section("exp2", "t", c, "tiny", 1, (picture(c),), folder=c) for c in ("one", "two"))
+    found = [
+        finding("exp2.same-top-10", context={**context, "config": c, "variant": c})
+        for c in ("one", "two")
+    ] + [finding()]
+    sections = tuple(
+        Section("exp2", "t", c, "tiny", 1, (picture(c),), folder=c) for c in ("one", "two")
+    )
     page = report_html(Report(tuple(found), "tiny", sections, {}, None, TESTS))
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
@@ -278,14 +409,18 @@ def test_the_ids_of_a_page_are_unique_and_its_links_find_them():
     absent = {f"claim-{name}" for name in re.findall(r'href="#claim-([^"]+)"', page)} - set(ids)
     assert links - absent <= set(ids)
     assert "claim-exp2-same-top-10" in ids
-    assert all(link.startswith("claim-") for link in absent)  # of claims that this record does not hold
+    assert all(
+        link.startswith("claim-") for link in absent
+    )  # of claims that this record does not hold
 
 
 def test_the_session_record_is_json_without_nan(tmp_path):
     json.loads((keep(tmp_path) / "exp2_logits/report.json").read_text(), parse_constant=pytest.fail)
 
 
-def of_model(model: str, verdict: str = "REFUTED", claim: str = "exp2.same-selection", **changes) -> Finding:
+def of_model(
+    model: str, verdict: str = "REFUTED", claim: str = "exp2.same-selection", **changes
+) -> Finding:
     return finding(claim, verdict, context={**finding().context, "model": model}, **changes)
 
 
@@ -299,43 +434,84 @@ def test_the_confirmatory_family_of_the_harness_is_that_of_the_report():
 def test_confirmatory_claims_stand_first_and_are_told_from_exploratory_ones_and_invariants():
     found = [finding("exp1.an-invariant", "SUPPORTED", kind="invariant", test="always"), finding("exp2.explores"),
              finding("exp3.confirms", family=CONFIRMATORY)]  # fmt: skip
-    roles = {"exp3.confirms": "confirmatory", "exp1.an-invariant": "invariant", "exp2.explores": "exploratory"}
+    roles = {
+        "exp3.confirms": "confirmatory",
+        "exp1.an-invariant": "invariant",
+        "exp2.explores": "exploratory",
+    }
     rows = re.findall(r"<tr id=.*?</tr>", claims_table(found), re.DOTALL)
     assert [next(claim for claim in roles if claim in row) for row in rows] == list(roles)
     for row, role in zip(rows, roles.values(), strict=True):
-        assert re.findall("confirmatory|exploratory|invariant(?=</small></td><td data-label=.Claim)", row)[-1] == role
+        assert (
+            re.findall(
+                "confirmatory|exploratory|invariant(?=</small></td><td data-label=.Claim)", row
+            )[-1]
+            == role
+        )
         assert ("tempo-confirmatory" in row) == (role == "confirmatory")
     lines = [line for line in findings_markdown(found).splitlines() if "exp" in line]
     assert [re.split(r"(?<!\\)\|", line)[3].strip() for line in lines] == list(roles.values())
     table = findings_table(found)
     assert "* confirmatory" in table[0]
-    assert [line.endswith("*") for line in (line[13:53].strip() for line in table[1:])] == [True, False, False]
+    assert [line.endswith("*") for line in (line[13:53].strip() for line in table[1:])] == [
+        True,
+        False,
+        False,
+    ]
     assert "confirmatory" not in findings_table(found[:2])[0]
     drawn = figures.forest(found[1:])
     assert re.findall("★[^<]*", drawn.svg) == ["★ exp3.confirms"]
     assert "★ marks the confirmatory claims" in drawn.caption
     assert "★" not in figures.forest(found[:2]).svg + figures.forest(found[:2]).caption
     page = report_html(Report(tuple(found), "tiny"))
-    assert "3 registered claims: 1 confirmatory (1 refuted), 1 exploratory (1 refuted), 1 invariant (1 supported)" in page
+    assert (
+        "3 registered claims: 1 confirmatory (1 refuted), 1 exploratory (1 refuted), 1 invariant (1 supported)"
+        in page
+    )
     assert page.index("exp3.confirms</code><br>") < page.index("exp1.an-invariant</code><br>")
 
 
 def test_every_answer_shows_estimate_interval_n_and_control_of_its_claims():
-    found = finding("exp2.equivalent-at-reader", estimate=0.147, low=0.136, high=0.159, n=158, control_estimate=3e-7)
+    found = finding(
+        "exp2.equivalent-at-reader",
+        estimate=0.147,
+        low=0.136,
+        high=0.159,
+        n=158,
+        control_estimate=3e-7,
+    )
     report = Report((found,), "tiny")
     page, markdown = report_html(report), report_markdown([report], [picture()], [""])
     assert "✕ refuted, exploratory: 0.147 [0.136, 0.159], n 158, control 3e-7" in page
-    assert r"| exp2.equivalent-at-reader | ✕ refuted, exploratory | 0.147 \[0.136, 0.159\] | 158 | 3e-7 |" in markdown
+    assert (
+        r"| exp2.equivalent-at-reader | ✕ refuted, exploratory | 0.147 \[0.136, 0.159\] | 158 | 3e-7 |"
+        in markdown
+    )
     assert "<code>exp7.not-worse-than-top-branch</code> not measured in this record" in page
-    assert "misbehaves" in report_markdown([replace(report, findings=(replace(found, control_holds=False),))], [picture()], [""])
+    assert "misbehaves" in report_markdown(
+        [replace(report, findings=(replace(found, control_holds=False),))], [picture()], [""]
+    )
 
 
 def two_folders(tmp_path):
     """Results of two models that disagree, with pictures of their own."""
     folders = tmp_path / "a", tmp_path / "b"
-    for folder, model, verdict in zip(folders, ("first", "second"), ("REFUTED", "SUPPORTED"), strict=True):
-        append_jsonl(folder / "findings.jsonl", [of_model(model, verdict).record(), of_model(model, claim="exp2.alike").record()])
-        section = Section("exp2", "Logits", "exp2_logits", model, 160, (picture(f"Of {model}"), picture("Alike")), folder="exp2_logits")
+    for folder, model, verdict in zip(
+        folders, ("first", "second"), ("REFUTED", "SUPPORTED"), strict=True
+    ):
+        append_jsonl(
+            folder / "findings.jsonl",
+            [of_model(model, verdict).record(), of_model(model, claim="exp2.alike").record()],
+        )
+        section = Section(
+            "exp2",
+            "Logits",
+            "exp2_logits",
+            model,
+            160,
+            (picture(f"Of {model}"), picture("Alike")),
+            folder="exp2_logits",
+        )
         write_section(folder, section)
         write_session(folder, model, {"Made": f"by {model}"}, None, TESTS)
     return folders
@@ -344,7 +520,9 @@ def two_folders(tmp_path):
 def test_two_models_stand_side_by_side_and_their_disagreement_is_marked(tmp_path):
     a, b = two_folders(tmp_path)
     out = tmp_path / "out"
-    result = CliRunner().invoke(app, ["report", "--results", str(a), "--results", str(b), "--out", str(out)])
+    result = CliRunner().invoke(
+        app, ["report", "--results", str(a), "--results", str(b), "--out", str(out)]
+    )
     assert result.exit_code == 0, result.output
     page, markdown = (out / "findings.html").read_text(), (out / "findings.md").read_text()
     for text in (result.output.replace("\n", " "), page, markdown):
@@ -352,7 +530,10 @@ def test_two_models_stand_side_by_side_and_their_disagreement_is_marked(tmp_path
         assert "exp2.same-selection" in text
     rows = {
         row[1].strip(): row
-        for row in (re.split(r"(?<!\\)\|", line) for line in markdown[: markdown.index("# first")].splitlines())
+        for row in (
+            re.split(r"(?<!\\)\|", line)
+            for line in markdown[: markdown.index("# first")].splitlines()
+        )
         if len(row) == 7
     }
     assert rows["exp2.same-selection"][3:6] == [
@@ -367,7 +548,9 @@ def test_two_models_stand_side_by_side_and_their_disagreement_is_marked(tmp_path
     assert differing[0].index("refuted") < differing[0].index("supported")
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    assert {link for link in re.findall(r'href="#([^"]+)"', page) if not re.search("claim-|fig", link)} <= set(ids)
+    assert {
+        link for link in re.findall(r'href="#([^"]+)"', page) if not re.search("claim-|fig", link)
+    } <= set(ids)
     assert "tempo-tests" not in ids  # neither session's tests speak for both
     assert page.count("by first") == 2  # above and under provenance
     assert Outside(page).loads == []
@@ -378,32 +561,60 @@ def test_the_pictures_of_two_models_are_not_mixed_up(tmp_path):
     publish(read_reports(folders), out)
     names = {path.name for path in out.rglob("*.svg")} | {path.name for path in out.rglob("*.png")}
     each = ("findings-{}", "{}-exp2-logits-of-{}", "{}-exp2-logits-alike")
-    assert names == {f"{name.format(m, m)}.{kind}" for m in ("first", "second") for name in each for kind in ("svg", "png")}
+    assert names == {
+        f"{name.format(m, m)}.{kind}"
+        for m in ("first", "second")
+        for name in each
+        for kind in ("svg", "png")
+    }
     for model, folder in zip(("first", "second"), folders, strict=True):
         raster = folder / f"exp2_logits/figures/of-{model}.png"
-        assert (out / f"figures/{model}-exp2-logits-of-{model}.png").read_bytes() == raster.read_bytes()
+        assert (
+            out / f"figures/{model}-exp2-logits-of-{model}.png"
+        ).read_bytes() == raster.read_bytes()
         assert f"Of {model}" in (out / f"figures/{model}-exp2-logits-of-{model}.svg").read_text()
     page, markdown = (out / "findings.html").read_text(), (out / "findings.md").read_text()
     start = page.index('id="m2-tempo-model"')
     assert page.index("<strong>Of first.") < start < page.index("<strong>Of second.")
-    assert markdown.index("# first") < markdown.index("figures/first-") < markdown.index("# second") < markdown.index("figures/second-")
+    assert (
+        markdown.index("# first")
+        < markdown.index("figures/first-")
+        < markdown.index("# second")
+        < markdown.index("figures/second-")
+    )
     assert all((out / link).exists() for link in re.findall(r"\]\((\S+?\.svg)\)", markdown))
     publish(read_reports(folders[:1]), out)  # of one model again: no leftovers
     assert {path.name for path in out.glob("*.svg")} == {"findings.svg"}
 
 
 def test_one_folder_with_findings_of_two_models_shows_both_the_last_session_first(tmp_path):
-    results = keep(tmp_path / "results", [of_model("older", "SUPPORTED")], model="older", config="exp1_attention")
+    results = keep(
+        tmp_path / "results",
+        [of_model("older", "SUPPORTED")],
+        model="older",
+        config="exp1_attention",
+    )
     keep(results, [of_model("tiny")])
     reports = read_reports([results])
     assert [report.model for report in reports] == ["tiny", "older"]
-    assert [[f.verdict for f in report.findings] for report in reports] == [["REFUTED"], ["SUPPORTED"]]
-    assert [[s.model for s in report.sections] for report in reports] == [["tiny"], []]  # the later session used the same folder
+    assert [[f.verdict for f in report.findings] for report in reports] == [
+        ["REFUTED"],
+        ["SUPPORTED"],
+    ]
+    assert [[s.model for s in report.sections] for report in reports] == [
+        ["tiny"],
+        [],
+    ]  # the later session used the same folder
     assert reports[1].about == {}
     page = report_html(*reports)
     assert "Tests of this session (tiny)" in page
     assert "Opposite verdicts on 1 of 1 claims" in page
-    assert CliRunner().invoke(app, ["report", "--results", str(results), "--out", str(tmp_path / "out")]).exit_code == 0
+    assert (
+        CliRunner()
+        .invoke(app, ["report", "--results", str(results), "--out", str(tmp_path / "out")])
+        .exit_code
+        == 0
+    )
     assert (tmp_path / "out/findings.html").read_text() == page
 
 

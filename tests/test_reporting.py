@@ -38,7 +38,18 @@ HOSTILE = [
     "\uffff",
     "",
 ]
-SHOWN = ["<script>alert", "\"quo'ted", r"\x1b[31mred", r"\x00", r"a\u202eb", "$x$ _^{", "😀", "漢", r"·\n", r"\uffff"]
+SHOWN = [
+    "<script>alert",
+    "\"quo'ted",
+    r"\x1b[31mred",
+    r"\x00",
+    r"a\u202eb",
+    "$x$ _^{",
+    "😀",
+    "漢",
+    r"·\n",
+    r"\uffff",
+]
 SLOTS = [8, 9, 10]
 
 
@@ -75,14 +86,20 @@ def keys(shared: bool = True) -> tuple[np.ndarray, np.ndarray]:
 def lattice_steps() -> list[dict]:
     return [
         {"texts": HOSTILE[:3], "probabilities": [0.5, 0.3, 0.1], "position": 4, "ended": []},
-        {"texts": HOSTILE[3:], "probabilities": [0.1] * len(HOSTILE[3:]), "position": 5, "ended": [0]},
+        {
+            "texts": HOSTILE[3:],
+            "probabilities": [0.1] * len(HOSTILE[3:]),
+            "position": 5,
+            "ended": [0],
+        },
     ]
 
 
 def findings_html(findings, pictures_by_experiment, about) -> str:
     """What a report says before its list of tests."""
     sections = [
-        Section(name, name, name, "tiny", 3, tuple(shown), {name: name}, name, name) for name, shown in pictures_by_experiment.items()
+        Section(name, name, name, "tiny", 3, tuple(shown), {name: name}, name, name)
+        for name, shown in pictures_by_experiment.items()
     ]
     return fragment(Report(tuple(findings), "tiny", tuple(sections), about))
 
@@ -93,15 +110,42 @@ def pictures() -> dict[str, figures.Picture]:
     return {
         "attention": figures.attention_heatmap(attention(True), HOSTILE, SLOTS, title=HOSTILE[0]),
         "map": figures.layer_head_map(np.eye(4) - 0.5, HOSTILE[0], HOSTILE[2], HOSTILE[3]),
-        "lines": figures.lines_by(lines, HOSTILE[0], HOSTILE[5], HOSTILE[1], HOSTILE[2], log_y=True),
+        "lines": figures.lines_by(
+            lines, HOSTILE[0], HOSTILE[5], HOSTILE[1], HOSTILE[2], log_y=True
+        ),
         "bars": figures.distributions(p, q, HOSTILE.__getitem__, names=(HOSTILE[0], HOSTILE[5])),
-        "positions": figures.position_map(range(11), [*range(8), 8, 8, 8], [*range(8), 8, 8, 8], HOSTILE),
-        "plain bars": figures.bars({HOSTILE[0]: [1, 2], HOSTILE[2]: [0, 3]}, HOSTILE[:2], HOSTILE[3], HOSTILE[5], HOSTILE[4], HOSTILE[1]),
-        "cells": figures.cell_table([[0, 1], [0.5, 1]], [HOSTILE[:2], HOSTILE[2:4]], HOSTILE[4:6], HOSTILE[:2], HOSTILE[0], HOSTILE[1]),
-        "dots": figures.dots({HOSTILE[0]: [(1, 0, 2)], HOSTILE[2]: [(0, 0, 0)]}, [HOSTILE[3]], HOSTILE[5], HOSTILE[4], HOSTILE[1], 0.5),
+        "positions": figures.position_map(
+            range(11), [*range(8), 8, 8, 8], [*range(8), 8, 8, 8], HOSTILE
+        ),
+        "plain bars": figures.bars(
+            {HOSTILE[0]: [1, 2], HOSTILE[2]: [0, 3]},
+            HOSTILE[:2],
+            HOSTILE[3],
+            HOSTILE[5],
+            HOSTILE[4],
+            HOSTILE[1],
+        ),
+        "cells": figures.cell_table(
+            [[0, 1], [0.5, 1]],
+            [HOSTILE[:2], HOSTILE[2:4]],
+            HOSTILE[4:6],
+            HOSTILE[:2],
+            HOSTILE[0],
+            HOSTILE[1],
+        ),
+        "dots": figures.dots(
+            {HOSTILE[0]: [(1, 0, 2)], HOSTILE[2]: [(0, 0, 0)]},
+            [HOSTILE[3]],
+            HOSTILE[5],
+            HOSTILE[4],
+            HOSTILE[1],
+            0.5,
+        ),
         "similarity": figures.key_similarity(*keys(), [*range(8), 8, 8, 8], HOSTILE),
         "lattice": figures.set_lattice(HOSTILE[0], lattice_steps()),
-        "forest": figures.forest([finding(claim=text) for text in HOSTILE] + [finding(test="always", margin=0.0)]),
+        "forest": figures.forest(
+            [finding(claim=text) for text in HOSTILE] + [finding(test="always", margin=0.0)]
+        ),
     }
 
 
@@ -109,7 +153,9 @@ PICTURES = pictures()
 
 
 def texts(svg: str) -> str:
-    return "\n".join("".join(e.itertext()) for e in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text"))
+    return "\n".join(
+        "".join(e.itertext()) for e in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    )
 
 
 @pytest.mark.parametrize("kind", PICTURES)
@@ -117,7 +163,20 @@ def test_a_picture_is_self_contained_xml_without_active_content(kind):
     svg = PICTURES[kind].svg
     root = ET.fromstring(svg)
     tags = {element.tag.split("}")[1] for element in root.iter()}
-    assert tags <= {"svg", "g", "path", "text", "use", "defs", "clipPath", "rect", "image", "pattern", "tspan", "title"}
+    assert tags <= {
+        "svg",
+        "g",
+        "path",
+        "text",
+        "use",
+        "defs",
+        "clipPath",
+        "rect",
+        "image",
+        "pattern",
+        "tspan",
+        "title",
+    }
     assert root.get("role") == "img"
     assert root.get("aria-label") == PICTURES[kind].alt
     references = [v for e in root.iter() for k, v in e.attrib.items() if k.endswith("href")]
@@ -161,7 +220,9 @@ def test_hostile_titles_and_captions_stand_in_the_page_as_text():
 
 
 def test_ids_of_two_pictures_of_one_kind_differ():
-    first, second = (figures.attention_heatmap(attention(v), HOSTILE, SLOTS, title="same") for v in (True, False))
+    first, second = (
+        figures.attention_heatmap(attention(v), HOSTILE, SLOTS, title="same") for v in (True, False)
+    )
     ids = [set(re.findall(r' id="([^"]+)"', picture.svg)) for picture in (first, second)]
     assert ids[0]
     assert ids[1]
@@ -171,7 +232,9 @@ def test_ids_of_two_pictures_of_one_kind_differ():
 
 def test_the_same_arrays_give_the_same_picture_to_the_byte():
     assert pictures() == PICTURES
-    assert figures.layer_head_map(np.eye(4), "t", "l", "c") != figures.layer_head_map(2 * np.eye(4), "t", "l", "c")
+    assert figures.layer_head_map(np.eye(4), "t", "l", "c") != figures.layer_head_map(
+        2 * np.eye(4), "t", "l", "c"
+    )
 
 
 def test_drawing_warns_of_nothing_and_leaves_no_settings_behind():
@@ -185,17 +248,25 @@ def test_drawing_warns_of_nothing_and_leaves_no_settings_behind():
 
 
 def test_the_heatmap_says_zero_for_isolated_siblings_and_not_for_visible_ones():
-    isolated, seen = (figures.attention_heatmap(attention(v), [""] * 11, SLOTS, layers=[0, 5]) for v in (False, True))
+    isolated, seen = (
+        figures.attention_heatmap(attention(v), [""] * 11, SLOTS, layers=[0, 5])
+        for v in (False, True)
+    )
     assert "layer 0: 0, layer 5: 0." in isolated.alt
     means = [float(x) for x in re.findall(r"layer \d+: ([\d.]+\d)", seen.alt)]
-    expected = [attention(True)[layer][:, ~np.eye(3, 11, 8, dtype=bool) & (np.arange(11) >= 8)].mean() for layer in (0, 5)]
+    expected = [
+        attention(True)[layer][:, ~np.eye(3, 11, 8, dtype=bool) & (np.arange(11) >= 8)].mean()
+        for layer in (0, 5)
+    ]
     np.testing.assert_allclose(means, expected, rtol=5e-3)
 
 
 def test_cells_are_grey_only_where_the_weight_is_exactly_zero():
     def num_grey(weights):
         svg = figures.attention_heatmap(weights, [""] * 11, SLOTS, layers=[0]).svg
-        image = Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^\"]+)", svg)[1]))).convert("RGB")
+        image = Image.open(
+            io.BytesIO(base64.b64decode(re.search(r"base64,([^\"]+)", svg)[1]))
+        ).convert("RGB")
         assert image.size == (11, 3)
         return int((np.asarray(image) == 0xB0).all(axis=-1).sum())
 
@@ -211,7 +282,9 @@ def test_the_colour_scale_ends_at_the_largest_weight_outside_the_sink():
 
 def test_a_map_with_negative_values_diverges_and_grey_is_explained_only_where_it_is():
     values = np.array([[1.0, -3.0], [np.nan, 2.0]])
-    signed, unsigned = (figures.layer_head_map(v, "t", "score", "c") for v in (values, np.ones((2, 2))))
+    signed, unsigned = (
+        figures.layer_head_map(v, "t", "score", "c") for v in (values, np.ones((2, 2)))
+    )
     assert "from -3 to 2" in signed.alt
     assert "largest in layer 0, head 1" in signed.alt
     assert "Grey" in signed.caption
@@ -238,7 +311,10 @@ def test_the_distance_of_two_distributions_counts_tokens_that_are_not_drawn():
 
 def test_the_position_map_counts_what_is_not_where_it_was_expected():
     expected = [0, 1, 2, 2, 2]
-    assert "5 slots at 3 positions, of which 1 are shared; 0 slots" in figures.position_map(range(5), expected, expected, "abcde").alt
+    assert (
+        "5 slots at 3 positions, of which 1 are shared; 0 slots"
+        in figures.position_map(range(5), expected, expected, "abcde").alt
+    )
     sequential = figures.position_map(range(5), range(5), expected, "abcde")
     assert "5 slots at 5 positions, of which 0 are shared; 2 slots" in sequential.alt
     assert "not as expected" in texts(sequential.svg)
@@ -255,16 +331,27 @@ def test_the_forest_prints_every_estimate_and_tells_verdicts_apart_by_more_than_
     assert "0.00312 [0.0025, 0.0039]" in texts(picture.svg)
     assert "0.00312 [n/a, n/a]" in texts(picture.svg)
     verdicts = ("SUPPORTED", "REFUTED", "INCONCLUSIVE", "SUPPORTED")
-    outlines = [tuple(re.findall(r' d="([^"]+)"', figures.forest([finding("a", v)]).svg)) for v in verdicts]
+    outlines = [
+        tuple(re.findall(r' d="([^"]+)"', figures.forest([finding("a", v)]).svg)) for v in verdicts
+    ]
     assert len(set(outlines)) == 3
     assert outlines[0] == outlines[3]
 
 
-@pytest.mark.parametrize("test", ["always", "greater", "less", "equivalent", "proportion", "somewhere"])
+@pytest.mark.parametrize(
+    "test", ["always", "greater", "less", "equivalent", "proportion", "somewhere"]
+)
 @pytest.mark.parametrize("value", [0.0, 1.0, -40.0, 7.5e307, math.nan, math.inf])
 def test_the_forest_draws_any_finding(test, value):
     for margin in (0.0, 0.05):
-        assert ET.fromstring(figures.forest([finding(test=test, margin=margin, estimate=value, low=value, high=value)]).svg) is not None
+        assert (
+            ET.fromstring(
+                figures.forest(
+                    [finding(test=test, margin=margin, estimate=value, low=value, high=value)]
+                ).svg
+            )
+            is not None
+        )
 
 
 def test_degenerate_data_are_drawn():
@@ -280,8 +367,13 @@ def test_degenerate_data_are_drawn():
 
 
 def test_keys_of_one_position_keep_their_similarity_and_others_do_not():
-    shared, apart = (figures.key_similarity(*keys(s), [*range(8), 8, 8, 8], [""] * 11).alt for s in (True, False))
-    within = [float(re.search(r"no similarity by more than ([\d.e-]+),", alt)[1]) for alt in (shared, apart)]
+    shared, apart = (
+        figures.key_similarity(*keys(s), [*range(8), 8, 8, 8], [""] * 11).alt for s in (True, False)
+    )
+    within = [
+        float(re.search(r"no similarity by more than ([\d.e-]+),", alt)[1])
+        for alt in (shared, apart)
+    ]
     assert within[0] < 1e-12
     assert within[1] > 1e-2  # sequential rotations under the pretence of one position
 
@@ -300,7 +392,9 @@ def test_a_member_of_the_lattice_shows_its_whole_set_when_pointed_at():
 
 def test_a_very_wide_set_stays_small_and_readable():
     weights = np.random.default_rng(0).dirichlet(np.ones(240), (4, 9, 32)).astype(np.float32)
-    picture = figures.attention_heatmap(weights, [f" token{i}" for i in range(240)], list(range(208, 240)))
+    picture = figures.attention_heatmap(
+        weights, [f" token{i}" for i in range(240)], list(range(208, 240))
+    )
     assert len(picture.svg.encode()) < 150_000
     assert len(texts(picture.svg).splitlines()) < 48 + 4 * 12 + 20
 
@@ -330,13 +424,19 @@ def test_slugs_are_safe_in_ids_and_file_names():
 
 def test_the_table_fits_a_small_window_and_puts_trouble_first():
     found = [finding(f"ok{i}") for i in range(20)]
-    found += [finding("bad", "REFUTED"), finding("open", "INCONCLUSIVE"), finding("blind", control_holds=False)]
+    found += [
+        finding("bad", "REFUTED"),
+        finding("open", "INCONCLUSIVE"),
+        finding("blind", control_holds=False),
+    ]
     lines = findings_table(found)
     assert len(lines) == 20
     assert max(map(len, lines)) <= 110
     assert {line.split()[1] for line in lines[1:4]} == {"bad", "open", "blind"}
     assert lines[-1] == "... and 5 more supported"
-    assert [line for line in lines if line.endswith(" control!")] == [next(line for line in lines if "blind" in line)]
+    assert [line for line in lines if line.endswith(" control!")] == [
+        next(line for line in lines if "blind" in line)
+    ]
 
 
 def test_a_table_of_eighteen_keeps_its_order_and_hides_none():
@@ -348,11 +448,24 @@ def test_a_table_of_eighteen_keeps_its_order_and_hides_none():
 
 
 def test_the_table_names_what_it_hides_when_that_is_not_good_news():
-    assert findings_table([finding(f"b{i}", "REFUTED") for i in range(19)])[-1] == "... and 1 more (1 refuted)"
+    assert (
+        findings_table([finding(f"b{i}", "REFUTED") for i in range(19)])[-1]
+        == "... and 1 more (1 refuted)"
+    )
 
 
 def test_the_table_shows_control_characters_and_cuts_what_is_too_wide():
-    lines = findings_table([finding("\x1b[31m" + "x" * 200, estimate=-1.234e-5, low=-1.234e-5, high=-1.2e-5, control_holds=False)])
+    lines = findings_table(
+        [
+            finding(
+                "\x1b[31m" + "x" * 200,
+                estimate=-1.234e-5,
+                low=-1.234e-5,
+                high=-1.2e-5,
+                control_holds=False,
+            )
+        ]
+    )
     assert r"\x1b[31mxxx" in lines[1]
     assert "…" in lines[1]
     assert len(lines[1]) <= 110
@@ -400,7 +513,16 @@ class Page(HTMLParser):
 
 
 def hostile_findings() -> list[Finding]:
-    fields = ("claim", "statement", "reason", "unit", "statistic", "margin_reason", "control", "family")
+    fields = (
+        "claim",
+        "statement",
+        "reason",
+        "unit",
+        "statistic",
+        "margin_reason",
+        "control",
+        "family",
+    )
     attack = "</td></table><script>alert(1)</script><img src=x onerror=y>\x1b[2J\"'"
     context = {"experiment": attack, "model": attack, "n_prompts": 3}
     return [replace(finding(), **dict.fromkeys(fields, attack), context=context)]
@@ -408,8 +530,12 @@ def hostile_findings() -> list[Finding]:
 
 def test_no_tag_of_hostile_findings_comes_alive():
     attack = hostile_findings()[0].claim
-    page = Page(findings_html(hostile_findings(), {attack: list(PICTURES.values())}, {attack: attack}))
-    harmless = Page(findings_html([finding()], {"exp2": list(PICTURES.values())}, {"model": "tiny"}))
+    page = Page(
+        findings_html(hostile_findings(), {attack: list(PICTURES.values())}, {attack: attack})
+    )
+    harmless = Page(
+        findings_html([finding()], {"exp2": list(PICTURES.values())}, {"model": "tiny"})
+    )
     assert page.tags == harmless.tags
     assert not page.tags & {"script", "img"}
     assert "<script>alert(1)</script>" in page.text
@@ -426,20 +552,28 @@ def test_the_page_test_can_fail():
 def test_the_headline_counts_what_is_in_the_findings():
     found = [finding(), finding("b", "REFUTED"), finding("c", "REFUTED", control_holds=False)]
     text = Page(findings_html(found, {}, {})).text
-    assert "3 registered claims: 3 exploratory (1 supported, 2 refuted); 2 of 3 negative controls behaved." in text
+    assert (
+        "3 registered claims: 3 exploratory (1 supported, 2 refuted); 2 of 3 negative controls behaved."
+        in text
+    )
     assert "tiny · 161 prompts" in text
     assert "Negative control did not behave: c." in text
     assert "did not behave" not in Page(findings_html(found[:2], {}, {})).text
 
 
 def test_findings_without_context_and_no_findings_at_all_still_make_a_page():
-    assert "1 registered claim: 1 exploratory (1 supported)" in Page(findings_html([finding(context={})], {}, {})).text
+    assert (
+        "1 registered claim: 1 exploratory (1 supported)"
+        in Page(findings_html([finding(context={})], {}, {})).text
+    )
     assert "0 registered claims: none" in Page(findings_html([], {}, {})).text
 
 
 def test_a_control_that_misbehaves_or_was_not_measured_is_not_called_good():
     good, bad, none = ({}, {"control_holds": False}, {"control_estimate": math.nan})
-    cells = [Page(findings_html([finding(**changes)], {}, {})).text for changes in (good, bad, none)]
+    cells = [
+        Page(findings_html([finding(**changes)], {}, {})).text for changes in (good, bad, none)
+    ]
     assert ["does not support it, as it should" in cell for cell in cells] == [True, False, False]
     assert "SUPPORTS IT TOO" in cells[1]
     assert "not measured" in cells[2]
@@ -447,15 +581,32 @@ def test_a_control_that_misbehaves_or_was_not_measured_is_not_called_good():
 
 def test_every_class_is_ours_and_css_touches_nothing_else():
     page = findings_html([finding()], {"exp2": [PICTURES["map"]]}, {"a": "b"})
-    assert all(name.startswith("tempo-") for names in re.findall(r'class="([^"]+)"', page) for name in names.split())
+    assert all(
+        name.startswith("tempo-")
+        for names in re.findall(r'class="([^"]+)"', page)
+        for name in names.split()
+    )
     css = re.sub(r":is\([^)]*\)", "", files("tempo.reporting").joinpath("report.css").read_text())
-    selectors = [s.strip() for rule in re.findall(r"([^{}]+)\{", css) for s in rule.split(",") if "@media" not in rule]
+    selectors = [
+        s.strip()
+        for rule in re.findall(r"([^{}]+)\{", css)
+        for s in rule.split(",")
+        if "@media" not in rule
+    ]
     assert len(selectors) > 50
-    assert {selector for selector in selectors if ".tempo-" not in selector} == {":root", "html", "body"}
+    assert {selector for selector in selectors if ".tempo-" not in selector} == {
+        ":root",
+        "html",
+        "body",
+    }
 
 
 def test_an_invariant_has_no_p_value_and_a_missing_value_is_not_a_number_in_disguise():
-    text = Page(findings_html([finding(kind="invariant", test="always", p=math.nan, p_corrected=math.nan)], {}, {})).text
+    text = Page(
+        findings_html(
+            [finding(kind="invariant", test="always", p=math.nan, p_corrected=math.nan)], {}, {}
+        )
+    ).text
     assert "exactinvariant" in text
     assert not re.search(r"\bnan\b", text)
     assert "raw 0.0001" in Page(findings_html([finding()], {}, {})).text
@@ -514,7 +665,9 @@ def test_a_line_cut_short_by_a_killed_run_is_ignored_wherever_the_cut_fell(tmp_p
     assert read_jsonl(path) == [{"a": 1}, {"b": "é"}, {"c": 3}]
 
 
-@pytest.mark.parametrize("garbage", [b"{oops\n", b"[1, 2]\n", b"\xff\xfe\n", b"{}{}\n", b"\x00\x00\n"])
+@pytest.mark.parametrize(
+    "garbage", [b"{oops\n", b"[1, 2]\n", b"\xff\xfe\n", b"{}{}\n", b"\x00\x00\n"]
+)
 def test_garbage_elsewhere_is_an_error_that_names_the_line(tmp_path, garbage):
     path = tmp_path / "r.jsonl"
     path.write_bytes(b'{"a": 1}\n' + garbage + b'{"b": 2}\n')
@@ -530,7 +683,10 @@ def test_no_file_is_no_records(tmp_path):
 
 
 def test_findings_come_back_from_their_record_the_last_of_each_claim(tmp_path):
-    first, second = finding(estimate=0.1), finding(estimate=math.nan, context={"config": "a", "model": "tiny"})
+    first, second = (
+        finding(estimate=0.1),
+        finding(estimate=math.nan, context={"config": "a", "model": "tiny"}),
+    )
     append_jsonl(tmp_path / "f.jsonl", [f.record() for f in (first, second, replace(second, n=7))])
     one, two = read_findings(tmp_path / "f.jsonl")
     assert one == first
@@ -541,7 +697,9 @@ def test_findings_come_back_from_their_record_the_last_of_each_claim(tmp_path):
 def test_a_record_of_another_schema_is_refused_with_what_to_do(tmp_path, schema):
     record = {**finding().record(), "schema": schema}
     append_jsonl(tmp_path / "f.jsonl", [finding().record(), record])
-    with pytest.raises(TraceError, match=f"schema {schema!r}, this tempo reads 2; delete the file and run"):
+    with pytest.raises(
+        TraceError, match=f"schema {schema!r}, this tempo reads 2; delete the file and run"
+    ):
         read_findings(tmp_path / "f.jsonl")
 
 
@@ -552,10 +710,19 @@ def test_what_is_no_finding_is_refused(tmp_path):
 
 
 def test_a_refutation_is_shown_with_the_p_against_the_claim():
-    refuted = finding(verdict="REFUTED", p=0.9, p_corrected=1.0, p_against=0.001, p_against_corrected=0.0333)
-    shown = "\n".join(findings_table([refuted])), findings_markdown([refuted]), findings_html([refuted], {}, {})
+    refuted = finding(
+        verdict="REFUTED", p=0.9, p_corrected=1.0, p_against=0.001, p_against_corrected=0.0333
+    )
+    shown = (
+        "\n".join(findings_table([refuted])),
+        findings_markdown([refuted]),
+        findings_html([refuted], {}, {}),
+    )
     assert all("0.0333" in text for text in shown)
-    assert not any("0.0333" in text for text in (findings_markdown([replace(refuted, verdict="INCONCLUSIVE")]),))
+    assert not any(
+        "0.0333" in text
+        for text in (findings_markdown([replace(refuted, verdict="INCONCLUSIVE")]),)
+    )
 
 
 def test_the_summary_says_what_went_wrong_first():
@@ -564,7 +731,9 @@ def test_the_summary_says_what_went_wrong_first():
         finding("b", "REFUTED", control_holds=False),
         finding("i", "REFUTED", kind="invariant", reason="violated by 1 of 9"),
     ]
-    summary = findings_summary(found, ["exp2.close: expected REFUTED,\n found SUPPORTED"], ["a notice"])
+    summary = findings_summary(
+        found, ["exp2.close: expected REFUTED,\n found SUPPORTED"], ["a notice"]
+    )
     lines = summary.splitlines()
     assert lines[0] == "## tempo: 1 supported, 2 refuted"
     assert lines[2] == "- **regression** exp2.close: expected REFUTED, found SUPPORTED"

@@ -14,10 +14,14 @@ from tempo.spec import READOUTS
 ROUNDING = 1e-6
 DISTRIBUTION = torch.tensor([0.05, 0.30, 0.10, 0.30, 0.20, 0.05])
 
-PROBABILITIES = hnp.arrays(np.float32, st.integers(1, 12), elements=st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 1.0]))
+PROBABILITIES = hnp.arrays(
+    np.float32, st.integers(1, 12), elements=st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 1.0])
+)
 THRESHOLDS = st.sampled_from([0.05, 0.1, 0.25, 0.3, 0.4, 0.5, 1.0])
 LOGITS = hnp.arrays(
-    np.float32, st.tuples(st.integers(1, 5), st.integers(2, 9)), elements=st.floats(-30, 30, width=32, allow_subnormal=False)
+    np.float32,
+    st.tuples(st.integers(1, 5), st.integers(2, 9)),
+    elements=st.floats(-30, 30, width=32, allow_subnormal=False),
 )
 
 
@@ -41,7 +45,9 @@ def by_definition(distribution, threshold, max_width=None):
     """The set, design section 3.2, without a sort of torch's."""
     values = distribution.tolist()
     ranked = sorted(range(len(values)), key=lambda token: (-values[token], token))
-    return ([token for token in ranked if values[token] >= np.float32(threshold)] or ranked[:1])[:max_width]
+    return ([token for token in ranked if values[token] >= np.float32(threshold)] or ranked[:1])[
+        :max_width
+    ]
 
 
 def test_a_probability_at_the_threshold_is_in_and_one_below_is_not():
@@ -83,7 +89,10 @@ def test_without_any_above_the_threshold_the_argmax_alone_is_chosen():
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5, None])
 def test_max_width_keeps_the_most_probable(width):
     assert select(DISTRIBUTION, 0.1, width).tokens == [1, 3, 4, 2][:width]
-    assert select(DISTRIBUTION, 0.1, width).probabilities == DISTRIBUTION[[1, 3, 4, 2][:width]].tolist()
+    assert (
+        select(DISTRIBUTION, 0.1, width).probabilities
+        == DISTRIBUTION[[1, 3, 4, 2][:width]].tolist()
+    )
     assert select(DISTRIBUTION, 0.9, width).tokens == [1]
 
 
@@ -98,8 +107,18 @@ def test_the_set_is_the_definition_for_any_distribution(distribution, threshold,
 
 
 def test_a_leading_end_of_sequence_stays_and_stops_the_run():
-    assert select(DISTRIBUTION, 0.1, None, frozenset({1})) == ([1, 3, 4, 2], DISTRIBUTION[[1, 3, 4, 2]].tolist(), [], True)
-    assert select(DISTRIBUTION, 0.31, None, frozenset({1})) == ([1], DISTRIBUTION[[1]].tolist(), [], True)
+    assert select(DISTRIBUTION, 0.1, None, frozenset({1})) == (
+        [1, 3, 4, 2],
+        DISTRIBUTION[[1, 3, 4, 2]].tolist(),
+        [],
+        True,
+    )
+    assert select(DISTRIBUTION, 0.31, None, frozenset({1})) == (
+        [1],
+        DISTRIBUTION[[1]].tolist(),
+        [],
+        True,
+    )
     assert not select(DISTRIBUTION, 0.1, None).stops
 
 
@@ -145,7 +164,10 @@ def test_each_readout_is_the_definition(logits, data):
         distribution = read_out(torch.tensor(logits), probabilities, readout)
         assert distribution.dtype == torch.float32
         assert distribution.shape == logits.shape[1:]
-        assert np.abs(distribution.numpy() - numpy_read_out(logits, probabilities, readout)).max() < ROUNDING
+        assert (
+            np.abs(distribution.numpy() - numpy_read_out(logits, probabilities, readout)).max()
+            < ROUNDING
+        )
         assert abs(float(distribution.double().sum()) - 1) < 10 * ROUNDING
 
 
@@ -160,21 +182,36 @@ def test_the_readouts_differ_on_logits_that_differ():
     assert not torch.allclose(results[READOUTS.index("mixture")], unweighted, atol=0.1)
 
 
-@given(hnp.arrays(np.float32, st.tuples(st.just(1), st.integers(1, 50)), elements=st.floats(-30, 30, width=32)), st.floats(0, 1))
+@given(
+    hnp.arrays(
+        np.float32, st.tuples(st.just(1), st.integers(1, 50)), elements=st.floats(-30, 30, width=32)
+    ),
+    st.floats(0, 1),
+)
 @settings(max_examples=100, deadline=None)
 def test_every_readout_of_one_member_is_its_softmax_to_the_bit(logits, probability):
     logits = torch.tensor(logits)
     for readout in READOUTS:
-        assert torch.equal(read_out(logits, [probability], readout), torch.softmax(logits[0], dim=-1))
+        assert torch.equal(
+            read_out(logits, [probability], readout), torch.softmax(logits[0], dim=-1)
+        )
     if logits.shape[1] > 1:
-        assert not torch.equal(read_out(logits, [probability], "mixture"), torch.softmax(logits[0] + torch.eye(logits.shape[1])[0], -1))
+        assert not torch.equal(
+            read_out(logits, [probability], "mixture"),
+            torch.softmax(logits[0] + torch.eye(logits.shape[1])[0], -1),
+        )
 
 
 def test_the_order_of_members_matters_to_first_and_last_and_not_to_the_others():
     logits = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0]])
     for readout in READOUTS:
-        forward, backward = read_out(logits, [0.6, 0.3], readout), read_out(logits.flip(0), [0.3, 0.6], readout)
-        assert torch.allclose(forward, backward, atol=ROUNDING) == (readout in ("mixture", "mean_logits"))
+        forward, backward = (
+            read_out(logits, [0.6, 0.3], readout),
+            read_out(logits.flip(0), [0.3, 0.6], readout),
+        )
+        assert torch.allclose(forward, backward, atol=ROUNDING) == (
+            readout in ("mixture", "mean_logits")
+        )
 
 
 @given(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=20))
@@ -190,7 +227,12 @@ def test_weights_are_the_probabilities_renormalised(probabilities):
 
 @pytest.mark.parametrize(
     ("probabilities", "expected"),
-    [([0.0], [1.0]), ([0.0, 0.0], [0.5, 0.5]), ([0.4, 0.0], [1.0, SMALLEST_PROBABILITY / 0.4]), ([5e-324, 1e-40], [0.5, 0.5])],
+    [
+        ([0.0], [1.0]),
+        ([0.0, 0.0], [0.5, 0.5]),
+        ([0.4, 0.0], [1.0, SMALLEST_PROBABILITY / 0.4]),
+        ([5e-324, 1e-40], [0.5, 0.5]),
+    ],
 )
 def test_weights_survive_probabilities_that_underflow(probabilities, expected):
     weights = member_weights(probabilities)
@@ -231,6 +273,9 @@ def test_float64_logits_are_read_in_float64(readout):
 def test_half_precision_logits_are_read_in_float32():
     logits = torch.randn(3, 100, generator=torch.Generator().manual_seed(0)).bfloat16()
     for readout in READOUTS:
-        assert torch.equal(read_out(logits, [0.5, 0.3, 0.1], readout), read_out(logits.float(), [0.5, 0.3, 0.1], readout))
+        assert torch.equal(
+            read_out(logits, [0.5, 0.3, 0.1], readout),
+            read_out(logits.float(), [0.5, 0.3, 0.1], readout),
+        )
     low = torch.softmax(logits[0], -1)
     assert not torch.equal(low.float(), read_out(logits, [0.5, 0.3, 0.1], "first"))

@@ -6,12 +6,29 @@ import numpy as np
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import tempo
 from tempo.spec import CAPTURES
 from tests import tempo64
-from tests.checks import LOGITS, PROBABILITIES, STATES, WEIGHTS, Violation, attention, expect, logits, near, same
+from tests.checks import (
+    LOGITS,
+    PROBABILITIES,
+    STATES,
+    WEIGHTS,
+    Violation,
+    attention,
+    expect,
+    logits,
+    near,
+    same,
+)
 from tests.exactness import SETTINGS, TOKENS
 from tests.faults import FAULTS
 from tests.tiny_models import exact, llama
@@ -21,7 +38,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MEMBERS = st.lists(TOKENS, min_size=1, max_size=4, unique=True)
 RUNS, RULES_OF_A_RUN = 40, 12
 LONGEST = 8  # sets
-reproducible = {"deadline": None, "derandomize": True, "database": None, "max_examples": RUNS, "stateful_step_count": RULES_OF_A_RUN}
+reproducible = {
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
+    "max_examples": RUNS,
+    "stateful_step_count": RULES_OF_A_RUN,
+}
 
 
 class Slots(RuleBasedStateMachine):
@@ -30,7 +53,9 @@ class Slots(RuleBasedStateMachine):
     @initialize(
         depth=st.sampled_from((1, 2, 4)),
         prompt=st.lists(TOKENS, min_size=1, max_size=5),
-        chosen=st.fixed_dictionaries({name: st.sampled_from(values) for name, values in SETTINGS.items()}),
+        chosen=st.fixed_dictionaries(
+            {name: st.sampled_from(values) for name, values in SETTINGS.items()}
+        ),
         members=MEMBERS,
     )
     def begin(self, depth, prompt, chosen, members):
@@ -56,15 +81,25 @@ class Slots(RuleBasedStateMachine):
     @rule(data=st.data())
     @precondition(lambda self: any(len(members) > 1 for members in self.sets))
     def prune_a_member(self, data):
-        k = data.draw(st.sampled_from([k for k, members in enumerate(self.sets) if len(members) > 1]))
+        k = data.draw(
+            st.sampled_from([k for k, members in enumerate(self.sets) if len(members) > 1])
+        )
         pruned = data.draw(st.sampled_from(self.sets[k]))
         survivors = [token for token in self.sets[k] if token != pruned]
         before = self.run
         self.force([*self.sets[:k], survivors, *self.sets[k + 1 :]], kept=k)
-        if (self.chosen["visibility"], self.chosen["positions"]) == ("isolated", "shared") and before.steps[k].logits is not None:
+        if (self.chosen["visibility"], self.chosen["positions"]) == (
+            "isolated",
+            "shared",
+        ) and before.steps[k].logits is not None:
             kept = [i for i, token in enumerate(before.steps[k].tokens) if token != pruned]
             if self.run.steps[k].logits is not None:
-                near(logits(self.run, k), logits(before, k)[kept], LOGITS, "logits of isolated survivors")
+                near(
+                    logits(self.run, k),
+                    logits(before, k)[kept],
+                    LOGITS,
+                    "logits of isolated survivors",
+                )
 
     @rule(captured=st.sets(st.sampled_from(CAPTURES)))
     def capture(self, captured):
@@ -74,11 +109,20 @@ class Slots(RuleBasedStateMachine):
     @rule(members=MEMBERS)
     def take_the_row_of_a_longer_run(self, members):
         """The same run where another one has left keys and values in every slot."""
-        longer = self.spec(prompt=[*self.prompt, *self.prompt], replay=[*self.sets, members], capture=())
-        self.compare(tempo.generate_batch(self.lm, [longer, self.spec()], max_rows=1)[1], self.run, kept=len(self.sets))
+        longer = self.spec(
+            prompt=[*self.prompt, *self.prompt], replay=[*self.sets, members], capture=()
+        )
+        self.compare(
+            tempo.generate_batch(self.lm, [longer, self.spec()], max_rows=1)[1],
+            self.run,
+            kept=len(self.sets),
+        )
 
     def spec(self, **changes):
-        return tempo.RunSpec(**{"prompt": self.prompt, "replay": self.sets, "capture": self.captured, **self.chosen} | changes)
+        return tempo.RunSpec(
+            **{"prompt": self.prompt, "replay": self.sets, "capture": self.captured, **self.chosen}
+            | changes
+        )
 
     def force(self, sets, kept):
         """Run the sets; the first `kept` of the run before are unchanged (but for rounding), and all is as from scratch."""
@@ -89,8 +133,15 @@ class Slots(RuleBasedStateMachine):
         self.compare_with_scratch()
 
     def compare(self, run, before, kept):
-        for k in range(min(kept + 1, len(run.steps), len(before.steps))):  # set k's distribution follows from the sets before it
-            near(run.steps[k].distribution, before.steps[k].distribution, PROBABILITIES, f"distribution of step {k}, before and after")
+        for k in range(
+            min(kept + 1, len(run.steps), len(before.steps))
+        ):  # set k's distribution follows from the sets before it
+            near(
+                run.steps[k].distribution,
+                before.steps[k].distribution,
+                PROBABILITIES,
+                f"distribution of step {k}, before and after",
+            )
         for k in range(kept):
             for name, bound in (("logits", LOGITS), ("attention", WEIGHTS)):
                 one, other = getattr(run.steps[k], name), getattr(before.steps[k], name)
@@ -99,7 +150,12 @@ class Slots(RuleBasedStateMachine):
         num_slots = len(self.prompt) + sum(map(len, self.sets[:kept]))
         if run.keys is not None and before.keys is not None:
             for name in ("keys", "values", "raw_keys"):
-                near(getattr(run, name)[:, :, :num_slots], getattr(before, name)[:, :, :num_slots], STATES, f"{name}, before and after")
+                near(
+                    getattr(run, name)[:, :, :num_slots],
+                    getattr(before, name)[:, :, :num_slots],
+                    STATES,
+                    f"{name}, before and after",
+                )
 
     def compare_with_scratch(self):
         scratch = tempo64.replay(exact(self.lm), self.prompt, self.sets, **self.chosen)
@@ -107,8 +163,17 @@ class Slots(RuleBasedStateMachine):
         same(self.run.slot_position, scratch.slots.positions, "positions of the slots")
         for k, step in enumerate(self.run.steps):
             slots = scratch.slots.slots(k, len(self.prompt))
-            near(step.distribution, scratch.distributions[k], PROBABILITIES, f"distribution of step {k}")
-            expect((step.logits is None, step.attention is None) == self.left_out("logits", "attention"), f"capture of set {k}")
+            near(
+                step.distribution,
+                scratch.distributions[k],
+                PROBABILITIES,
+                f"distribution of step {k}",
+            )
+            expect(
+                (step.logits is None, step.attention is None)
+                == self.left_out("logits", "attention"),
+                f"capture of set {k}",
+            )
             if step.logits is not None:
                 near(logits(self.run, k), scratch.out.logits[slots], LOGITS, f"logits of set {k}")
             if step.attention is not None:
@@ -127,7 +192,12 @@ TestSlots = Slots.TestCase
 TestSlots.settings = settings(**reproducible)
 
 
-SEEN = ("mask by list index", "sibling values swapped", "capture one pass early", "last sibling only in the cache")
+SEEN = (
+    "mask by list index",
+    "sibling values swapped",
+    "capture one pass early",
+    "last sibling only in the cache",
+)
 
 
 @pytest.mark.parametrize("fault", SEEN)
@@ -141,8 +211,13 @@ def test_the_machine_sees_a_fault(fault, monkeypatch):
 def test_the_machine_reaches_the_growth_of_the_cache():
     """What the rules above compare is short; a run past the cache's first capacity is the same as before it."""
     sets = [[i % 60, (i + 7) % 60, (i + 23) % 60] for i in range(30)]
-    long, short = (tempo.generate(llama(), [1, 2, 3], replay=part, capture=CAPTURES) for part in (sets, sets[:15]))
+    long, short = (
+        tempo.generate(llama(), [1, 2, 3], replay=part, capture=CAPTURES)
+        for part in (sets, sets[:15])
+    )
     assert short.num_slots < tempo.cache.FIRST_CAPACITY < long.num_slots
-    assert max(np.abs(long.steps[k].logits - short.steps[k].logits).max() for k in range(15)) < LOGITS
+    assert (
+        max(np.abs(long.steps[k].logits - short.steps[k].logits).max() for k in range(15)) < LOGITS
+    )
     exactly = tempo64.replay(exact(llama()), [1, 2, 3], sets)
     assert np.abs(long.steps[-1].logits - exactly.out.logits[-3:]).max() < LOGITS

@@ -51,7 +51,11 @@ CHANGED = {
 }
 
 TOKEN_IDS = st.lists(st.integers(0, 2**40), min_size=1, max_size=4).map(tuple)
-TOKEN_SETS = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True).map(tuple), min_size=1, max_size=3)
+TOKEN_SETS = st.lists(
+    st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True).map(tuple),
+    min_size=1,
+    max_size=3,
+)
 TEXT = st.text(min_size=1, max_size=20)
 SETTINGS = st.fixed_dictionaries(
     {
@@ -123,11 +127,19 @@ def refusal(**changes):
         ("replay", "ab", "'ab'", "a valid tuple", [[97], [98]]),
         ("replay", [[True]], "True", "a valid integer", [[1]]),
         ("capture", "weights", "'weights'", "'attention', 'siblings', 'logits' or 'kv'", "kv"),
-        ("capture", ["kv", "weights"], "'weights'", "'attention', 'siblings', 'logits' or 'kv'", ["kv", "logits"]),
+        (
+            "capture",
+            ["kv", "weights"],
+            "'weights'",
+            "'attention', 'siblings', 'logits' or 'kv'",
+            ["kv", "logits"],
+        ),
         ("capture", 5, "5", "a valid tuple", ()),
     ],
 )
-def test_a_bad_value_is_refused_by_key_value_and_expectation_and_a_good_one_is_not(key, bad, seen, expected, good):
+def test_a_bad_value_is_refused_by_key_value_and_expectation_and_a_good_one_is_not(
+    key, bad, seen, expected, good
+):
     message = refusal(**{key: bad})
     assert message.startswith("RunSpec: ")
     assert f"{key}={seen}" in message
@@ -147,7 +159,9 @@ def test_a_guess_is_offered_only_for_what_is_near():
 def test_every_problem_is_named_at_once():
     message = refusal(threshold=2.0, max_steps=0, visibilty="causal")
     assert message.count("\n") == 2
-    assert all(part in message for part in ("threshold=2.0", "max_steps=0", "did you mean 'visibility'?"))
+    assert all(
+        part in message for part in ("threshold=2.0", "max_steps=0", "did you mean 'visibility'?")
+    )
     assert "max_width" not in message
 
 
@@ -163,7 +177,9 @@ def test_a_long_value_is_cut_short_in_the_message():
     assert "..." not in refusal(prompt=[0.5])
 
 
-@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, torch.tensor], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [np.int64, np.int32, np.uint8, torch.tensor], ids=lambda kind: kind.__name__
+)
 def test_integers_of_any_library_are_token_ids_and_become_int(kind):
     spec = RunSpec(prompt=[kind(3), kind(4)], replay=[[kind(5)], (kind(6), kind(7))])
     assert spec == RunSpec(prompt=(3, 4), replay=((5,), (6, 7)))
@@ -174,7 +190,9 @@ def test_integers_of_any_library_are_token_ids_and_become_int(kind):
 
 def test_arrays_are_token_ids_too():
     tokens = np.array([[3, 4], [5, 6]])
-    assert RunSpec(prompt=tokens[0], replay=tokens) == RunSpec(prompt=[3, 4], replay=[[3, 4], [5, 6]])
+    assert RunSpec(prompt=tokens[0], replay=tokens) == RunSpec(
+        prompt=[3, 4], replay=[[3, 4], [5, 6]]
+    )
     assert RunSpec(prompt=torch.tensor([3, 4])).prompt == (3, 4)
     assert RunSpec(prompt=tokens[0]) != RunSpec(prompt=tokens[1])
 
@@ -183,7 +201,11 @@ def test_arrays_are_token_ids_too():
 @settings(max_examples=30, deadline=None)
 def test_the_order_of_capture_does_not_matter_and_its_content_does(names, count):
     spec = RunSpec(prompt="a", capture=names[:count])
-    assert spec == RunSpec(prompt="a", capture=reversed(names[:count])) == RunSpec(prompt="a", capture=names[:count] * 2)
+    assert (
+        spec
+        == RunSpec(prompt="a", capture=reversed(names[:count]))
+        == RunSpec(prompt="a", capture=names[:count] * 2)
+    )
     assert spec.key() == RunSpec(prompt="a", capture=set(names[:count])).key()
     assert hash(spec) == hash(RunSpec(prompt="a", capture=names[:count][::-1]))
     if count < len(names):
@@ -209,7 +231,9 @@ def test_yaml_brings_every_spec_back(given_settings):
 def test_a_yaml_file_may_leave_defaults_out(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("prompt: ünïcode 日本\nreplay: [[1, 2], [3]]\nthreshold: 1\n", encoding="utf-8")
-    assert RunSpec.from_yaml(path) == RunSpec(prompt="ünïcode 日本", replay=[[1, 2], [3]], threshold=1.0)
+    assert RunSpec.from_yaml(path) == RunSpec(
+        prompt="ünïcode 日本", replay=[[1, 2], [3]], threshold=1.0
+    )
     assert RunSpec.from_yaml(path) != RunSpec(prompt="ünïcode 日本", replay=[[1, 2], [3]])
 
 
@@ -250,7 +274,9 @@ def test_a_yaml_error_names_the_file_or_the_text(tmp_path, content, said):
 def test_a_yaml_python_tag_runs_nothing(tmp_path):
     witness = tmp_path / "witness"
     with pytest.raises(SpecError, match="python/object"):
-        RunSpec.from_yaml(f"prompt: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{witness}']]")
+        RunSpec.from_yaml(
+            f"prompt: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{witness}']]"
+        )
     assert not witness.exists()
     Path(witness).touch()
     assert witness.exists()
@@ -288,7 +314,9 @@ def test_keys_are_equal_exactly_if_the_settings_are(one, other, taken):
     first = RunSpec(**one)
     second = RunSpec(**{key: one[key] if key in taken else other[key] for key in VALID})
     assert (first.key() == second.key()) == (first == second)
-    assert (first.key(with_capture=False) == second.key(with_capture=False)) == (first == second.but(capture=first.capture))
+    assert (first.key(with_capture=False) == second.key(with_capture=False)) == (
+        first == second.but(capture=first.capture)
+    )
     assert first.key() == RunSpec(**one).key()
 
 
@@ -325,7 +353,16 @@ def test_but_changes_what_it_is_told_and_nothing_else():
     assert spec.but() == spec != changed
 
 
-@pytest.mark.parametrize("changes", [{"threshold": 2.0}, {"max_steps": 0}, {"replay": []}, {"capture": "all"}, {"visibilty": "causal"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"threshold": 2.0},
+        {"max_steps": 0},
+        {"replay": []},
+        {"capture": "all"},
+        {"visibilty": "causal"},
+    ],
+)
 def test_but_checks_again(changes):
     with pytest.raises(SpecError):
         RunSpec(prompt="a").but(**changes)
@@ -337,7 +374,11 @@ def test_but_replays_the_sets_of_a_trace(tiny):
     assert max(trace.widths) > 1
     replayed = trace.spec.but(replay=trace, visibility="visible")
     assert [list(tokens) for tokens in replayed.replay] == trace.sets
-    assert replayed == trace.spec.but(replay=trace.sets, visibility="visible") != trace.spec.but(visibility="visible")
+    assert (
+        replayed
+        == trace.spec.but(replay=trace.sets, visibility="visible")
+        != trace.spec.but(visibility="visible")
+    )
     assert replayed.but(replay=None) == trace.spec.but(visibility="visible")
     with pytest.raises(SpecError, match="no sets to replay"):
         trace.spec.but(replay=SimpleNamespace(steps=[]))
@@ -347,7 +388,10 @@ def test_but_replays_the_sets_of_a_trace(tiny):
     ("settings", "expected"),
     [
         ({"replay_positions": [[1]]}, "replay_positions needs a replay"),
-        ({"replay": [[1, 2]], "replay_positions": [[1]]}, r"rows of \[1\] numbers, the replay sets of \[2\] tokens"),
+        (
+            {"replay": [[1, 2]], "replay_positions": [[1]]},
+            r"rows of \[1\] numbers, the replay sets of \[2\] tokens",
+        ),
         ({"replay": [[1]], "replay_positions": [[-1]]}, "positions count from 0"),
         ({"replay": [[1]], "replay_weights": [[0.0]]}, "a weight that is not above 0"),
         ({"replay": [[1]], "replay_weights": [[math.nan]]}, "a weight that is not above 0"),
@@ -366,7 +410,9 @@ def test_layers_a_model_does_not_have_and_positions_beyond_its_context_are_refus
         tempo.generate(tiny, "ab", isolated_layers=(0, tiny.num_layers + 1))
     with pytest.raises(SpecError, match="positions"):
         tempo.generate(tiny, "ab", replay=[[1]], replay_positions=[[tiny.context_length]])
-    run = tempo.generate(tiny, "ab", replay=[[1], [1, 1]], replay_positions=[[tiny.context_length - 1], [3, 4]])
+    run = tempo.generate(
+        tiny, "ab", replay=[[1], [1, 1]], replay_positions=[[tiny.context_length - 1], [3, 4]]
+    )
     assert run.slot_position[-3:].tolist() == [tiny.context_length - 1, 3, 4]
 
 

@@ -41,13 +41,22 @@ def test_works_alternate_and_the_first_round_is_not_kept():
 
 
 def test_a_ratio_is_the_median_of_pairs_and_not_a_ratio_of_medians():
-    row = Ratio("peer", "", "peer", "tempo", at_least=5).row({"tempo": [1.0, 2.0, 4.0], "peer": [6.0, 2.0, 40.0]})
+    row = Ratio("peer", "", "peer", "tempo", at_least=5).row(
+        {"tempo": [1.0, 2.0, 4.0], "peer": [6.0, 2.0, 40.0]}
+    )
     assert (row["ratio"], row["least"], row["most"], row["met"]) == (6.0, 1.0, 10.0, True)
     assert row["seconds"] == [6.0, 2.0]
 
 
 @pytest.mark.parametrize(
-    ("bounds", "met"), [({}, None), ({"at_least": 2}, True), ({"at_least": 2.1}, False), ({"at_most": 2}, True), ({"at_most": 1.9}, False)]
+    ("bounds", "met"),
+    [
+        ({}, None),
+        ({"at_least": 2}, True),
+        ({"at_least": 2.1}, False),
+        ({"at_most": 2}, True),
+        ({"at_most": 1.9}, False),
+    ],
 )
 def test_what_is_demanded_is_met_or_not(bounds, met):
     assert judged(2.0, **bounds)["met"] is met
@@ -71,7 +80,9 @@ def own_of_first_step(name, found):
     return torch.stack([weights[0, :, -1] for weights in layers]).numpy()
 
 
-@pytest.mark.parametrize("name", ["generate", *(peers.OPTIONAL if os.environ.get("TEMPO_PEERS") else ())])
+@pytest.mark.parametrize(
+    "name", ["generate", *(peers.OPTIONAL if os.environ.get("TEMPO_PEERS") else ())]
+)
 def test_peers_do_the_same_work(tiny, name):
     prompts = [text_of(tiny, 8, run) for run in range(2)]
     ours = peers.with_tempo(tiny, NUM_STEPS)(prompts)
@@ -110,10 +121,16 @@ def test_models_of_any_number_of_layers(tiny):
 
 @pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="needs /proc/self/clear_refs")
 def test_the_peak_is_what_was_computed():
-    large, small = memory.measured("tiny", [Point(runs=4, width=64, context=32, steps=24), Point(1, 8, 8, 2)])
+    large, small = memory.measured(
+        "tiny", [Point(runs=4, width=64, context=32, steps=24), Point(1, 8, 8, 2)]
+    )
     assert abs(large["peak"] / large["computed"] - 1) <= NEAR, large
-    assert large["computed"] > 50 * 2**20 > small["peak"]  # the peak of its own runs, not of those before
-    (spooled,) = memory.measured("tiny", [Point(runs=4, width=64, context=32, steps=24, spooled=True)])
+    assert (
+        large["computed"] > 50 * 2**20 > small["peak"]
+    )  # the peak of its own runs, not of those before
+    (spooled,) = memory.measured(
+        "tiny", [Point(runs=4, width=64, context=32, steps=24, spooled=True)]
+    )
     assert spooled["peak"] < large["peak"] / 4
 
 
@@ -123,22 +140,36 @@ def test_without_a_gpu_there_is_a_notice_and_with_one_this_would_run():
     with random_llama(torch.bfloat16, "cpu", **SMALL) as lm:
         found = speed.ratios_of(lm, speed.QUICK[0], every=True)
     assert (found["dtype"], found["device"]) == ("bfloat16", "cpu")
-    assert {"16 siblings", "transformers, eager", "single run", "bound", "capture attention", "capture siblings"} <= {
-        row["name"] for row in found["rows"]
-    }
+    assert {
+        "16 siblings",
+        "transformers, eager",
+        "single run",
+        "bound",
+        "capture attention",
+        "capture siblings",
+    } <= {row["name"] for row in found["rows"]}
 
 
 def test_the_committed_table_is_that_of_the_committed_record():
     report = json.loads((speed.TARGET / "speed.json").read_text(encoding="utf-8"))
     assert (speed.TARGET / "speed.md").read_text(encoding="utf-8") == markdown(report)
-    assert {row["name"] for row in report["models"][0]["rows"]} >= {"nnsight", "TransformerLens", "single run", "capture siblings"}
+    assert {row["name"] for row in report["models"][0]["rows"]} >= {
+        "nnsight",
+        "TransformerLens",
+        "single run",
+        "capture siblings",
+    }
 
 
 def test_one_command_writes_numbers_table_and_plot(tmp_path, capsys):
     speed.main(["--model", "tiny", "--quick", "--folder", str(tmp_path)])
     report = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
     assert [found["dtype"] for found in report["models"]] == ["float32", "bfloat16"]
-    assert all(row["same_runs"].startswith("2 ") for row in report["models"][0]["rows"] if "same_runs" in row)
+    assert all(
+        row["same_runs"].startswith("2 ")
+        for row in report["models"][0]["rows"]
+        if "same_runs" in row
+    )
     captures = [row for found in report["models"] for row in found["rows"] if "same_bits" in row]
     assert len(captures) == 4
     assert all(row["same_bits"] for row in captures)

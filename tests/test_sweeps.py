@@ -37,7 +37,10 @@ def forwarded(monkeypatch):
 
 def modes(prompt=PROMPT, **settings):
     common = {"threshold": 0.03, "max_steps": 5, "stop_at_eos": False, "capture": EVERYTHING}
-    return [tempo.RunSpec(prompt=prompt, visibility=v, **{**common, **settings}) for v in ("isolated", "visible", "causal")]
+    return [
+        tempo.RunSpec(prompt=prompt, visibility=v, **{**common, **settings})
+        for v in ("isolated", "visible", "causal")
+    ]
 
 
 def but_for_time(one, other):
@@ -48,9 +51,14 @@ def test_modes_share_passes_until_the_first_wide_set(tiny, forwarded):
     runs = tempo.generate_batch(tiny, modes())
     first = next(k for k, width in enumerate(runs[0].widths) if width > 1)
     num_prompt = len(runs[0].prompt_tokens)
-    alike, apart = runs[0].widths[:first], [sum(run.widths[k] for run in runs) for k in range(first, 5)]
+    alike, apart = (
+        runs[0].widths[:first],
+        [sum(run.widths[k] for run in runs) for k in range(first, 5)],
+    )
     assert forwarded == [num_prompt, *alike, *apart]
-    assert apart[0] == 3 * runs[0].widths[first], "the set is the same, but its members see each other or not"
+    assert apart[0] == 3 * runs[0].widths[first], (
+        "the set is the same, but its members see each other or not"
+    )
 
 
 def test_runs_that_never_part_are_one(tiny, forwarded):
@@ -63,9 +71,13 @@ def test_runs_of_other_prompts_weights_or_positions_share_nothing_they_must_not(
     specs = [
         tempo.RunSpec(prompt=PROMPT, replay=sets),
         tempo.RunSpec(prompt=OTHER, replay=sets),
-        tempo.RunSpec(prompt=PROMPT, replay=sets, positions="sequential"),  # the same, as no set is wide
+        tempo.RunSpec(
+            prompt=PROMPT, replay=sets, positions="sequential"
+        ),  # the same, as no set is wide
         tempo.RunSpec(prompt=PROMPT, replay=sets, replay_weights=[[1.0], [0.5]]),
-        tempo.RunSpec(prompt=PROMPT, replay=sets, replay_weights=[[1.0], [0.5]], visibility="visible"),  # its own key weighs half
+        tempo.RunSpec(
+            prompt=PROMPT, replay=sets, replay_weights=[[1.0], [0.5]], visibility="visible"
+        ),  # its own key weighs half
         tempo.RunSpec(prompt=PROMPT, replay=sets, replay_positions=[[20], [21]]),
     ]
     tempo.generate_batch(tiny, [spec.but(capture="kv") for spec in specs])
@@ -76,7 +88,10 @@ def test_runs_of_other_prompts_weights_or_positions_share_nothing_they_must_not(
 def test_a_prompt_is_forwarded_once_however_many_runs_have_it(tiny, forwarded, rows):
     """Runs that enter later begin with the keys that an earlier one has left, in its row or in another."""
     num_prompt = len(tiny.encode(PROMPT))
-    specs = [tempo.RunSpec(prompt=PROMPT, replay=[[65 + i, 70], [66]], capture=("kv", "logits")) for i in range(5)]
+    specs = [
+        tempo.RunSpec(prompt=PROMPT, replay=[[65 + i, 70], [66]], capture=("kv", "logits"))
+        for i in range(5)
+    ]
     runs = tempo.generate_batch(tiny, specs, max_rows=rows)
     assert sum(forwarded) == num_prompt + 5 * 3
     for run in runs:
@@ -84,11 +99,19 @@ def test_a_prompt_is_forwarded_once_however_many_runs_have_it(tiny, forwarded, r
     forwarded.clear()
     mixed = [spec.but(prompt=prompt) for prompt in (PROMPT, OTHER) for spec in specs]
     for run in tempo.generate_batch(tiny, mixed[::-1], max_rows=rows):
-        same_runs(run, tempo.generate_batch(tiny, [run.spec])[0], f"{rows} rows, two prompts", rounded=True)
+        same_runs(
+            run,
+            tempo.generate_batch(tiny, [run.spec])[0],
+            f"{rows} rows, two prompts",
+            rounded=True,
+        )
 
 
 def test_a_run_with_keys_captured_does_not_begin_as_one_without(tiny, forwarded):
-    specs = [tempo.RunSpec(prompt=PROMPT, replay=[[65, 70], [66]], capture=capture) for capture in ("logits", "kv")]
+    specs = [
+        tempo.RunSpec(prompt=PROMPT, replay=[[65, 70], [66]], capture=capture)
+        for capture in ("logits", "kv")
+    ]
     plain, rich = tempo.generate_batch(tiny, specs, max_rows=1)
     assert sum(forwarded) == 2 * (len(plain.prompt_tokens) + 3)
     assert rich.raw_keys.shape == rich.keys.shape
@@ -108,8 +131,17 @@ def test_as_many_runs_at_once_as_the_memory_allows(tiny, forwarded):
     spec = tempo.RunSpec(prompt=PROMPT, max_width=1, max_steps=2, stop_at_eos=False)
     num_prompt = len(tiny.encode(PROMPT))
     one = sum(trace_bytes(tiny, spec, num_prompt).values())
-    specs = [spec, spec.but(prompt="The dog sat on the"), spec.but(prompt="The cow sat on the"), spec.but(prompt="The pig sat on the")]
-    for rows, expected in ((1, [num_prompt, 1] * 4), (2, [2 * num_prompt, 2] * 2), (4, [4 * num_prompt, 4])):
+    specs = [
+        spec,
+        spec.but(prompt="The dog sat on the"),
+        spec.but(prompt="The cow sat on the"),
+        spec.but(prompt="The pig sat on the"),
+    ]
+    for rows, expected in (
+        (1, [num_prompt, 1] * 4),
+        (2, [2 * num_prompt, 2] * 2),
+        (4, [4 * num_prompt, 4]),
+    ):
         forwarded.clear()
         assert len(list(tempo.stream(tiny, specs, memory_budget=rows * one))) == 4
         assert forwarded == expected
@@ -129,13 +161,17 @@ def test_a_stream_that_is_over_holds_no_keys(tiny, monkeypatch):
 
 
 def test_a_stream_holds_no_run_that_is_over(tiny):
-    specs = [spec.but(prompt=prompt) for prompt in (PROMPT, OTHER, "So", "It was") for spec in modes()]
+    specs = [
+        spec.but(prompt=prompt) for prompt in (PROMPT, OTHER, "So", "It was") for spec in modes()
+    ]
     seen = []
     for _, trace in tempo.stream(tiny, specs, max_rows=2):
         seen.append(weakref.ref(trace.steps[0].logits))
         del trace
         gc.collect()
-        assert sum(array() is not None for array in seen) <= 2, "more than the runs that ended in the last pass"
+        assert sum(array() is not None for array in seen) <= 2, (
+            "more than the runs that ended in the last pass"
+        )
 
 
 # Arrays on disk
@@ -146,22 +182,33 @@ def test_spooled_arrays_are_those_of_memory_to_the_bit(tiny, tmp_path):
     for plain, spooled in zip(tempo.generate_batch(tiny, modes()), runs, strict=True):
         assert but_for_time(plain, spooled) == []
         for step in spooled.steps:
-            assert all(isinstance(array, np.memmap) for array in (step.distribution, step.logits, step.attention))
-    assert list((tmp_path / "new").iterdir()) == [], "the file has no name, so that nothing is left behind"
+            assert all(
+                isinstance(array, np.memmap)
+                for array in (step.distribution, step.logits, step.attention)
+            )
+    assert list((tmp_path / "new").iterdir()) == [], (
+        "the file has no name, so that nothing is left behind"
+    )
     assert differences(tempo.load_trace(runs[0].save(tmp_path / "saved")), runs[0]) == []
 
 
 def test_what_is_spooled_needs_no_memory(tiny, tmp_path):
-    spec = tempo.RunSpec(prompt=PROMPT, max_width=3, threshold=0.02, max_steps=6, capture=("attention", "logits"))
+    spec = tempo.RunSpec(
+        prompt=PROMPT, max_width=3, threshold=0.02, max_steps=6, capture=("attention", "logits")
+    )
     sizes = trace_bytes(tiny, spec, len(tiny.encode(PROMPT)))
     with pytest.raises(MemoryBudgetError, match=r"spool=FOLDER"):
         tempo.generate_batch(tiny, [spec], memory_budget=sizes["cache"])
-    assert tempo.generate_batch(tiny, [spec], memory_budget=sizes["cache"], spool=tmp_path)[0].widths
+    assert tempo.generate_batch(tiny, [spec], memory_budget=sizes["cache"], spool=tmp_path)[
+        0
+    ].widths
     with pytest.raises(MemoryBudgetError, match="cache"):
         tempo.generate_batch(tiny, [spec], memory_budget=sizes["cache"] - 1, spool=tmp_path)
 
 
-def test_a_disk_without_room_is_refused_before_and_reported_during_a_run(tiny, tmp_path, monkeypatch, forwarded):
+def test_a_disk_without_room_is_refused_before_and_reported_during_a_run(
+    tiny, tmp_path, monkeypatch, forwarded
+):
     monkeypatch.setattr(capture.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10))
     with pytest.raises(MemoryBudgetError, match=r"may spool .* where 0.0 MiB are free"):
         tempo.generate(tiny, PROMPT, spool=tmp_path)
@@ -172,7 +219,9 @@ def test_a_disk_without_room_is_refused_before_and_reported_during_a_run(tiny, t
         with pytest.raises(TraceError, match="file cannot be used as a folder"):
             tempo.generate(tiny, PROMPT, **{place: tmp_path / "file"})
     assert not forwarded, "no run is begun whose result has no place"
-    monkeypatch.setattr(capture.tempfile, "TemporaryFile", lambda **_: open("/dev/full", "wb", buffering=0))  # noqa: SIM115
+    monkeypatch.setattr(
+        capture.tempfile, "TemporaryFile", lambda **_: open("/dev/full", "wb", buffering=0)
+    )  # noqa: SIM115
     with pytest.raises(TraceError, match="cannot spool .* No space left on device"):
         tempo.generate(tiny, PROMPT, spool=tmp_path)
 
@@ -186,17 +235,29 @@ def test_a_known_run_runs_no_model(tiny, tmp_path, forwarded):
     again = tempo.generate_batch(tiny, modes(), store=tmp_path)
     assert not forwarded
     assert [differences(a, b) for a, b in zip(first, again, strict=True)] == [[]] * 3
-    assert tempo.generate(tiny, PROMPT, store=tmp_path, **modes()[0].model_dump(exclude={"prompt"})).sets == first[0].sets
+    assert (
+        tempo.generate(
+            tiny, PROMPT, store=tmp_path, **modes()[0].model_dump(exclude={"prompt"})
+        ).sets
+        == first[0].sets
+    )
     assert not forwarded
 
 
 def test_an_interrupted_sweep_goes_on(tiny, tmp_path, forwarded):
-    specs = [tempo.RunSpec(prompt=prompt, max_width=1, max_steps=2, stop_at_eos=False) for prompt in (PROMPT, OTHER, "So")]
+    specs = [
+        tempo.RunSpec(prompt=prompt, max_width=1, max_steps=2, stop_at_eos=False)
+        for prompt in (PROMPT, OTHER, "So")
+    ]
     begun = tempo.stream(tiny, specs, max_rows=1, store=tmp_path)
     next(begun)
     begun.close()
     forwarded.clear()
-    assert sorted(index for index, _ in tempo.stream(tiny, specs, max_rows=1, store=tmp_path)) == [0, 1, 2]
+    assert sorted(index for index, _ in tempo.stream(tiny, specs, max_rows=1, store=tmp_path)) == [
+        0,
+        1,
+        2,
+    ]
     assert len(forwarded) == 2 * 2
 
 
@@ -241,12 +302,21 @@ def test_spool_and_store_together(tiny, tmp_path):
     [
         ([tempo.RunSpec(prompt=PROMPT)], 0, "max_rows is 0; expected"),
         ([tempo.RunSpec(prompt=PROMPT)], 1.5, "max_rows is 1.5; expected"),
-        ([tempo.RunSpec(prompt=PROMPT), PROMPT], 2, "'The cat sat on the'; expected a list of tempo.RunSpec"),
+        (
+            [tempo.RunSpec(prompt=PROMPT), PROMPT],
+            2,
+            "'The cat sat on the'; expected a list of tempo.RunSpec",
+        ),
         (tempo.RunSpec(prompt=PROMPT), 2, "expected a list of tempo.RunSpec"),
     ],
 )
-def test_what_is_no_list_of_runs_or_number_of_rows_is_refused_and_not_waited_for(tiny, specs, rows, message):
-    for attempt in (tempo.generate_batch, lambda *args, **kwargs: next(tempo.stream(*args, **kwargs))):
+def test_what_is_no_list_of_runs_or_number_of_rows_is_refused_and_not_waited_for(
+    tiny, specs, rows, message
+):
+    for attempt in (
+        tempo.generate_batch,
+        lambda *args, **kwargs: next(tempo.stream(*args, **kwargs)),
+    ):
         with pytest.raises(tempo.SpecError, match=message):
             attempt(tiny, specs, max_rows=rows)
 

@@ -34,7 +34,11 @@ def differences(one, other):
     if len(one.steps) != len(other.steps):
         return [*found, "steps"]
     for k, (a, b) in enumerate(zip(one.steps, other.steps, strict=True)):
-        found += [f"{name}_{k}" for name in STEP_ARRAYS if bits(getattr(a, name)) != bits(getattr(b, name))]
+        found += [
+            f"{name}_{k}"
+            for name in STEP_ARRAYS
+            if bits(getattr(a, name)) != bits(getattr(b, name))
+        ]
         names = ("tokens", "probabilities", "position", "slots", "texts", "ended", "seconds")
         found += [f"{name}_{k}" for name in names if getattr(a, name) != getattr(b, name)]
     return found
@@ -75,7 +79,16 @@ def make_trace(sets=((" cat",), ("'s", ".")), ended=((), ()), num_prompt=2, **ch
 @pytest.fixture(scope="module")
 def traces(tiny):
     """A trace of the tiny model for every combination of captures."""
-    specs = [RunSpec(prompt="The cat \u2028\x00", threshold=0.03, max_steps=3, capture=names, visibility="visible") for names in SUBSETS]
+    specs = [
+        RunSpec(
+            prompt="The cat \u2028\x00",
+            threshold=0.03,
+            max_steps=3,
+            capture=names,
+            visibility="visible",
+        )
+        for names in SUBSETS
+    ]
     return dict(zip(SUBSETS, tempo.generate_batch(tiny, specs), strict=True))
 
 
@@ -86,11 +99,23 @@ def test_a_loaded_trace_is_the_saved_one_to_the_bit(traces, tmp_path, names):
     assert trace.save(tmp_path / "trace") == tmp_path / "trace"
     loaded = load_trace(tmp_path / "trace")
     assert differences(trace, loaded) == []
-    assert (loaded.text, loaded.widths, loaded.sets, loaded.num_slots) == (trace.text, trace.widths, trace.sets, trace.num_slots)
-    captured = {name for name in ("logits", "attention", "siblings") if getattr(loaded.steps[0], name) is not None}
+    assert (loaded.text, loaded.widths, loaded.sets, loaded.num_slots) == (
+        trace.text,
+        trace.widths,
+        trace.sets,
+        trace.num_slots,
+    )
+    captured = {
+        name
+        for name in ("logits", "attention", "siblings")
+        if getattr(loaded.steps[0], name) is not None
+    }
     assert captured | ({"kv"} if loaded.keys is not None else set()) == set(names)
     for path in (tmp_path, tmp_path / "trace"):
-        assert sorted(entry.name for entry in path.iterdir()) in (["trace"], ["arrays.npz", "trace.json"])
+        assert sorted(entry.name for entry in path.iterdir()) in (
+            ["trace"],
+            ["arrays.npz", "trace.json"],
+        )
 
 
 def test_the_comparison_sees_one_bit_of_any_array(traces, tmp_path):
@@ -105,11 +130,15 @@ def test_the_comparison_sees_one_bit_of_any_array(traces, tmp_path):
         changed.view(np.uint8).flat[0] ^= 1
         steps = [trace.steps[0], replace(trace.steps[1], **{name: changed}), *trace.steps[2:]]
         assert differences(replace(trace, steps=steps), loaded) == [f"{name}_1"]
-    assert differences(replace(trace, seconds=np.nextafter(trace.seconds, 9)), loaded) == ["seconds"]
+    assert differences(replace(trace, seconds=np.nextafter(trace.seconds, 9)), loaded) == [
+        "seconds"
+    ]
 
 
 def test_strange_numbers_and_texts_survive(tmp_path):
-    values = np.array([np.nan, -np.nan, np.inf, -0.0, 1e-45, np.finfo(np.float32).max], dtype=np.float32)
+    values = np.array(
+        [np.nan, -np.nan, np.inf, -0.0, 1e-45, np.finfo(np.float32).max], dtype=np.float32
+    )
     trace = make_trace(sets=((" 'a\"\n", "\x00\u2028", "\ufffd日本😀"),), ended=((0,),))
     trace = replace(trace, steps=[replace(trace.steps[0], distribution=values)], seconds=1e-300)
     loaded = load_trace(trace.save(tmp_path / "trace"))
@@ -146,7 +175,9 @@ def test_a_folder_or_file_of_somebody_else_is_refused_and_untouched(tmp_path):
     (folder / "chapter.tex").write_text("years of work")
     file.write_text("notes")
     for taken in (folder, file):
-        with pytest.raises(TraceError, match="is not a saved trace; choose another folder") as error:
+        with pytest.raises(
+            TraceError, match="is not a saved trace; choose another folder"
+        ) as error:
             make_trace().save(taken)
         assert str(taken) in str(error.value)
     assert (folder / "chapter.tex").read_text() == "years of work"
@@ -196,7 +227,9 @@ def test_a_full_disk_leaves_the_earlier_trace_and_nothing_else(tmp_path, fault):
     earlier.save(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(*FAULTS[fault])
-        with pytest.raises(TraceError, match="No space left on device; nothing there was changed") as error:
+        with pytest.raises(
+            TraceError, match="No space left on device; nothing there was changed"
+        ) as error:
             later.save(folder)
         assert str(folder) in str(error.value)
         assert isinstance(error.value.__cause__, OSError)
@@ -245,7 +278,9 @@ def copy(saved, tmp_path):
 def edit(folder, **changes):
     """Rewrite fields of the record; a value of None removes the field."""
     record = json.loads((folder / "trace.json").read_text()) | changes
-    (folder / "trace.json").write_text(json.dumps({k: v for k, v in record.items() if v is not None}))
+    (folder / "trace.json").write_text(
+        json.dumps({k: v for k, v in record.items() if v is not None})
+    )
 
 
 @given(st.data())
@@ -281,7 +316,10 @@ def test_a_garbled_record_is_seen(copy, content):
     assert str(copy) in str(error.value)
 
 
-@pytest.mark.parametrize(("content", "seen"), [("[]", "'list'"), ("null", "'NoneType'"), ("{}", "None"), ('{"format": "1"}', "'1'")])
+@pytest.mark.parametrize(
+    ("content", "seen"),
+    [("[]", "'list'"), ("null", "'NoneType'"), ("{}", "None"), ('{"format": "1"}', "'1'")],
+)
 def test_a_record_of_another_kind_is_seen(copy, content, seen):
     (copy / "trace.json").write_text(content)
     with pytest.raises(TraceError, match=f"has trace format {seen}, this tempo reads {FORMAT}"):
@@ -291,7 +329,9 @@ def test_a_record_of_another_kind_is_seen(copy, content, seen):
 @pytest.mark.parametrize("version", [FORMAT + 1, FORMAT - 1, "one"])
 def test_another_format_is_refused_by_its_number(copy, version):
     edit(copy, format=version)
-    with pytest.raises(TraceError, match=f"has trace format {version!r}, this tempo reads {FORMAT}"):
+    with pytest.raises(
+        TraceError, match=f"has trace format {version!r}, this tempo reads {FORMAT}"
+    ):
         load_trace(copy)
     edit(copy, format=FORMAT)
     assert load_trace(copy).widths
@@ -347,7 +387,9 @@ def test_the_arrays_open_without_pickle_and_a_pickle_is_refused(copy):
     with np.load(copy / "arrays.npz", allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     assert all(array.dtype.kind in "if" for array in arrays.values())
-    assert {"slot_token", "keys", "raw_keys", "distribution_0", "logits_0", "attention_0"} <= set(arrays)
+    assert {"slot_token", "keys", "raw_keys", "distribution_0", "logits_0", "attention_0"} <= set(
+        arrays
+    )
     np.savez(copy / "arrays.npz", **{**arrays, "slot_token": np.array([{}], dtype=object)})
     edit(copy, sha256=tempo.trace._sha256(copy / "arrays.npz"))
     with pytest.raises(TraceError, match="allow_pickle=False"):
@@ -358,7 +400,10 @@ def test_arrays_that_are_missing_from_a_whole_file_are_seen(copy):
     with np.load(copy / "arrays.npz") as stored:
         arrays = {name: stored[name] for name in stored.files}
     for missing in ("slot_step", "distribution_1"):
-        np.savez(copy / "arrays.npz", **{name: array for name, array in arrays.items() if name != missing})
+        np.savez(
+            copy / "arrays.npz",
+            **{name: array for name, array in arrays.items() if name != missing},
+        )
         edit(copy, sha256=tempo.trace._sha256(copy / "arrays.npz"))
         with pytest.raises(TraceError, match="is not a whole trace"):
             load_trace(copy)
@@ -392,16 +437,22 @@ def test_sets_are_copies_to_replay():
 
 @given(st.integers(1, 8), st.lists(st.integers(1, 5), max_size=6))
 @settings(max_examples=60, deadline=None)
-def test_slot_steps_are_minus_one_for_the_prompt_and_then_each_step_by_its_width(num_prompt, widths):
+def test_slot_steps_are_minus_one_for_the_prompt_and_then_each_step_by_its_width(
+    num_prompt, widths
+):
     steps = slot_steps(num_prompt, widths)
     assert steps.dtype == np.int64
-    assert steps.tolist() == [-1] * num_prompt + [k for k, width in enumerate(widths) for _ in range(width)]
+    assert steps.tolist() == [-1] * num_prompt + [
+        k for k, width in enumerate(widths) for _ in range(width)
+    ]
     assert slot_steps(num_prompt + 1, widths).tolist() != steps.tolist()
 
 
 def test_slot_steps_are_those_of_the_layout(traces):
     for trace in traces.values():
-        assert trace.slot_step.tolist() == slot_steps(len(trace.prompt_tokens), trace.widths).tolist()
+        assert (
+            trace.slot_step.tolist() == slot_steps(len(trace.prompt_tokens), trace.widths).tolist()
+        )
         for k, step in enumerate(trace.steps):
             assert (trace.slot_step[step.slots] == k).all()
             assert trace.slot_token[step.slots].tolist() == step.tokens

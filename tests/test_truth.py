@@ -79,16 +79,26 @@ def test_the_mean_over_readers_is_the_marginal_without_a_reader():
     lm, (members, *_) = llama(), SETS
     paths = [(member,) for member in members]
     pairs = [(*path, u) for path in paths for u in range(VOCAB)]
-    after = {path: d.astype(np.float64) for path, d in predict_after(lm, PREFIX, [(), *paths, *pairs]).items()}
+    after = {
+        path: d.astype(np.float64)
+        for path, d in predict_after(lm, PREFIX, [(), *paths, *pairs]).items()
+    }
     weights = after[()][list(members)] / after[()][list(members)].sum()
-    marginal = sum(w * after[p][u] * after[*p, u] for w, p in zip(weights, paths, strict=True) for u in range(VOCAB))
+    marginal = sum(
+        w * after[p][u] * after[*p, u]
+        for w, p in zip(weights, paths, strict=True)
+        for u in range(VOCAB)
+    )
     mixture = sum(w * after[p] for w, p in zip(weights, paths, strict=True))
 
     def mean_over_readers(lag_of_weights):
         total = np.zeros(VOCAB)
         for u in range(VOCAB):
             branches, traces, _ = truth(lm, (members,), (u,))
-            total += mixture[u] * (np.exp(branches.log_posterior(traces, lag_of_weights)) @ branches.predictions(traces, 2))
+            total += mixture[u] * (
+                np.exp(branches.log_posterior(traces, lag_of_weights))
+                @ branches.predictions(traces, 2)
+            )
         return total
 
     assert total_variation(mean_over_readers(2), marginal) < ROUNDING
@@ -104,19 +114,25 @@ def test_one_member_is_the_plain_text():
 
 def test_branches_that_are_one_text_to_the_model_keep_their_prior_weights():
     branches, traces, found = truth(llama(), (TWINS[:2],), CONTINUATION)
-    np.testing.assert_allclose(branches.log_posterior(traces, 3), branches.log_posterior(traces, 1), atol=1e-5)
+    np.testing.assert_allclose(
+        branches.log_posterior(traces, 3), branches.log_posterior(traces, 1), atol=1e-5
+    )
     assert total_variation(found, branches.predictions(traces, 3)[0]) < ROUNDING
 
 
 def test_weights_are_the_priors_right_after_the_set_and_sum_to_one():
     branches, traces, _ = truth(llama(), SETS[:1], ())
     prior = plain(llama(), PREFIX)[-1][list(SETS[0])]
-    np.testing.assert_allclose(np.exp(branches.log_posterior(traces, 1)), prior / prior.sum(), rtol=1e-4)
+    np.testing.assert_allclose(
+        np.exp(branches.log_posterior(traces, 1)), prior / prior.sum(), rtol=1e-4
+    )
 
 
 def test_weights_survive_probabilities_that_no_float_holds():
     logs = np.array([-2000.0, -2001.0, -5000.0])
-    np.testing.assert_allclose(np.exp(normalised(logs)), [1 / (1 + np.exp(-1)), 1 / (1 + np.e), 0.0], atol=1e-12)
+    np.testing.assert_allclose(
+        np.exp(normalised(logs)), [1 / (1 + np.exp(-1)), 1 / (1 + np.e), 0.0], atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("model", [llama, lambda: llama(4, 1)], ids=["shallow", "deep"])
@@ -134,8 +150,12 @@ def test_a_tree_of_texts_predicts_what_each_text_does_alone(model):
 def test_a_tree_of_texts_gives_the_branches_weights_and_truth():
     branches, traces, found = truth(llama(), SETS, CONTINUATION[:1])
     whole = [(*path, *CONTINUATION[:1]) for path in branches.paths]
-    after = predict_after(llama(), PREFIX, [path[:k] for path in whole for k in range(len(path) + 1)])
-    logs = normalised(np.array([sum(np.log(after[p[:k]][p[k]]) for k in range(len(p))) for p in whole]))
+    after = predict_after(
+        llama(), PREFIX, [path[:k] for path in whole for k in range(len(path) + 1)]
+    )
+    logs = normalised(
+        np.array([sum(np.log(after[p[:k]][p[k]]) for k in range(len(p))) for p in whole])
+    )
     np.testing.assert_allclose(logs, branches.log_posterior(traces, 2), atol=1e-4)
     assert total_variation(np.exp(logs) @ np.stack([after[p] for p in whole]), found) < ROUNDING
 

@@ -44,13 +44,22 @@ def llama(num_layers: int = 2, seed: int = 0) -> LanguageModel:
 @cache
 def mistral() -> LanguageModel:
     """Llama with a sliding window in every layer."""
-    return _wrapped(MistralForCausalLM(MistralConfig(num_hidden_layers=2, sliding_window=WINDOW, **SHAPE)), seed=0)
+    return _wrapped(
+        MistralForCausalLM(MistralConfig(num_hidden_layers=2, sliding_window=WINDOW, **SHAPE)),
+        seed=0,
+    )
 
 
 @cache
 def gpt_oss() -> LanguageModel:
     """Attention sinks, one sliding layer in two, and a mixture of experts that drops no token."""
-    config = GptOssConfig(num_hidden_layers=2, sliding_window=WINDOW, num_local_experts=4, num_experts_per_tok=2, **SHAPE)
+    config = GptOssConfig(
+        num_hidden_layers=2,
+        sliding_window=WINDOW,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        **SHAPE,
+    )
     lm = _wrapped(GptOssForCausalLM(config), seed=0)
     for name, parameter in lm.model.named_parameters():
         if name.endswith("sinks"):

@@ -51,15 +51,23 @@ class Findings:
         found = [f for f in self.of(claim) if f.n]
         if not found:
             return None
-        return True if all(f.estimate == f.low == f.high == 0 for f in found) else (None if self.truth(claim) is None else False)
+        return (
+            True
+            if all(f.estimate == f.low == f.high == 0 for f in found)
+            else (None if self.truth(claim) is None else False)
+        )
 
     def said(self, claim: str, percent: bool = False) -> str:
         """The estimate with its interval, of each config if there are several: `0.147 [0.136, 0.159]`; `not measured`."""
         found = [f for f in self.of(claim) if f.n]
 
         def one(f: Finding) -> str:
-            low, mid, high = (number(100 * x if percent else x) for x in (f.low, f.estimate, f.high))
-            where = f" ({f.context['variant']})" if len(found) > 1 and f.context.get("variant") else ""
+            low, mid, high = (
+                number(100 * x if percent else x) for x in (f.low, f.estimate, f.high)
+            )
+            where = (
+                f" ({f.context['variant']})" if len(found) > 1 and f.context.get("variant") else ""
+            )
             return f"{mid}{NBSP + '%' if percent else ''} [{low}, {high}]{where}"
 
         return ", ".join(map(one, found)) or "not measured"
@@ -67,7 +75,10 @@ class Findings:
     def count(self, claim: str) -> str:
         """For how many prompts it was true: `160 of 162 prompts`."""
         found = [f for f in self.of(claim) if f.n]
-        return ", ".join(f"{round(f.estimate * f.n)} of {f.n} {f.unit}s" for f in found) or "none measured"
+        return (
+            ", ".join(f"{round(f.estimate * f.n)} of {f.n} {f.unit}s" for f in found)
+            or "none measured"
+        )
 
 
 def every(*truths: Truth) -> Truth:
@@ -81,7 +92,11 @@ def negated(truth: Truth) -> Truth:
 
 IDENTICAL, EQUIVALENT = "exp2.identical-logits", "exp2.equivalent-at-reader"
 TOP_10, SELECTION = "exp2.same-top-10", "exp2.same-selection"
-ATTENDS, MORE_THAN_UNIFORM, ISOLATED_ZERO = "exp3.score-above-zero", "exp3.more-than-uniform", "exp3.isolated-is-zero"
+ATTENDS, MORE_THAN_UNIFORM, ISOLATED_ZERO = (
+    "exp3.score-above-zero",
+    "exp3.more-than-uniform",
+    "exp3.isolated-is-zero",
+)
 SCENARIO_CLAIMS = (IDENTICAL, EQUIVALENT, TOP_10, SELECTION, ATTENDS, MORE_THAN_UNIFORM)
 
 # (letter, name, rule in words, rule): registered before the data, and shown beside the answer.
@@ -139,9 +154,21 @@ def attend(findings: Sequence[Finding]) -> Answer:
     """Question 1."""
     f = Findings(findings)
     attends, zero, works = f.truth(ATTENDS), f.zero(ATTENDS), f.truth("exp3.does-something")
-    short = "No" if zero or attends is False else "Yes" if every(attends, f.truth(ISOLATED_ZERO)) else UNDETERMINED
-    uniform = {True: "more than", False: "no more than", None: "undecided whether more than"}[f.truth(MORE_THAN_UNIFORM)]
-    does = {True: "it does change", False: "it hardly changes", None: "undecided whether it changes"}[works]
+    short = (
+        "No"
+        if zero or attends is False
+        else "Yes"
+        if every(attends, f.truth(ISOLATED_ZERO))
+        else UNDETERMINED
+    )
+    uniform = {True: "more than", False: "no more than", None: "undecided whether more than"}[
+        f.truth(MORE_THAN_UNIFORM)
+    ]
+    does = {
+        True: "it does change",
+        False: "it hardly changes",
+        None: "undecided whether it changes",
+    }[works]
     text = (
         f"A visible sibling gives each other one {f.said(ATTENDS, percent=True)} of its attention, an isolated one exactly 0 on "
         f"{f.count(ISOLATED_ZERO)}. That is {uniform} an equal spread (log ratio {f.said(MORE_THAN_UNIFORM)}), and {does} what siblings "
@@ -149,7 +176,13 @@ def attend(findings: Sequence[Finding]) -> Answer:
     )
     claims = (ATTENDS, ISOLATED_ZERO, MORE_THAN_UNIFORM, "exp3.does-something")
     rule = f"Yes: {ATTENDS} and {ISOLATED_ZERO} supported. No: {ATTENDS} refuted or exactly zero. Else undetermined."
-    return Answer("Do parallel tokens attend to each other in visible mode?", short, _if_measured(f, claims, text), rule, claims)
+    return Answer(
+        "Do parallel tokens attend to each other in visible mode?",
+        short,
+        _if_measured(f, claims, text),
+        rule,
+        claims,
+    )
 
 
 def identical(findings: Sequence[Finding]) -> Answer:
@@ -172,12 +205,26 @@ def identical(findings: Sequence[Finding]) -> Answer:
         f"{SELECTION} supported; neither: {EQUIVALENT} and one of these two refuted. Else undetermined."
     )
     claims = (IDENTICAL, EQUIVALENT, TOP_10, SELECTION)
-    return Answer("Are the distributions identical, or just the top-k?", short, _if_measured(f, claims, text), rule, claims)
+    return Answer(
+        "Are the distributions identical, or just the top-k?",
+        short,
+        _if_measured(f, claims, text),
+        rule,
+        claims,
+    )
 
 
-STORED = ("exp4.siblings-share-a-position", "exp4.positions-are-p-plus-k", "exp4.next-query-reaches-every-slot")
+STORED = (
+    "exp4.siblings-share-a-position",
+    "exp4.positions-are-p-plus-k",
+    "exp4.next-query-reaches-every-slot",
+)
 NEAR = "exp3.more-than-at-distance-one"
-EXACT, NOT_WORSE, CLOSER = "exp7.exact-where-theory-says", "exp7.not-worse-than-top-branch", "exp7.closer-than-top-branch"
+EXACT, NOT_WORSE, CLOSER = (
+    "exp7.exact-where-theory-says",
+    "exp7.not-worse-than-top-branch",
+    "exp7.closer-than-top-branch",
+)
 SHARING, READER_DISTANCE = "exp8.sharing-helps", "exp8.reader-distance"
 
 
@@ -189,8 +236,12 @@ def same_position(findings: Sequence[Finding]) -> Answer:
     sound = every(stored, f.truth(EXACT))
     answers = {
         "Better than by following the most probable sibling alone": every(sound, f.truth(CLOSER)),
-        "No worse than by following the most probable sibling alone": every(sound, f.truth(NOT_WORSE)),
-        "Worse than by following the most probable sibling alone": every(sound, negated(f.truth(NOT_WORSE))),
+        "No worse than by following the most probable sibling alone": every(
+            sound, f.truth(NOT_WORSE)
+        ),
+        "Worse than by following the most probable sibling alone": every(
+            sound, negated(f.truth(NOT_WORSE))
+        ),
     }
     short = next((name for name, holds in answers.items() if holds), UNDETERMINED)
     where = {
@@ -205,20 +256,32 @@ def same_position(findings: Sequence[Finding]) -> Answer:
             f"less that after its most probable member alone is {f.said(NOT_WORSE)} (below 0.05: no worse)."
         )
     if f.of(SHARING):
-        parts.append(f"One after another the same siblings would be read {f.said(SHARING)} farther from it{_verdict(f, SHARING)}.")
+        parts.append(
+            f"One after another the same siblings would be read {f.said(SHARING)} farther from it{_verdict(f, SHARING)}."
+        )
     if f.of(READER_DISTANCE):
-        parts.append(f"A reader as far off as behind such a row costs {f.said(READER_DISTANCE)} by itself{_verdict(f, READER_DISTANCE)}.")
+        parts.append(
+            f"A reader as far off as behind such a row costs {f.said(READER_DISTANCE)} by itself{_verdict(f, READER_DISTANCE)}."
+        )
     if f.of(NEAR):
-        parts.append(f"Against the same token one position back a sibling gets a log ratio of {f.said(NEAR)} in attention.")
+        parts.append(
+            f"Against the same token one position back a sibling gets a log ratio of {f.said(NEAR)} in attention."
+        )
     rule = (
         f"Only if siblings stand at one position ({', '.join(STORED)}) and the yardstick is exact where theory says so ({EXACT}): "
         f"better, if {CLOSER} is supported; else no worse, if {NOT_WORSE} is; worse, if that is refuted. Else undetermined."
     )
     text = " ".join([*parts, *unmeasured(f, (NOT_WORSE, SHARING))])
-    return Answer("How does the model handle several tokens at one position?", short, text, rule, claims)
+    return Answer(
+        "How does the model handle several tokens at one position?", short, text, rule, claims
+    )
 
 
-BEFORE, ENGINE_DIFFERS, ZERO_TOO = "exp2.same-before-first-wide-set", "exp6.correct-engine-differs", "exp6.zero-in-visible-mode-too"
+BEFORE, ENGINE_DIFFERS, ZERO_TOO = (
+    "exp2.same-before-first-wide-set",
+    "exp6.correct-engine-differs",
+    "exp6.zero-in-visible-mode-too",
+)
 ARTEFACTS = {  # each makes the modes look identical all by itself, if its claim is supported
     "exp6.last-only-cache-is-identical": "only the last sibling enters the cache",
     "exp6.dropped-mask-is-identical": "the mask never reaches the model",
@@ -241,7 +304,9 @@ def looked_identical(findings: Sequence[Finding]) -> Answer:
     short = next((name for name, holds in answers.items() if holds), UNDETERMINED)
     parts = []
     if same is False:
-        parts.append(f"The modes differ even before a wide set ({f.count(BEFORE)} are identical), so the harness is at fault.")
+        parts.append(
+            f"The modes differ even before a wide set ({f.count(BEFORE)} are identical), so the harness is at fault."
+        )
     elif f.of(BEFORE) or f.of(IDENTICAL):
         until = "Until the first wide set has been read they are identical to the last bit, by construction,"
         parts.append(f"{until} on {f.count(BEFORE)}; after it on {f.count(IDENTICAL)}.")
@@ -249,9 +314,13 @@ def looked_identical(findings: Sequence[Finding]) -> Answer:
         named = "; ".join(f"{ARTEFACTS[claim]} ({f.count(claim)})" for claim in enough)
         parts.append(f"Each of these alone makes them look identical: {named}.")
     if f.of(ENGINE_DIFFERS):
-        parts.append(f"Without any of them the modes differ on {f.count(ENGINE_DIFFERS)}{_verdict(f, ENGINE_DIFFERS)}.")
+        parts.append(
+            f"Without any of them the modes differ on {f.count(ENGINE_DIFFERS)}{_verdict(f, ENGINE_DIFFERS)}."
+        )
     if f.truth(ZERO_TOO):
-        parts.append(f'"No attention between siblings" comes out in visible mode as well ({f.count(ZERO_TOO)}).')
+        parts.append(
+            f'"No attention between siblings" comes out in visible mode as well ({f.count(ZERO_TOO)}).'
+        )
     rule = (
         f"Artefacts: {BEFORE} supported, {IDENTICAL} refuted, {ENGINE_DIFFERS} supported, and one of {', '.join(ARTEFACTS)} supported. Not "
         f"the model (but which artefact is open): the first two alone. They are identical: {IDENTICAL} supported. Else undetermined."
@@ -262,7 +331,9 @@ def looked_identical(findings: Sequence[Finding]) -> Answer:
 
 def questions(findings: Sequence[Finding]) -> tuple[Answer, ...]:
     """The four key questions, answered."""
-    return tuple(answer(findings) for answer in (attend, identical, same_position, looked_identical))
+    return tuple(
+        answer(findings) for answer in (attend, identical, same_position, looked_identical)
+    )
 
 
 def evidence(answer: Answer, findings: Sequence[Finding]) -> list[tuple[str, Finding | None]]:

@@ -29,7 +29,9 @@ class Comparison:
         return [pair for pair in self.pairs if what_changed(*pair) != UNCHANGED]
 
 
-def compare_findings(first: Sequence[Finding], second: Sequence[Finding], names: tuple[str, str]) -> Comparison:
+def compare_findings(
+    first: Sequence[Finding], second: Sequence[Finding], names: tuple[str, str]
+) -> Comparison:
     """The findings of both, those of the second that the first lacks last."""
     one, two = ({f.label: f for f in findings} for findings in (first, second))
     pairs = tuple((one.get(label), two.get(label)) for label in {**one, **two})
@@ -42,10 +44,14 @@ def what_changed(one: Finding | None, two: Finding | None) -> str:
         return "only in the second" if one is None else "only in the first"
     if one.verdict != two.verdict:
         return "verdict"
-    if one.kind == "empirical" and all(math.isfinite(x) for x in (one.low, one.high, two.low, two.high)):
+    if one.kind == "empirical" and all(
+        math.isfinite(x) for x in (one.low, one.high, two.low, two.high)
+    ):
         if one.high < two.low or two.high < one.low:
             return "effect: the intervals do not overlap"
-    elif one.estimate != two.estimate and not (math.isnan(one.estimate) and math.isnan(two.estimate)):
+    elif one.estimate != two.estimate and not (
+        math.isnan(one.estimate) and math.isnan(two.estimate)
+    ):
         return "effect, without intervals to compare"
     return UNCHANGED
 
@@ -56,10 +62,20 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     for one, two in comparison.pairs:
         known = one or two
         assert known is not None
-        verdicts = [f"{SIGNS[f.verdict]} {f.verdict.lower()}" if f else "missing" for f in (one, two)]
+        verdicts = [
+            f"{SIGNS[f.verdict]} {f.verdict.lower()}" if f else "missing" for f in (one, two)
+        ]
         effects = [interval(f) if f else "missing" for f in (one, two)]
         difference = number(two.estimate - one.estimate) if one and two else "n/a"
-        rows.append((known.label, " → ".join(dict.fromkeys(verdicts)), " → ".join(effects), difference, what_changed(one, two)))
+        rows.append(
+            (
+                known.label,
+                " → ".join(dict.fromkeys(verdicts)),
+                " → ".join(effects),
+                difference,
+                what_changed(one, two),
+            )
+        )
     return rows
 
 
@@ -72,14 +88,19 @@ def comparison_markdown(comparison: Comparison) -> str:
         "",
     ]
     lines += ["| " + " | ".join(HEAD) + " |", "|---|---|---|--:|---|"]
-    lines += ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in comparison_rows(comparison)]
+    lines += [
+        "| " + " | ".join(map(markdown_cell, row)) + " |" for row in comparison_rows(comparison)
+    ]
     return "\n".join(lines) + "\n"
 
 
 def comparison_html(comparison: Comparison) -> str:
     """The comparison as a paragraph and a table."""
     head = "".join(f'<th scope="col">{name}</th>' for name in HEAD)
-    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in comparison_rows(comparison))
+    body = "".join(
+        f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>"
+        for row in comparison_rows(comparison)
+    )
     return (
         f'<p>{_text(_said(comparison))}</p><div class="tempo-scroll" tabindex="0" role="region" aria-label="Comparison">'
         f'<table class="tempo-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -9,13 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tempo.claims import Finding
-from tempo.reporting.answers import EXACT, NOT_WORSE, TITLE, UNDETERMINED, Answer, Findings, Truth, every, scenario, unmeasured
+from tempo.reporting.answers import (
+    EXACT,
+    NOT_WORSE,
+    TITLE,
+    UNDETERMINED,
+    Answer,
+    Findings,
+    Truth,
+    every,
+    scenario,
+    unmeasured,
+)
 from tempo.reporting.findings import violated
 
 JUST_FINE, REWEIGHTED, NOT_FINE = "Just fine", "Fine with reweighting", "Not fine"
-DEPTH, READS, FACT = "exp7.error-does-not-grow-with-depth", "exp13.reads-as-well-as-greedy", "exp13.fact-still-found"
-NOT_WORSE_REWEIGHTED, HELPS = "exp11.reweighted-not-worse-than-top-branch", "exp11.probability-weighting-helps"
-READS_REWEIGHTED, FACT_REWEIGHTED = "exp13.weighted-reads-as-well-as-greedy", "exp13.weighted-fact-still-found"
+DEPTH, READS, FACT = (
+    "exp7.error-does-not-grow-with-depth",
+    "exp13.reads-as-well-as-greedy",
+    "exp13.fact-still-found",
+)
+NOT_WORSE_REWEIGHTED, HELPS = (
+    "exp11.reweighted-not-worse-than-top-branch",
+    "exp11.probability-weighting-helps",
+)
+READS_REWEIGHTED, FACT_REWEIGHTED = (
+    "exp13.weighted-reads-as-well-as-greedy",
+    "exp13.weighted-fact-still-found",
+)
 # What "fine" demands, in words for the reader: the claim about siblings as they are, and that about siblings weighted by
 # probability. No claim about depth is registered with weighting, so that weighting mends nothing there.
 CRITERIA = {
@@ -60,28 +81,46 @@ def just_fine(findings: Sequence[Finding]) -> Answer:
         REWEIGHTED: every(f.truth(HELPS), weighted),
         NOT_FINE: plain is False and weighted is False,
     }
-    short = next((name for name, holds in answers.items() if holds), UNDETERMINED) if sound else UNDETERMINED
+    short = (
+        next((name for name, holds in answers.items() if holds), UNDETERMINED)
+        if sound
+        else UNDETERMINED
+    )
     broken = ["An invariant is violated, so nothing follows."] if sound is False else []
-    return Answer(TITLE, short, " ".join([*broken, *criteria(findings), *unmeasured(f, claims)]), FINE_RULE, claims)
+    return Answer(
+        TITLE,
+        short,
+        " ".join([*broken, *criteria(findings), *unmeasured(f, claims)]),
+        FINE_RULE,
+        claims,
+    )
 
 
 def criteria(findings: Sequence[Finding]) -> list[str]:
     """`Met: ...`, `Failed: ...`, `Open: ...`, of what was measured; the same with reweighting, unless all are met without."""
     f = Findings(findings)
     says = [f"{head}: {'; '.join(named)}." for head, named in _sorted(f, PLAIN, f.said)]
-    if every(*map(f.truth, PLAIN)) or not any(f.of(claim) for claim in (NOT_WORSE_REWEIGHTED, READS_REWEIGHTED, FACT_REWEIGHTED)):
+    if every(*map(f.truth, PLAIN)) or not any(
+        f.of(claim) for claim in (NOT_WORSE_REWEIGHTED, READS_REWEIGHTED, FACT_REWEIGHTED)
+    ):
         return says
     weighted = [f"{head.lower()}: {', '.join(named)}" for head, named in _sorted(f, WEIGHTED)]
     return [*says, f"With reweighting {'; '.join(weighted)}."]
 
 
-def _sorted(f: Findings, claims: Sequence[str], said: Callable[[str], str] | None = None) -> list[tuple[str, list[str]]]:
+def _sorted(
+    f: Findings, claims: Sequence[str], said: Callable[[str], str] | None = None
+) -> list[tuple[str, list[str]]]:
     """The measured criteria by their truth, in words, with numbers if `said` says them."""
     named: dict[Truth, list[str]] = {True: [], False: [], None: []}
     for words, claim in zip(CRITERIA, claims, strict=True):
         if f.of(claim):
             named[f.truth(claim)].append(f"{words} ({said(claim)})" if said else words)
-    return [(head, named[truth]) for truth, head in ((True, "Met"), (False, "Failed"), (None, "Open")) if named[truth]]
+    return [
+        (head, named[truth])
+        for truth, head in ((True, "Met"), (False, "Failed"), (None, "Open"))
+        if named[truth]
+    ]
 
 
 def recommended_mode(findings: Sequence[Finding]) -> Answer:
@@ -89,20 +128,36 @@ def recommended_mode(findings: Sequence[Finding]) -> Answer:
     f = Findings(findings)
     letter = scenario(findings).short[:1]
     visible, helps = f.truth(VISIBLE_NOT_WORSE), f.truth(HELPS)
-    visibility = "isolated" if visible is False else "either visibility" if visible or letter in ("A", "B") else None
+    visibility = (
+        "isolated"
+        if visible is False
+        else "either visibility"
+        if visible or letter in ("A", "B")
+        else None
+    )
     weighting = {True: "weighting by probability", False: "no weighting", None: None}[helps]
     parts = [visibility or "visibility undetermined", weighting or "weighting undetermined"]
     short = ", ".join(parts).capitalize() if visibility or weighting else UNDETERMINED
     says = [advice(findings)]
     if f.of(VISIBLE_NOT_WORSE):
-        says.append(f"Total variation to the truth, visible less isolated: {f.said(VISIBLE_NOT_WORSE)}.")
+        says.append(
+            f"Total variation to the truth, visible less isolated: {f.said(VISIBLE_NOT_WORSE)}."
+        )
     if f.of(HELPS):
         says.append(f"Weighted by probability less unweighted: {f.said(HELPS)}.")
     claims = (VISIBLE_NOT_WORSE, HELPS)
-    return Answer("Which mode should one use?", short, " ".join([*says, *unmeasured(f, claims)]), MODE_RULE, claims)
+    return Answer(
+        "Which mode should one use?",
+        short,
+        " ".join([*says, *unmeasured(f, claims)]),
+        MODE_RULE,
+        claims,
+    )
 
 
 def advice(findings: Sequence[Finding]) -> str:
     """What the scenario and the conclusion mean for whoever uses the modes."""
-    unknown = "Whether the modes are interchangeable is not shown: name the one used with every result."
+    unknown = (
+        "Whether the modes are interchangeable is not shown: name the one used with every result."
+    )
     return f"{SCENARIO_ADVICE.get(scenario(findings).short[:1], unknown)} {FINE_ADVICE[just_fine(findings).short]}"

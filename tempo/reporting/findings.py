@@ -33,7 +33,9 @@ def confirmatory_first(findings: Iterable[Finding]) -> list[Finding]:
 
 def counts(findings: Sequence[Finding]) -> str:
     """`3 supported, 1 refuted`."""
-    return ", ".join(f"{n} {v.lower()}" for v in reversed(SIGNS) if (n := sum(f.verdict == v for f in findings)))
+    return ", ".join(
+        f"{n} {v.lower()}" for v in reversed(SIGNS) if (n := sum(f.verdict == v for f in findings))
+    )
 
 
 def findings_table(findings: Sequence[Finding]) -> list[str]:
@@ -53,29 +55,59 @@ def findings_table(findings: Sequence[Finding]) -> list[str]:
         lines.append(row + ("" if f.control_holds else " control!"))
     if rest := shown[room:]:
         only_supported = all(f.verdict == "SUPPORTED" for f in rest)
-        lines.append(f"... and {len(rest)} more " + ("supported" if only_supported else f"({counts(rest)})"))
+        lines.append(
+            f"... and {len(rest)} more " + ("supported" if only_supported else f"({counts(rest)})")
+        )
     return lines
 
 
 def findings_markdown(findings: Sequence[Finding]) -> str:
     """The findings as a Markdown table, one row per claim, the confirmatory ones first."""
-    head = ("verdict", "claim", "role", "statement", "estimate [95 % interval]", "n", "p corrected", "control")
+    head = (
+        "verdict",
+        "claim",
+        "role",
+        "statement",
+        "estimate [95 % interval]",
+        "n",
+        "p corrected",
+        "control",
+    )
     lines = ["| " + " | ".join(head) + " |", "|---|---|---|---|--:|--:|--:|---|"]
     for f in confirmatory_first(findings):
         control = f"{f.control}: {number(f.control_estimate)}, {behaved(f)}"
         verdict = f"{SIGNS[f.verdict]} {f.verdict.lower()}"
-        cells = (verdict, f.label, role(f), f.statement, interval(f), f"{f.n} {f.unit}s", number(deciding(f)[1]), control)
+        cells = (
+            verdict,
+            f.label,
+            role(f),
+            f.statement,
+            interval(f),
+            f"{f.n} {f.unit}s",
+            number(deciding(f)[1]),
+            control,
+        )
         lines.append("| " + " | ".join(markdown_cell(cell) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def findings_summary(findings: Sequence[Finding], problems: Sequence[str], notes: Sequence[str] = ()) -> str:
+def findings_summary(
+    findings: Sequence[Finding], problems: Sequence[str], notes: Sequence[str] = ()
+) -> str:
     """The findings for the summary page of a CI job, in Markdown: what went wrong first, then the table."""
     lines = [f"## tempo: {counts(findings) or 'no findings'}", ""]
-    lines += [f"- **regression** {markdown_cell(' '.join(problem.split()))}" for problem in problems]
-    lines += [f"- **invariant** {markdown_cell(f.label)}: {markdown_cell(f.reason)}" for f in findings if violated(f)]
+    lines += [
+        f"- **regression** {markdown_cell(' '.join(problem.split()))}" for problem in problems
+    ]
+    lines += [
+        f"- **invariant** {markdown_cell(f.label)}: {markdown_cell(f.reason)}"
+        for f in findings
+        if violated(f)
+    ]
     blind = [markdown_cell(f.label) for f in findings if not f.control_holds]
-    lines += [f"- **control** {label}: the check supports its own control as well" for label in blind]
+    lines += [
+        f"- **control** {label}: the check supports its own control as well" for label in blind
+    ]
     lines += [f"- {markdown_cell(note)}" for note in notes]
     return "\n".join([*lines, "", findings_markdown(findings)])
 
@@ -100,7 +132,11 @@ def violated(finding: Finding) -> bool:
 
 def deciding(finding: Finding) -> tuple[float, float]:
     """The p, raw and corrected, that the verdict rests on: of a refutation the one against the claim."""
-    return (finding.p_against, finding.p_against_corrected) if finding.verdict == "REFUTED" else (finding.p, finding.p_corrected)
+    return (
+        (finding.p_against, finding.p_against_corrected)
+        if finding.verdict == "REFUTED"
+        else (finding.p, finding.p_corrected)
+    )
 
 
 def behaved(finding: Finding) -> str:

@@ -35,9 +35,13 @@ _EMPTY = '<!DOCTYPE html>\n<html>\n<head>\n<meta charset="utf-8"/>\n<title>tempo
 
 def report_html(*reports: Report, against: Comparison | None = None) -> str:
     """The whole page, of one model or of several; with `against`, the comparison with another record as a section of its own."""
-    tests = reports[0].tests if len({report.root for report in reports}) == 1 else ""  # of several folders none speaks for all
+    tests = (
+        reports[0].tests if len({report.root for report in reports}) == 1 else ""
+    )  # of several folders none speaks for all
     page = tests or _EMPTY
-    page = re.sub(r'<a href="https?://[^"]*">(.*?)</a>', r"\1", page)  # the page is to hold no external reference
+    page = re.sub(
+        r'<a href="https?://[^"]*">(.*?)</a>', r"\1", page
+    )  # the page is to hold no external reference
     page = re.sub(r'<h1 id="title">(.*?)</h1>', r'<h2 id="title">Tests of this session</h2>', page)
     title = f"<title>{_text(title_of(reports))}</title>"
     page = re.sub(r"<title[^>]*>.*?</title>", lambda _: title, page, count=1, flags=re.DOTALL)
@@ -49,7 +53,10 @@ def report_html(*reports: Report, against: Comparison | None = None) -> str:
     before, _, rest = page.partition("</head>")
     start, body, below = rest.partition("<body>")
     below, _, end = below.rpartition("</body>")
-    style, script = (files("tempo.reporting").joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    style, script = (
+        files("tempo.reporting").joinpath(name).read_text(encoding="utf-8")
+        for name in ("report.css", "report.js")
+    )
     if tests:
         whose = f" ({_text(reports[0].model)})" if len(reports) > 1 else ""
         below = f'<details class="tempo-tests" id="tempo-tests"><summary>Tests of this session{whose}</summary>{below}</details>'
@@ -65,21 +72,34 @@ def title_of(reports: Sequence[Report]) -> str:
 
 def fragment(*reports: Report, against: Comparison | None = None, has_tests: bool = False) -> str:
     """What stands before the list of tests."""
-    prefixes = ["", *(f"m{i}-" for i in range(2, len(reports) + 1))]  # of the ids of each model's part
+    prefixes = [
+        "",
+        *(f"m{i}-" for i in range(2, len(reports) + 1)),
+    ]  # of the ids of each model's part
     compared = ""
     if against:
         compared = f'<section id="tempo-comparison"><h2>Compared with another record</h2>{comparison_html(against)}</section>'
     if len(reports) == 1:
         links = [*_links(reports[0], ""), *([("tempo-tests", "Tests")] if has_tests else [])]
-        parts = [_top(reports[0], links), _questions(reports[0], ""), compared, *_evidence(reports[0], "")]
+        parts = [
+            _top(reports[0], links),
+            _questions(reports[0], ""),
+            compared,
+            *_evidence(reports[0], ""),
+        ]
     else:
         names = names_of(reports)
-        links = [("tempo-models", "Side by side"), *((f"{at}tempo-model", name) for at, name in zip(prefixes, names, strict=True))]
+        links = [
+            ("tempo-models", "Side by side"),
+            *((f"{at}tempo-model", name) for at, name in zip(prefixes, names, strict=True)),
+        ]
         links += [("tempo-tests", f"Tests of {reports[0].model}")] if has_tests else []
         parts = [_top_of_several(reports, links), compared, side_by_side_html(reports, prefixes)]
         for report, at, name in zip(reports, prefixes, names, strict=True):
             head = f'<h2 class="tempo-model">{_text(name)}</h2>{_alarms(report)}<p class="tempo-kicker">{_conditions(report)}</p>'
-            parts.append(f'<section id="{at}tempo-model" aria-label="{_text(name)}">{head}{_nav(_links(report, at), name)}')
+            parts.append(
+                f'<section id="{at}tempo-model" aria-label="{_text(name)}">{head}{_nav(_links(report, at), name)}'
+            )
             parts += [_questions(report, at), *_evidence(report, at), "</section>"]
     return "\n".join(['<main class="tempo-report">', *filter(None, parts), "</main>"])
 
@@ -89,12 +109,18 @@ def _evidence(report: Report, at: str) -> list[str]:
     findings = list(report.findings)
     parts = []
     if findings:
-        picture = forest([f for f in findings if f.kind == "empirical"], "Empirical claims at a glance")
+        picture = forest(
+            [f for f in findings if f.kind == "empirical"], "Empirical claims at a glance"
+        )
         parts = [
             f'<section id="{at}tempo-claims"><h2>Claims</h2><p>{_text(roles(findings))}</p>', claims_table(findings, at),
             to_html(picture, at), "</section>",
         ]  # fmt: skip
-    return [*parts, *(_section(section, findings, at) for section in report.sections), _provenance(report, at)]
+    return [
+        *parts,
+        *(_section(section, findings, at) for section in report.sections),
+        _provenance(report, at),
+    ]
 
 
 def roles(findings: Sequence[Finding]) -> str:
@@ -105,14 +131,32 @@ def roles(findings: Sequence[Finding]) -> str:
         "exploratory": "Holm-corrected within their experiment only; to be confirmed on other data",
         "invariant": "must hold exactly everywhere; no statistics",
     }
-    return "; ".join(f"{n} {name}{'s' * (name == 'invariant' and n > 1)} ({meaning[name]})" for name, n in number_of.items() if n) + "."
+    return (
+        "; ".join(
+            f"{n} {name}{'s' * (name == 'invariant' and n > 1)} ({meaning[name]})"
+            for name, n in number_of.items()
+            if n
+        )
+        + "."
+    )
 
 
 def _links(report: Report, at: str) -> list[tuple[str, str]]:
     """Where in one model's part of the page what is."""
-    links = [("tempo-questions", "Questions"), *([("tempo-claims", "Claims")] if report.findings else [])]
-    links += [(section.anchor, f"{section.experiment} {section.title}{_variant(section, report.sections)}") for section in report.sections]
-    return [(f"{at}{anchor}", name) for anchor, name in [*links, ("tempo-provenance", "Provenance")]]
+    links = [
+        ("tempo-questions", "Questions"),
+        *([("tempo-claims", "Claims")] if report.findings else []),
+    ]
+    links += [
+        (
+            section.anchor,
+            f"{section.experiment} {section.title}{_variant(section, report.sections)}",
+        )
+        for section in report.sections
+    ]
+    return [
+        (f"{at}{anchor}", name) for anchor, name in [*links, ("tempo-provenance", "Provenance")]
+    ]
 
 
 def _nav(links: Sequence[tuple[str, str]], of: str = "") -> str:
@@ -121,17 +165,26 @@ def _nav(links: Sequence[tuple[str, str]], of: str = "") -> str:
 
 
 def _conditions(report: Report) -> str:
-    conditions = [report.model, *sorted({str(f.context["dtype"]) for f in report.findings if f.context.get("dtype")})]
-    conditions += [f"{_range(f.context['n_prompts'] for f in report.findings if f.context.get('n_prompts'))} prompts"]
+    conditions = [
+        report.model,
+        *sorted({str(f.context["dtype"]) for f in report.findings if f.context.get("dtype")}),
+    ]
+    conditions += [
+        f"{_range(f.context['n_prompts'] for f in report.findings if f.context.get('n_prompts'))} prompts"
+    ]
     conditions += [report.about["Made"]] if "Made" in report.about else []
     return _text(" · ".join(filter(None, conditions)))
 
 
 def _alarms(report: Report) -> str:
-    return "".join(f'<p class="tempo-alarm" role="alert">{_text(line)}</p>' for line in alarms_of(report))
+    return "".join(
+        f'<p class="tempo-alarm" role="alert">{_text(line)}</p>' for line in alarms_of(report)
+    )
 
 
-def _header(kicker: str, alarms: str, entries: Sequence[tuple[str, str]], links: Sequence[tuple[str, str]]) -> str:
+def _header(
+    kicker: str, alarms: str, entries: Sequence[tuple[str, str]], links: Sequence[tuple[str, str]]
+) -> str:
     """What was asked, what was found, how sure it is, what to do: to be read without scrolling."""
     brief = "".join(f"<div><dt>{name}</dt><dd>{said}</dd></div>" for name, said in entries)
     return f'<header><p class="tempo-kicker">{kicker}</p><h1>{TITLE}</h1>{alarms}<dl class="tempo-brief">{brief}</dl>{_nav(links)}</header>'
@@ -143,7 +196,10 @@ def _top(report: Report, links: Sequence[tuple[str, str]]) -> str:
         ("Asked", _text(ASKED)),
         ("Found", found_html(report)),
         ("How sure", " ".join(_text(line) for line in certainty(report))),
-        ("What to do", f'<b class="tempo-answer">{_text(mode)}.</b> {_text(advice(report.findings))}'),
+        (
+            "What to do",
+            f'<b class="tempo-answer">{_text(mode)}.</b> {_text(advice(report.findings))}',
+        ),
     ]
     return _header(_conditions(report), _alarms(report), entries, links)
 
@@ -174,17 +230,26 @@ def _scenario(report: Report) -> str:
 
 def found_html(report: Report) -> str:
     """The conclusion with its criteria, and the scenario; with its numbers only where the criteria have none."""
-    fine, numbers = just_fine(report.findings), "" if criteria(report.findings) else scenario(report.findings).text
+    fine, numbers = (
+        just_fine(report.findings),
+        "" if criteria(report.findings) else scenario(report.findings).text,
+    )
     answers = (fine.short, fine.text), (f"S{_scenario(report)[1:]}", numbers)
-    return " ".join(f'<b class="tempo-answer">{_text(short)}.</b> {_text(text)}' for short, text in answers).strip()
+    return " ".join(
+        f'<b class="tempo-answer">{_text(short)}.</b> {_text(text)}' for short, text in answers
+    ).strip()
 
 
 def certainty(report: Report) -> list[str]:
     """How sure it is, computed from the findings."""
     lines = [_counted(report)]
     if ps := _deciding_ps(report):
-        lines.append(f"Behind the scenario: {len(ps)} verdicts, corrected p at most {number(max(ps))}.")
-    lines.append("95 % intervals over prompts. One model and short English prompts: no more than that.")
+        lines.append(
+            f"Behind the scenario: {len(ps)} verdicts, corrected p at most {number(max(ps))}."
+        )
+    lines.append(
+        "95 % intervals over prompts. One model and short English prompts: no more than that."
+    )
     return lines
 
 
@@ -197,8 +262,16 @@ def _counted(report: Report) -> str:
         if (own := [f for f in found if role(f) == name])
     ]
     behaved = sum(f.control_holds for f in found)
-    controls = "all of their negative controls behaved" if behaved == len(found) else f"{behaved} of {len(found)} negative controls behaved"
-    quick = f" A quick look at {report.quick_look} prompts of the suite only." if report.quick_look else ""
+    controls = (
+        "all of their negative controls behaved"
+        if behaved == len(found)
+        else f"{behaved} of {len(found)} negative controls behaved"
+    )
+    quick = (
+        f" A quick look at {report.quick_look} prompts of the suite only."
+        if report.quick_look
+        else ""
+    )
     return f"{len(found)} registered {'claim' if len(found) == 1 else 'claims'}: {', '.join(said) or 'none'}; {controls}.{quick}"
 
 
@@ -215,8 +288,16 @@ def alarms_of(report: Report) -> list[str]:
     """What makes the harness itself doubtful, before anything it says."""
     broken = [f.label for f in report.findings if violated(f)]
     blind = [f.label for f in report.findings if not f.control_holds]
-    lines = [f"Invariant violated: {', '.join(broken)}. The harness is not sound; trust nothing below."] if broken else []
-    return lines + ([f"Negative control did not behave: {', '.join(blind)}. These checks prove nothing."] if blind else [])
+    lines = (
+        [f"Invariant violated: {', '.join(broken)}. The harness is not sound; trust nothing below."]
+        if broken
+        else []
+    )
+    return lines + (
+        [f"Negative control did not behave: {', '.join(blind)}. These checks prove nothing."]
+        if blind
+        else []
+    )
 
 
 def _questions(report: Report, at: str) -> str:
@@ -248,13 +329,24 @@ def _section(section: Section, findings: Sequence[Finding], at: str) -> str:
     """One config: its verdicts in a line, its figures, its evidence."""
     own = [f for f in findings if f.context.get("config") == section.config]
     verdicts = "".join(
-        f'<li><a href="#{at}claim-{slug(f.label)}">{_text(f.statement)}</a> <b>{_text(f.verdict.lower())}</b></li>' for f in own
+        f'<li><a href="#{at}claim-{slug(f.label)}">{_text(f.statement)}</a> <b>{_text(f.verdict.lower())}</b></li>'
+        for f in own
     )
     pictures = "\n".join(to_html(picture, at) for picture in section.pictures)
-    problem = f'<p class="tempo-alarm">No pictures: {_text(section.problem)}</p>' if section.problem else ""
-    settings = "".join(f"<dt>{_text(k)}</dt><dd>{_text(_json(v))}</dd>" for k, v in section.settings.items())
-    evidence = f'<dl class="tempo-about">{settings}<dt>prompts measured</dt><dd>{section.num_prompts}</dd>'
-    evidence += f"<dt>raw results</dt><dd>{_text(section.folder)}/: {_text(', '.join(section.files))}</dd>"
+    problem = (
+        f'<p class="tempo-alarm">No pictures: {_text(section.problem)}</p>'
+        if section.problem
+        else ""
+    )
+    settings = "".join(
+        f"<dt>{_text(k)}</dt><dd>{_text(_json(v))}</dd>" for k, v in section.settings.items()
+    )
+    evidence = (
+        f'<dl class="tempo-about">{settings}<dt>prompts measured</dt><dd>{section.num_prompts}</dd>'
+    )
+    evidence += (
+        f"<dt>raw results</dt><dd>{_text(section.folder)}/: {_text(', '.join(section.files))}</dd>"
+    )
     evidence += f"<dt>fingerprint</dt><dd>{_text(section.fingerprint)}</dd></dl>"
     evidence += f"<pre>{_text(section.text)}</pre>" if section.text else ""
     evidence += f"<pre>{_lines(section.analysis)}</pre>" if section.analysis else ""
@@ -268,7 +360,9 @@ def _section(section: Section, findings: Sequence[Finding], at: str) -> str:
 
 
 def _provenance(report: Report, at: str) -> str:
-    entries = "".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in report.about.items())
+    entries = "".join(
+        f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in report.about.items()
+    )
     entries = entries or "<dt>Session</dt><dd>not on record</dd>"
     return f'<section id="{at}tempo-provenance"><h2>Provenance</h2><dl class="tempo-about">{entries}</dl></section>'
 
@@ -276,12 +370,22 @@ def _provenance(report: Report, at: str) -> str:
 def _variant(section: Section, sections: Sequence[Section]) -> str:
     """What tells a config from the others of its experiment; empty if it is the only one."""
     alone = sum(other.experiment == section.experiment for other in sections) == 1
-    return "" if alone else f" ({section.folder.removeprefix(section.experiment).strip('_') or section.config})"
+    return (
+        ""
+        if alone
+        else f" ({section.folder.removeprefix(section.experiment).strip('_') or section.config})"
+    )
 
 
 def _range(values: Iterable[int]) -> str:
     distinct = sorted(set(values))
-    return "no" if not distinct else str(distinct[0]) if len(distinct) == 1 else f"{distinct[0]} to {distinct[-1]}"
+    return (
+        "no"
+        if not distinct
+        else str(distinct[0])
+        if len(distinct) == 1
+        else f"{distinct[0]} to {distinct[-1]}"
+    )
 
 
 def _json(value: object) -> str:

@@ -36,8 +36,14 @@ def publish(reports: Sequence[Report], out: Path, against: Comparison | None = N
     that sessions left in the results folders; those of an earlier publication are removed.
     """
     prefixes = _prefixes(reports)
-    mains = [main_picture(report, f"{MAIN}-{prefix}".strip("-")) for report, prefix in zip(reports, prefixes, strict=True)]
-    texts = {"findings.html": report_html(*reports, against=against), "findings.md": report_markdown(reports, mains, prefixes)}
+    mains = [
+        main_picture(report, f"{MAIN}-{prefix}".strip("-"))
+        for report, prefix in zip(reports, prefixes, strict=True)
+    ]
+    texts = {
+        "findings.html": report_html(*reports, against=against),
+        "findings.md": report_markdown(reports, mains, prefixes),
+    }
     if against:
         texts["comparison.md"] = comparison_markdown(against)
     try:
@@ -55,10 +61,14 @@ def publish(reports: Sequence[Report], out: Path, against: Comparison | None = N
             for section in report.sections:
                 for picture in section.pictures:
                     name = figure_name(section, picture, prefix)
-                    written += _copy(report.root / section.folder / FIGURES, picture, out / FIGURES, name)
+                    written += _copy(
+                        report.root / section.folder / FIGURES, picture, out / FIGURES, name
+                    )
         return written
     except OSError as error:
-        raise ResultsError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from None
+        raise ResultsError(
+            f"cannot write to {out}: {error.strerror}; choose another folder with --out"
+        ) from None
 
 
 def _prefixes(reports: Sequence[Report]) -> list[str]:
@@ -66,7 +76,9 @@ def _prefixes(reports: Sequence[Report]) -> list[str]:
     slugs = [slug(name) for name in names_of(reports)]
     if len(slugs) == 1:
         return [""]
-    return [name if slugs.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(slugs, start=1)]
+    return [
+        name if slugs.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(slugs, start=1)
+    ]
 
 
 def figure_name(section: Section, picture: Picture, prefix: str = "") -> str:
@@ -84,7 +96,9 @@ def _copy(source: Path, picture: Picture, target: Path, name: str) -> list[Path]
     return saved
 
 
-def report_markdown(reports: Sequence[Report], mains: Sequence[Picture], prefixes: Sequence[str]) -> str:
+def report_markdown(
+    reports: Sequence[Report], mains: Sequence[Picture], prefixes: Sequence[str]
+) -> str:
     """The report as Markdown: answers, claims, figures with their captions, provenance; several models side by side first."""
     lines = [f"# {TITLE}", "", f"*{markdown_cell(', '.join(names_of(reports)))}*", ""]
     if len(reports) > 1:
@@ -95,19 +109,38 @@ def report_markdown(reports: Sequence[Report], mains: Sequence[Picture], prefixe
     return "\n".join(lines) + "\n"
 
 
-def _one_model(report: Report, main: Picture, prefix: str, asked: list[tuple[str, str]]) -> list[str]:
+def _one_model(
+    report: Report, main: Picture, prefix: str, asked: list[tuple[str, str]]
+) -> list[str]:
     found = report.findings
     fine, what, mode = just_fine(found), scenario(found), recommended_mode(found)
     lines = [f"**{markdown_cell(line)}**\n" for line in alarms_of(report)]
     said = f"{fine.short}. {fine.text} Scenario: {what.short}. {what.text}"
-    lines += _table([*asked, ("Found", said), ("How sure", " ".join(certainty(report))), ("What to do", f"{mode.short}. {mode.text}")])
+    lines += _table(
+        [
+            *asked,
+            ("Found", said),
+            ("How sure", " ".join(certainty(report))),
+            ("What to do", f"{mode.short}. {mode.text}"),
+        ]
+    )
     lines += ["## The questions", ""]
     for answer in (fine, *questions(found), what, mode):
         lines += _answer(answer, found)
-    lines += ["## Claims", "", markdown_cell(roles(found)), "", f"![{markdown_cell(main.title)}]({main.name}.svg)", ""]
+    lines += [
+        "## Claims",
+        "",
+        markdown_cell(roles(found)),
+        "",
+        f"![{markdown_cell(main.title)}]({main.name}.svg)",
+        "",
+    ]
     lines += [markdown_cell(main.caption), "", findings_markdown(found)]
     for section in report.sections:
-        lines += [f"## {markdown_cell(f'{section.experiment}: {section.title} ({section.config})')}", ""]
+        lines += [
+            f"## {markdown_cell(f'{section.experiment}: {section.title} ({section.config})')}",
+            "",
+        ]
         for picture in section.pictures:
             path = f"{FIGURES}/{figure_name(section, picture, prefix)}.svg"
             said = f"**{markdown_cell(picture.title)}.** {markdown_cell(picture.caption)}"
@@ -119,16 +152,35 @@ def _one_model(report: Report, main: Picture, prefix: str, asked: list[tuple[str
 
 def _answer(answer: Answer, findings: Sequence[Finding]) -> list[str]:
     """An answer with the claims it rests on and its rule."""
-    lines = [f"### {markdown_cell(answer.question)}", "", f"**{markdown_cell(answer.short)}.** {markdown_cell(answer.text)}", ""]
-    lines += ["| rests on | verdict | estimate [95 % interval] | n | control |", "|---|---|--:|--:|--:|"]
+    lines = [
+        f"### {markdown_cell(answer.question)}",
+        "",
+        f"**{markdown_cell(answer.short)}.** {markdown_cell(answer.text)}",
+        "",
+    ]
+    lines += [
+        "| rests on | verdict | estimate [95 % interval] | n | control |",
+        "|---|---|--:|--:|--:|",
+    ]
     for claim, f in evidence(answer, findings):
         cells = (claim, "not measured in this record", "", "", "")
         if f:
             control = number(f.control_estimate) + ("" if f.control_holds else ", misbehaves")
-            cells = (f.label, f"{SIGNS[f.verdict]} {f.verdict.lower()}, {role(f)}", interval(f), f"{f.n}", control)
+            cells = (
+                f.label,
+                f"{SIGNS[f.verdict]} {f.verdict.lower()}, {role(f)}",
+                interval(f),
+                f"{f.n}",
+                control,
+            )
         lines.append("| " + " | ".join(map(markdown_cell, cells)) + " |")
     return [*lines, "", f"Rule: {markdown_cell(answer.rule)}", ""]
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
-    return ["| | |", "|---|---|", *(f"| **{markdown_cell(name)}** | {markdown_cell(said)} |" for name, said in rows), ""]
+    return [
+        "| | |",
+        "|---|---|",
+        *(f"| **{markdown_cell(name)}** | {markdown_cell(said)} |" for name, said in rows),
+        "",
+    ]

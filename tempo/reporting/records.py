@@ -30,13 +30,21 @@ def read_findings(path: str | Path) -> list[Finding]:
                     f"{path} holds a finding of schema {seen!r}, this tempo reads {SCHEMA}; delete the file and run pytest "
                     "test_experiments again, which reads the measured cases and runs no model for them"
                 )
-            values: dict[str, Any] = {name: math.nan if value is None else value for name, value in record.items()}
+            values: dict[str, Any] = {
+                name: math.nan if value is None else value for name, value in record.items()
+            }
             finding = Finding(**values)
-            found[finding.claim, str(finding.context.get("config")), str(finding.context.get("model"))] = finding
+            found[
+                finding.claim, str(finding.context.get("config")), str(finding.context.get("model"))
+            ] = finding
     except TypeError as error:
-        raise TraceError(f"{path} is not a record of findings ({error}); run pytest test_experiments to make one") from None
+        raise TraceError(
+            f"{path} is not a record of findings ({error}); run pytest test_experiments to make one"
+        ) from None
     except OSError as error:
-        raise TraceError(f"cannot read {path}: {error.strerror}; run pytest test_experiments to make it") from None
+        raise TraceError(
+            f"cannot read {path}: {error.strerror}; run pytest test_experiments to make it"
+        ) from None
     return list(found.values())
 
 
@@ -77,7 +85,9 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
             records.append(record)
         elif line.strip() and i < len(lines):
             start = visible(line[:40].decode("utf-8", "replace"))
-            raise TraceError(f"{path} line {i} is not a JSON object: {start!r}; remove that line or run again")
+            raise TraceError(
+                f"{path} line {i} is not a JSON object: {start!r}; remove that line or run again"
+            )
     return records
 
 
@@ -100,7 +110,9 @@ def plain(value: Any) -> Any:
             return value
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
-    raise TypeError(f"cannot record a {type(value).__name__} as JSON; pass numbers, strings, lists, dicts or arrays")
+    raise TypeError(
+        f"cannot record a {type(value).__name__} as JSON; pass numbers, strings, lists, dicts or arrays"
+    )
 
 
 def _ends_with_newline(file: BinaryIO) -> bool:

@@ -74,15 +74,26 @@ def write_section(results: Path, section: Section) -> None:
         for picture in pictures:
             save(picture, figures)
     except OSError as error:
-        raise ResultsError(f"cannot write to {figures}: {error.strerror}; choose another folder with --results") from None
-    record = {key: value for key, value in asdict(section).items() if key not in ("pictures", "folder")}
-    record["pictures"] = [{name: getattr(picture, name) for name in _PICTURE} for picture in pictures]
+        raise ResultsError(
+            f"cannot write to {figures}: {error.strerror}; choose another folder with --results"
+        ) from None
+    record = {
+        key: value for key, value in asdict(section).items() if key not in ("pictures", "folder")
+    }
+    record["pictures"] = [
+        {name: getattr(picture, name) for name in _PICTURE} for picture in pictures
+    ]
     _write(folder / RECORD, json.dumps(plain(record), indent=1))
 
 
-def write_session(results: Path, model: str, about: Mapping[str, str], quick_look: int | None, tests: str = "") -> None:
+def write_session(
+    results: Path, model: str, about: Mapping[str, str], quick_look: int | None, tests: str = ""
+) -> None:
     """Keep what a session knows beyond its sections."""
-    _write(results / RECORD, json.dumps({"model": model, "about": plain(about), "quick_look": quick_look}, indent=1))
+    _write(
+        results / RECORD,
+        json.dumps({"model": model, "about": plain(about), "quick_look": quick_look}, indent=1),
+    )
     _write(results / TESTS, tests)
 
 
@@ -102,7 +113,9 @@ def read_reports(folders: Sequence[Path]) -> list[Report]:
 def _of_folder(results: Path) -> list[Report]:
     findings = read_findings(results / "findings.jsonl")
     if not findings:
-        raise TraceError(f"{results}/findings.jsonl holds no findings; run pytest test_experiments to make some")
+        raise TraceError(
+            f"{results}/findings.jsonl holds no findings; run pytest test_experiments to make some"
+        )
     session = _read(results / RECORD) if (results / RECORD).exists() else {}
     of_session = session.get("model") or _model(findings[-1])
     every = [_section(path, results) for path in results.glob(f"*/{RECORD}")]
@@ -111,8 +124,15 @@ def _of_folder(results: Path) -> list[Report]:
     reports = []
     for model in dict.fromkeys([of_session, *map(_model, findings)]):
         own = sorted((f for f in findings if _model(f) == model), key=_order)
-        report = Report(tuple(own), model, tuple(section for section in every if section.model == model), root=results)
-        if model == of_session:  # of other models, pictures of configs that were run again are gone, and so is their session
+        report = Report(
+            tuple(own),
+            model,
+            tuple(section for section in every if section.model == model),
+            root=results,
+        )
+        if (
+            model == of_session
+        ):  # of other models, pictures of configs that were run again are gone, and so is their session
             report = replace(
                 report, about=session.get("about", {}), quick_look=session.get("quick_look"),
                 tests=tests.read_text(encoding="utf-8") if tests.exists() else "",
@@ -124,7 +144,10 @@ def _of_folder(results: Path) -> list[Report]:
 def names_of(reports: Sequence[Report]) -> list[str]:
     """What tells the reports apart: the model, and its results folder where several are of one model."""
     models = [report.model or "no model" for report in reports]
-    return [f"{model} ({report.root})" if models.count(model) > 1 else model for model, report in zip(models, reports, strict=True)]
+    return [
+        f"{model} ({report.root})" if models.count(model) > 1 else model
+        for model, report in zip(models, reports, strict=True)
+    ]
 
 
 def _model(finding: Finding) -> str:
@@ -144,13 +167,18 @@ def unlike_names(pictures: Sequence[Picture]) -> list[Picture]:
     for picture in pictures:
         seen[picture.name] = seen.get(picture.name, 0) + 1
         name = picture.name if seen[picture.name] == 1 else f"{picture.name}-{seen[picture.name]}"
-        out.append(Picture(name, picture.title, picture.caption, picture.alt, picture.svg, picture.png))
+        out.append(
+            Picture(name, picture.title, picture.caption, picture.alt, picture.svg, picture.png)
+        )
     return out
 
 
 def _order(finding: Finding) -> tuple[Any, ...]:
     """By experiment and config; the claims of one config stay in the order of their registration."""
-    return (*experiment_number(str(finding.context.get("experiment", ""))), str(finding.context.get("config", "")))
+    return (
+        *experiment_number(str(finding.context.get("experiment", ""))),
+        str(finding.context.get("config", "")),
+    )
 
 
 def _section(path: Path, results: Path) -> Section:
@@ -158,18 +186,29 @@ def _section(path: Path, results: Path) -> Section:
     try:
         pictures = tuple(Picture(**picture) for picture in record.pop("pictures"))
         files = tuple(record.pop("files"))
-        return Section(**record, pictures=pictures, files=files, folder=path.parent.relative_to(results).as_posix())
+        return Section(
+            **record,
+            pictures=pictures,
+            files=files,
+            folder=path.parent.relative_to(results).as_posix(),
+        )
     except (KeyError, TypeError) as error:
-        raise TraceError(f"{path} is not a report's record ({error}); run pytest test_experiments to make it again") from None
+        raise TraceError(
+            f"{path} is not a report's record ({error}); run pytest test_experiments to make it again"
+        ) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TraceError(f"cannot read {path}: {error}; delete it and run pytest test_experiments to make it again") from None
+        raise TraceError(
+            f"cannot read {path}: {error}; delete it and run pytest test_experiments to make it again"
+        ) from None
     if not isinstance(record, dict):
-        raise TraceError(f"{path} is not a report's record; delete it and run pytest test_experiments to make it again")
+        raise TraceError(
+            f"{path} is not a report's record; delete it and run pytest test_experiments to make it again"
+        )
     return record
 
 
@@ -180,4 +219,6 @@ def _write(path: Path, text: str) -> None:
         fresh.write_text(text, encoding="utf-8")
         fresh.replace(path)
     except OSError as error:
-        raise ResultsError(f"cannot write {path}: {error.strerror}; choose another folder with --results") from None
+        raise ResultsError(
+            f"cannot write {path}: {error.strerror}; choose another folder with --results"
+        ) from None

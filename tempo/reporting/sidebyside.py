@@ -11,13 +11,25 @@ from tempo.claims import Finding
 from tempo.reporting.answers import UNDETERMINED, Answer, questions, scenario
 from tempo.reporting.comparison import UNCHANGED, what_changed
 from tempo.reporting.conclusion import just_fine, recommended_mode
-from tempo.reporting.findings import SIGNS, confirmatory_first, deciding, interval, markdown_cell, role
+from tempo.reporting.findings import (
+    SIGNS,
+    confirmatory_first,
+    deciding,
+    interval,
+    markdown_cell,
+    role,
+)
 from tempo.reporting.report import Report, names_of
 from tempo.reporting.table import badge, effect_svg
 from tempo.reporting.text import number, visible
 
 AGREE, OPEN, DIFFER = "", "open for some", "they differ"  # of answers
-OPPOSITE, DECIDED, MISSING, SIZE = "opposite verdicts", "decided for some only", "not measured for all", "another size"  # of claims
+OPPOSITE, DECIDED, MISSING, SIZE = (
+    "opposite verdicts",
+    "decided for some only",
+    "not measured for all",
+    "another size",
+)  # of claims
 MEANING = (
     f"{OPPOSITE.capitalize()}: supported for one model, refuted for another. {DECIDED.capitalize()}: undecided for a model, which is not "
     f"evidence that the models differ. {SIZE.capitalize()}: the same verdict, but 95 % intervals that do not overlap."
@@ -44,7 +56,11 @@ class Row:
             return DECIDED
         if len(known) < len(self.found):
             return MISSING
-        return SIZE if any(what_changed(*pair) != UNCHANGED for pair in combinations(known, 2)) else AGREE
+        return (
+            SIZE
+            if any(what_changed(*pair) != UNCHANGED for pair in combinations(known, 2))
+            else AGREE
+        )
 
 
 def claim_rows(reports: Sequence[Report]) -> list[Row]:
@@ -75,7 +91,9 @@ def answer_marker(answers: Sequence[Answer]) -> str:
 def opposed(reports: Sequence[Report]) -> str:
     """On how many claims the models have opposite verdicts."""
     rows = claim_rows(reports)
-    return f"Opposite verdicts on {sum(row.marker == OPPOSITE for row in rows)} of {len(rows)} claims"
+    return (
+        f"Opposite verdicts on {sum(row.marker == OPPOSITE for row in rows)} of {len(rows)} claims"
+    )
 
 
 def said(reports: Sequence[Report]) -> list[str]:
@@ -84,15 +102,23 @@ def said(reports: Sequence[Report]) -> list[str]:
     by_question = list(zip(*map(all_answers, reports), strict=True))
     differ = [answers for answers in by_question if answer_marker(answers) == DIFFER]
     lines = [
-        f"{answers[0].question} " + "; ".join(f"{name}: {a.short}" for name, a in zip(names, answers, strict=True)) + "."
+        f"{answers[0].question} "
+        + "; ".join(f"{name}: {a.short}" for name, a in zip(names, answers, strict=True))
+        + "."
         for answers in differ
     ]
     rows = claim_rows(reports)
     opposite = [row.label for row in rows if row.marker == OPPOSITE]
     counted = opposed(reports) + (f" ({', '.join(opposite)})" if opposite else "")
-    rest = [f"{n} {what}" for what in (DECIDED, SIZE, MISSING) if (n := sum(row.marker == what for row in rows))]
+    rest = [
+        f"{n} {what}"
+        for what in (DECIDED, SIZE, MISSING)
+        if (n := sum(row.marker == what for row in rows))
+    ]
     counted = "; ".join([counted, *rest]) + "."
-    head = f"The models' answers differ on {len(differ)} of {len(by_question)} questions" + (":" if differ else ".")
+    head = f"The models' answers differ on {len(differ)} of {len(by_question)} questions" + (
+        ":" if differ else "."
+    )
     return [head, *lines, counted]
 
 
@@ -105,11 +131,17 @@ def side_by_side_html(reports: Sequence[Report], at: Sequence[str]) -> str:
     answers = ""
     for entries in zip(*map(all_answers, reports), strict=True):
         mark = answer_marker(entries)
-        cells = "".join(f'<td data-label="{name}">{_text(a.short)}</td>' for name, a in zip(names, entries, strict=True))
+        cells = "".join(
+            f'<td data-label="{name}">{_text(a.short)}</td>'
+            for name, a in zip(names, entries, strict=True)
+        )
         answers += f'<tr{_row_class(mark)}><td data-label="Question">{_text(entries[0].question)}</td>{cells}{_mark(mark)}</tr>'
     claims = ""
     for row in claim_rows(reports):
-        cells = "".join(_cell(f, row, name, prefix) for f, name, prefix in zip(row.found, names, at, strict=True))
+        cells = "".join(
+            _cell(f, row, name, prefix)
+            for f, name, prefix in zip(row.found, names, at, strict=True)
+        )
         claim = f"<code>{_text(row.label)}</code><small>{row.role}</small>{_text(row.statement)}"
         claims += f'<tr{_row_class(row.marker)}><td data-label="Claim">{claim}</td>{cells}{_mark(row.marker)}</tr>'
 
@@ -132,13 +164,28 @@ def side_by_side_markdown(reports: Sequence[Report]) -> list[str]:
     """The same as lines of Markdown."""
     names = [markdown_cell(name) for name in names_of(reports)]
     first, *lines = map(markdown_cell, said(reports))
-    out = ["## The models side by side", "", first, "", *(f"- {line}" for line in lines[:-1]), "", lines[-1], ""]
+    out = [
+        "## The models side by side",
+        "",
+        first,
+        "",
+        *(f"- {line}" for line in lines[:-1]),
+        "",
+        lines[-1],
+        "",
+    ]
     rule = "|---|" + "---|" * len(names) + "---|"
     out += [f"| question | {' | '.join(names)} | disagreement |", rule]
     for entries in zip(*map(all_answers, reports), strict=True):
         cells = [entries[0].question, *(answer.short for answer in entries), answer_marker(entries)]
         out.append("| " + " | ".join(map(markdown_cell, cells)) + " |")
-    out += ["", markdown_cell(MEANING), "", f"| claim | role | {' | '.join(names)} | disagreement |", "|---" + rule]
+    out += [
+        "",
+        markdown_cell(MEANING),
+        "",
+        f"| claim | role | {' | '.join(names)} | disagreement |",
+        "|---" + rule,
+    ]
     for row in claim_rows(reports):
         cells = [row.label, row.role, *(_in_words(f) for f in row.found), row.marker]
         out.append("| " + " | ".join(map(markdown_cell, cells)) + " |")
@@ -154,9 +201,7 @@ def _cell(f: Finding | None, row: Row, name: str, at: str) -> str:
         return f'<td data-label="{name}">not measured</td>'
     p = "" if f.kind == "invariant" else f", p {number(deciding(f)[1])}"
     others = [other for other in row.found if other]
-    return (
-        f'<td data-label="{name}" class="tempo-number">{badge(f)}<br>{effect_svg(f, others)}<br>{interval(f)}<small>n {f.n}{p}</small></td>'
-    )
+    return f'<td data-label="{name}" class="tempo-number">{badge(f)}<br>{effect_svg(f, others)}<br>{interval(f)}<small>n {f.n}{p}</small></td>'
 
 
 def _row_class(marker: str) -> str:

@@ -41,8 +41,15 @@ def _row(f: Finding, seen: set[str], at: str) -> str:
     verdict = f.verdict.lower()
     raw, p = deciding(f)
     against = ", against it" if f.verdict == "REFUTED" else ""
-    shown_p = f"{number(p)}<small>raw {number(raw)}{against}</small>" if f.kind == "empirical" else "exact<small>invariant</small>"
-    own, shared = f"{at}claim-{slug(f.label)}", f"{at}claim-{slug(f.claim)}"  # of this config; of the claim, for its first config
+    shown_p = (
+        f"{number(p)}<small>raw {number(raw)}{against}</small>"
+        if f.kind == "empirical"
+        else "exact<small>invariant</small>"
+    )
+    own, shared = (
+        f"{at}claim-{slug(f.label)}",
+        f"{at}claim-{slug(f.claim)}",
+    )  # of this config; of the claim, for its first config
     also = f'<span id="{shared}"></span>' if shared != own and shared not in seen else ""
     seen |= {own, shared}
     mark = "" if f.control_holds else ' class="tempo-alarm"'
@@ -65,7 +72,9 @@ def badge(f: Finding) -> str:
 
 def _how(f: Finding) -> str:
     size = "" if math.isnan(f.effect_size) else f" Effect size {number(f.effect_size)}."
-    margin = f" Margin {number(f.margin)}: {f.margin_reason}." if f.margin else f" {f.margin_reason}"
+    margin = (
+        f" Margin {number(f.margin)}: {f.margin_reason}." if f.margin else f" {f.margin_reason}"
+    )
     said = f"{f.reason}. Statistic: {f.statistic}. Test: {f.test}.{margin}{size} Refuted by {f.refuted_by}."
     return f"<details><summary>How it was decided</summary><small>{_text(said)}</small></details>"
 
@@ -75,7 +84,12 @@ def effect_svg(f: Finding, beside: Sequence[Finding] = ()) -> str:
 
     beside: findings about the same claim whose pictures are to have the same scale.
     """
-    values = [min(max(x, -1e300), 1e300) for g in (f, *beside) for x in (g.estimate, g.low, g.high) if math.isfinite(x)]
+    values = [
+        min(max(x, -1e300), 1e300)
+        for g in (f, *beside)
+        for x in (g.estimate, g.low, g.high)
+        if math.isfinite(x)
+    ]
     if not math.isfinite(f.estimate):
         return ""
     shares = f.test in ("always", "proportion")
@@ -96,7 +110,11 @@ def effect_svg(f: Finding, beside: Sequence[Finding] = ()) -> str:
         f'<line class="tempo-ci" x1="{at(f.low)}" x2="{at(f.high)}" y1="{middle}" y2="{middle}"/>'
         if math.isfinite(f.low) and math.isfinite(f.high) else ""
     )  # fmt: skip
-    mark = f'<circle class="tempo-mark" cx="{at(f.estimate)}" cy="{middle}" r="4"/>' if math.isfinite(f.estimate) else ""
+    mark = (
+        f'<circle class="tempo-mark" cx="{at(f.estimate)}" cy="{middle}" r="4"/>'
+        if math.isfinite(f.estimate)
+        else ""
+    )
     width = max(0.0, float(at(end)) - float(at(start)))
     return (
         f'<svg class="tempo-effect tempo-{verdict}" width="{_WIDTH}" height="{_HEIGHT}" viewBox="0 0 {_WIDTH} {_HEIGHT}" '

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 # Lower ends of the probability colours. The number beside each colour says the same without it.
 SHADES = ((0.5, "green"), (0.2, "yellow"), (0.0, "red"))
 MOST_MEMBERS = 12  # of a set that `compare` shows; `generate` shows all
-REASONS = {"max_steps": "stopped after max_steps", "eos": "stopped at end of sequence", "replay": "replay ended"}
+REASONS = {
+    "max_steps": "stopped after max_steps",
+    "eos": "stopped at end of sequence",
+    "replay": "replay ended",
+}
 
 
 def must_agree(num_steps: int, wide: int | None, largest: float) -> str:
@@ -32,14 +36,20 @@ def must_agree(num_steps: int, wide: int | None, largest: float) -> str:
     if wide is None:
         return f"No set is wider than one, so {but_rounding} A lower threshold makes wide sets."
     said = f"Up to and including the first wide set, step {wide}, {but_rounding}"
-    return said if wide < num_steps - 1 else f"{said} Nothing was computed after that set, where they may differ."
+    return (
+        said
+        if wide < num_steps - 1
+        else f"{said} Nothing was computed after that set, where they may differ."
+    )
 
 
 def new_table(*columns: str) -> Table:
     return Table(*columns, box=HORIZONTALS, pad_edge=False, padding=(0, 1, 0, 0))
 
 
-def table(rows: Sequence[Mapping[str, Mapping[str, Any]]], free: bool, wide: int | None, width: int) -> Table:
+def table(
+    rows: Sequence[Mapping[str, Mapping[str, Any]]], free: bool, wide: int | None, width: int
+) -> Table:
     """One row a step, and a line under the last step at which the modes must agree."""
     table = new_table("step", *(() if free else ("set, replayed",)), *VISIBILITIES)
     # What a set has of the line, so that its breaks come between members: a third, or what "KL .0029 TV .017" leaves.
@@ -48,7 +58,9 @@ def table(rows: Sequence[Mapping[str, Mapping[str, Any]]], free: bool, wide: int
         sets = {}
         for mode, entry in row.items():
             pieces = members(entry["texts"], entry["probabilities"])
-            more = [Text(f" {len(pieces) - MOST_MEMBERS} more]")] if len(pieces) > MOST_MEMBERS else []
+            more = (
+                [Text(f" {len(pieces) - MOST_MEMBERS} more]")] if len(pieces) > MOST_MEMBERS else []
+            )
             sets[mode] = Text("\n").join(wrap([pieces[:MOST_MEMBERS] + more], room))
         cells = [] if free else [sets["isolated"]]
         for mode in VISIBILITIES:
@@ -58,14 +70,18 @@ def table(rows: Sequence[Mapping[str, Mapping[str, Any]]], free: bool, wide: int
             kl, tv, top = (row[mode][name] for name in ("kl", "tv", "top"))
             cell = sets[mode] if free else member(top["text"], top["probability"], "bold ")
             distance = "-" if kl is None else f"KL {short(kl)} TV {short(tv)}"
-            cells.append(cell if mode == "isolated" else Text.assemble(cell, "\n", (distance, "dim")))
+            cells.append(
+                cell if mode == "isolated" else Text.assemble(cell, "\n", (distance, "dim"))
+            )
         table.add_row(Text(str(k), "dim"), *cells, end_section=k == wide)
     return table
 
 
 def short(value: float) -> str:
     """Two digits that count, one below 1e-4: .12, .0052, 3e-06, 1.0; a plain 0 for exactly none."""
-    return (f"{value:#.2g}".removeprefix("0") if value >= 1e-4 else f"{value:.0e}") if value else "0"
+    return (
+        (f"{value:#.2g}".removeprefix("0") if value >= 1e-4 else f"{value:.0e}") if value else "0"
+    )
 
 
 def member(text: str, probability: float, weight: str) -> Text:
@@ -77,7 +93,10 @@ def member(text: str, probability: float, weight: str) -> Text:
 def members(texts: Sequence[str], probabilities: Sequence[float]) -> list[Text]:
     """The pieces of a set that a line break may come between: `[ cat .12/`, ` mat .10]`; a set of one is dim."""
     weight = "dim " if len(texts) == 1 else "bold "
-    pieces = [member(text, probability, weight) for text, probability in zip(texts, probabilities, strict=True)]
+    pieces = [
+        member(text, probability, weight)
+        for text, probability in zip(texts, probabilities, strict=True)
+    ]
     pieces = [piece.append("/", weight) for piece in pieces[:-1]] + [pieces[-1].append("]", weight)]
     return [Text.assemble(("[", weight), pieces[0]), *pieces[1:]]
 
@@ -101,8 +120,12 @@ def wrap(groups: Sequence[Sequence[Text]], width: int) -> list[Text]:
 
 
 def legend() -> Text:
-    shades = [(f" {color} {f'{short(least)}+' if least else 'below'}", color) for least, color in SHADES]
-    return Text.assemble(*members((" a", " b"), (0.62, 0.21)), (" a set, with probabilities:", "dim"), *shades)
+    shades = [
+        (f" {color} {f'{short(least)}+' if least else 'below'}", color) for least, color in SHADES
+    ]
+    return Text.assemble(
+        *members((" a", " b"), (0.62, 0.21)), (" a set, with probabilities:", "dim"), *shades
+    )
 
 
 def summary(trace: Trace) -> Text:
@@ -122,7 +145,10 @@ def summary(trace: Trace) -> Text:
 
 def comparison_table(comparison: Comparison) -> list[Table | Text]:
     """The claims that differ between two records, and how many do not."""
-    from tempo.reporting.comparison import UNCHANGED, comparison_rows  # only this command waits for SciPy
+    from tempo.reporting.comparison import (
+        UNCHANGED,
+        comparison_rows,
+    )  # only this command waits for SciPy
 
     changed = [row for row in comparison_rows(comparison) if row[-1] != UNCHANGED]
     table = new_table("claim", "what changed")
@@ -130,5 +156,12 @@ def comparison_table(comparison: Comparison) -> list[Table | Text]:
     for claim, verdict, effect, _, what in changed:
         table.add_row(Text(visible(claim)), Text(visible(f"{what}: {verdict}\n{effect}")))
     same = len(comparison.pairs) - len(changed)
-    first, second = (f"{name}: {scenario}" for name, scenario in zip(comparison.names, comparison.scenarios, strict=True))
-    return [Text(visible(f"first {first}; second {second}")), table, Text(f"{same} of {len(comparison.pairs)} claims: {UNCHANGED}", "dim")]
+    first, second = (
+        f"{name}: {scenario}"
+        for name, scenario in zip(comparison.names, comparison.scenarios, strict=True)
+    )
+    return [
+        Text(visible(f"first {first}; second {second}")),
+        table,
+        Text(f"{same} of {len(comparison.pairs)} claims: {UNCHANGED}", "dim"),
+    ]

@@ -36,7 +36,11 @@ def number(x: float | None) -> str:
         return "∞" if x > 0 else "-∞"
     if x == 0 or 1e-4 <= abs(x) < 1e3:
         return f"{x:.3g}"
-    return f"{x:.0f}" if 1e3 <= abs(x) < 1e6 else re.sub(r"e([+-])0?", r"e\1", f"{x:.3g}").replace("e+", "e")
+    return (
+        f"{x:.0f}"
+        if 1e3 <= abs(x) < 1e6
+        else re.sub(r"e([+-])0?", r"e\1", f"{x:.3g}").replace("e+", "e")
+    )
 
 
 def slug(text: str) -> str:

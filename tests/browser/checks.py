@@ -70,12 +70,17 @@ def dead_links(page: Any) -> list[str]:
 
 def sideways(page: Any) -> int:
     """By how many pixels the page is wider than its window."""
-    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    return page.evaluate(
+        "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    )
 
 
 def column(page: Any, index: int) -> list[str]:
     """The values of a column of the claims table, as they stand now."""
-    return page.evaluate("(i) => [...document.querySelectorAll('.tempo-claims tbody tr')].map((r) => r.cells[i].dataset.value)", index)
+    return page.evaluate(
+        "(i) => [...document.querySelectorAll('.tempo-claims tbody tr')].map((r) => r.cells[i].dataset.value)",
+        index,
+    )
 
 
 def unsorted(values: list[str]) -> list[tuple[float, float]]:
@@ -86,7 +91,9 @@ def unsorted(values: list[str]) -> list[tuple[float, float]]:
 
 def unreachable(page: Any) -> list[str]:
     """Interactive parts of the page that the Tab key never reaches, or reaches without showing it."""
-    page.evaluate(f"""() => document.querySelectorAll("main :is({INTERACTIVE})").forEach((e, i) => {{ e.dataset.stop = i; }})""")
+    page.evaluate(
+        f"""() => document.querySelectorAll("main :is({INTERACTIVE})").forEach((e, i) => {{ e.dataset.stop = i; }})"""
+    )
     visible = """() => [...document.querySelectorAll("[data-stop]")].filter((e) => e.checkVisibility()).map((e) => e.dataset.stop)"""
     wanted = set(page.evaluate(visible))
     state = """() => { const e = document.activeElement, s = getComputedStyle(e);

@@ -10,7 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from tempo.reporting.figures.drawing import VERMILLION, WIDTH, Picture, cmap_of, picture, token_ticks
+from tempo.reporting.figures.drawing import (
+    VERMILLION,
+    WIDTH,
+    Picture,
+    cmap_of,
+    picture,
+    token_ticks,
+)
 from tempo.reporting.text import number, printable
 
 
@@ -19,7 +26,11 @@ def attention_heatmap(
     title: str = "Attention of a set",
 ) -> Picture:  # fmt: skip
     """Attention [L, H, w, N] of a set at `slots`, mean over heads, one panel for each of `layers` (default four)."""
-    layers = list(layers) if layers is not None else sorted({round(x) for x in np.linspace(0, len(attention) - 1, 4)})
+    layers = (
+        list(layers)
+        if layers is not None
+        else sorted({round(x) for x in np.linspace(0, len(attention) - 1, 4)})
+    )
     weights = attention[layers].astype(np.float64).mean(axis=1)  # [layers, w, N]
     _, width, num_slots = weights.shape
     top = float(weights[..., 1:].max()) if num_slots > 1 else float(weights.max())
@@ -29,16 +40,22 @@ def attention_heatmap(
     def draw(figure: Figure) -> None:
         axes = figure.subplots(len(layers), 1, sharex=True, squeeze=False)[:, 0]
         for ax, layer, panel in zip(axes, layers, weights, strict=True):
-            image = ax.imshow(np.ma.masked_equal(panel, 0.0), norm=norm, cmap=cmap_of("viridis"), aspect="auto")
+            image = ax.imshow(
+                np.ma.masked_equal(panel, 0.0), norm=norm, cmap=cmap_of("viridis"), aspect="auto"
+            )
             corner = (slots[0] - 0.5, -0.5)
-            ax.add_patch(Rectangle(corner, width, width, fill=False, ec=VERMILLION, lw=1.8, clip_on=False))
+            ax.add_patch(
+                Rectangle(corner, width, width, fill=False, ec=VERMILLION, lw=1.8, clip_on=False)
+            )
             ax.set_title(f"layer {layer}")
             token_ticks(ax, "y", [labels[slot] for slot in slots], max_labels=12)
             ax.tick_params(axis="x", length=2, bottom=ax is axes[-1], labelbottom=ax is axes[-1])
         token_ticks(axes[-1], "x", labels)
         bar = figure.colorbar(image, ax=axes, extend="max", fraction=0.04, pad=0.02, aspect=25)
         bar.set_label("attention weight")
-        ticks = np.array([0, 1 / 16, 1 / 4, 9 / 16, 1]) * norm.vmax  # evenly spaced after the square root
+        ticks = (
+            np.array([0, 1 / 16, 1 / 4, 9 / 16, 1]) * norm.vmax
+        )  # evenly spaced after the square root
         bar.set_ticks(ticks.tolist(), labels=[f"{tick:.2g}" for tick in ticks])
 
     block = weights[:, :, slots[0] : slots[0] + width]
@@ -65,14 +82,19 @@ def layer_head_map(values: np.ndarray, title: str, label: str, caption: str) -> 
 
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
-        norm, cmap = Normalize(-end if signed else 0.0, end), cmap_of("PuOr_r" if signed else "viridis")
+        norm, cmap = (
+            Normalize(-end if signed else 0.0, end),
+            cmap_of("PuOr_r" if signed else "viridis"),
+        )
         image = ax.imshow(np.ma.masked_invalid(values), norm=norm, cmap=cmap, aspect="auto")
         ax.set(xlabel="head", ylabel="layer")
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True, nbins=10))
         figure.colorbar(image, ax=ax, fraction=0.05, pad=0.03).set_label(printable(label))
 
-    layer, head = divmod(int(np.argmax(np.where(np.isfinite(values), np.abs(values), -1.0))), num_heads)
+    layer, head = divmod(
+        int(np.argmax(np.where(np.isfinite(values), np.abs(values), -1.0))), num_heads
+    )
     alt = (
         f"Heatmap of {label} for {num_layers} layers and {num_heads} heads: from {number(finite.min())} to "
         f"{number(finite.max())}, mean {number(finite.mean())}; largest in layer {layer}, head {head}."
@@ -88,11 +110,16 @@ def key_similarity(
 ) -> Picture:  # fmt: skip
     """Cosine similarity of cached keys [L, Hkv, N, D], mean over layers and heads, and what their rotation adds to it."""
     cached, raw = _cosines(keys), _cosines(raw_keys)  # [N, N]
-    panels = ("as cached", cached, "viridis"), ("what the rotation adds: cached minus raw", cached - raw, "PuOr_r")
+    panels = (
+        ("as cached", cached, "viridis"),
+        ("what the rotation adds: cached minus raw", cached - raw, "PuOr_r"),
+    )
     at = np.asarray(positions)
     shared = [np.flatnonzero(at == p) for p in np.unique(at) if (at == p).sum() > 1]
     among = [float(np.abs((cached - raw)[np.ix_(s, s)]).max()) for s in shared]
-    apart = float(np.abs(cached - raw)[at[:, None] != at].max()) if len(set(at.tolist())) > 1 else 0.0
+    apart = (
+        float(np.abs(cached - raw)[at[:, None] != at].max()) if len(set(at.tolist())) > 1 else 0.0
+    )
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots(1, 2)
@@ -102,11 +129,20 @@ def key_similarity(
             image = ax.imshow(values, cmap=cmap_of(cmap), norm=Normalize(low, end))
             for slots in shared:
                 corner = (slots[0] - 0.5, slots[0] - 0.5)
-                ax.add_patch(Rectangle(corner, len(slots), len(slots), fill=False, ec=VERMILLION, lw=1.4))
+                ax.add_patch(
+                    Rectangle(corner, len(slots), len(slots), fill=False, ec=VERMILLION, lw=1.4)
+                )
             ax.set_title(name)
-            figure.colorbar(image, ax=ax, location="bottom", fraction=0.05, pad=0.02).set_label("cosine")
+            figure.colorbar(image, ax=ax, location="bottom", fraction=0.05, pad=0.02).set_label(
+                "cosine"
+            )
             token_ticks(ax, "x", labels)
-        token_ticks(axes[0], "y", [f"{label} @{position}" for label, position in zip(labels, positions, strict=True)], max_labels=40)
+        token_ticks(
+            axes[0],
+            "y",
+            [f"{label} @{position}" for label, position in zip(labels, positions, strict=True)],
+            max_labels=40,
+        )
         axes[1].set_yticks([])
 
     said = (

@@ -61,7 +61,9 @@ def to_html(picture: Picture, at: str = "") -> str:
 
     at: what its ids begin with, so that one page can hold the same picture twice.
     """
-    title, caption, alt = (html.escape(visible(text)) for text in (picture.title, picture.caption, picture.alt))
+    title, caption, alt = (
+        html.escape(visible(text)) for text in (picture.title, picture.caption, picture.alt)
+    )
     width = re.search(r' width="(\d+)"', picture.svg)
     svg = re.sub(r'( id="|#)(?=fig[0-9a-f]{8}-)', rf"\1{at}", picture.svg) if at else picture.svg
     wide = " tempo-wide" if width and int(width[1]) > _COLUMN else ""
@@ -86,16 +88,33 @@ def save(picture: Picture, folder: str | Path) -> list[Path]:
     return [path, path.with_suffix(".png")]
 
 
-def token_ticks(ax: Axes, which: str, labels: Sequence[str], at: Sequence[float] | None = None, max_labels: int = _MAX_LABELS) -> None:
+def token_ticks(
+    ax: Axes,
+    which: str,
+    labels: Sequence[str],
+    at: Sequence[float] | None = None,
+    max_labels: int = _MAX_LABELS,
+) -> None:
     """Token texts along an axis; only every n-th where they would overlap."""
     at = range(len(labels)) if at is None else at
     step = -(-len(labels) // max_labels)
     # SVG drops spaces at the ends of a text, and most tokens begin with one.
-    shown = [clip(re.sub("^ +| +$", lambda spaces: "·" * len(spaces[0]), text)) for text in labels[::step]]
+    shown = [
+        clip(re.sub("^ +| +$", lambda spaces: "·" * len(spaces[0]), text))
+        for text in labels[::step]
+    ]
     if which == "y":
         ax.set_yticks(at[::step], shown, fontsize=8)
     else:  # anchored, so that a viewer's font of another width still ends at its tick
-        ax.set_xticks(at[::step], shown, fontsize=8, rotation=90, rotation_mode="anchor", ha="right", va="center")
+        ax.set_xticks(
+            at[::step],
+            shown,
+            fontsize=8,
+            rotation=90,
+            rotation_mode="anchor",
+            ha="right",
+            va="center",
+        )
 
 
 def cmap_of(name: str) -> Colormap:
@@ -109,22 +128,40 @@ def clip(text: str, length: int = _LABEL_LENGTH) -> str:
 
 
 def picture(
-    title: str, caption: str, alt: str, size: tuple[float, float], draw: Callable[[Figure], None], tips: Sequence[str] = ()
+    title: str,
+    caption: str,
+    alt: str,
+    size: tuple[float, float],
+    draw: Callable[[Figure], None],
+    tips: Sequence[str] = (),
 ) -> Picture:
     """What `draw` draws on a figure of `size` inches; an artist with the gid `tip-<i>` shows `tips[i]` when pointed at."""
     vector, raster = io.StringIO(), io.BytesIO()
     with matplotlib.rc_context(_RC), warnings.catch_warnings():
         # The text stays text: the viewer's fonts draw it, matplotlib's only estimate its width.
-        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from", category=UserWarning)
+        warnings.filterwarnings(
+            "ignore", message=r"Glyph \d+ .* missing from", category=UserWarning
+        )
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
-        figure.savefig(vector, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        figure.savefig(
+            vector, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
         figure.set_layout_engine("none")  # laid out once is enough
-        figure.savefig(raster, format="png", dpi=_DPI, transparent=False, facecolor="white", metadata={"Software": None})
+        figure.savefig(
+            raster,
+            format="png",
+            dpi=_DPI,
+            transparent=False,
+            facecolor="white",
+            metadata={"Software": None},
+        )
     raw = vector.getvalue()
     title, caption, alt = printable(title), printable(caption), printable(alt)
     prefix = f"fig{hashlib.sha256((title + alt + raw).encode()).hexdigest()[:8]}"
-    return Picture(slug(title), title, caption, alt, _inline(raw, prefix, alt, tips), raster.getvalue())
+    return Picture(
+        slug(title), title, caption, alt, _inline(raw, prefix, alt, tips), raster.getvalue()
+    )
 
 
 def _inline(raw: str, prefix: str, alt: str, tips: Sequence[str] = ()) -> str:
@@ -140,7 +177,13 @@ def _inline(raw: str, prefix: str, alt: str, tips: Sequence[str] = ()) -> str:
         for child in [c for c in parent if c.tag.endswith(("}style", "}metadata"))]:
             parent.remove(child)
     refers = re.compile(r"(?<=url\(#)[^)]+|(?<=^#).+")
-    used = {ref for e in root.iter() for k, v in e.attrib.items() if k != "id" for ref in refers.findall(v)}
+    used = {
+        ref
+        for e in root.iter()
+        for k, v in e.attrib.items()
+        if k != "id"
+        for ref in refers.findall(v)
+    }
     for element in root.iter():
         element.tag = element.tag.split("}")[-1]
         old = dict(element.attrib)
@@ -149,11 +192,15 @@ def _inline(raw: str, prefix: str, alt: str, tips: Sequence[str] = ()) -> str:
             if key == "id":
                 value = f"{prefix}-{value}" if value in used else ""
             else:
-                value = refers.sub(lambda match: f"{prefix}-{match[0]}", value).replace(INK, "currentColor")
+                value = refers.sub(lambda match: f"{prefix}-{match[0]}", value).replace(
+                    INK, "currentColor"
+                )
                 value = re.sub(r"font-family: [^;]*(; )?", "", re.sub(r"\s+", " ", value)).strip()
             if value:
                 element.set(key.replace(_XLINK, "xlink:"), value)
-        element.text, element.tail = ((s if s and s.strip() else None) for s in (element.text, element.tail))
+        element.text, element.tail = (
+            (s if s and s.strip() else None) for s in (element.text, element.tail)
+        )
     width, height = (float(x) for x in root.attrib["viewBox"].split()[2:])
     width, height = round(width * 96 / 72), round(height * 96 / 72)
     for key, value in {

@@ -8,12 +8,26 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from tempo.reporting.figures.drawing import BLUE, GREEN, INK, PURPLE, VERMILLION, WIDTH, Picture, picture
+from tempo.reporting.figures.drawing import (
+    BLUE,
+    GREEN,
+    INK,
+    PURPLE,
+    VERMILLION,
+    WIDTH,
+    Picture,
+    picture,
+)
 from tempo.reporting.text import number, printable
 
 
 def cell_table(
-    values: Sequence[Sequence[float]], texts: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str], title: str, caption: str
+    values: Sequence[Sequence[float]],
+    texts: Sequence[Sequence[str]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    caption: str,
 ) -> Picture:
     """A table of texts, each cell the fuller of colour the larger its value in [0, 1]."""
 
@@ -21,8 +35,19 @@ def cell_table(
         ax = figure.subplots()
         for row, shares in enumerate(values):
             for column, share in enumerate(shares):
-                ax.add_patch(Rectangle((column - 0.49, row - 0.47), 0.98, 0.94, fc=BLUE, alpha=0.04 + 0.36 * share, lw=0))
-                ax.text(column, row, _lines(texts[row][column]), ha="center", va="center", fontsize=8)
+                ax.add_patch(
+                    Rectangle(
+                        (column - 0.49, row - 0.47),
+                        0.98,
+                        0.94,
+                        fc=BLUE,
+                        alpha=0.04 + 0.36 * share,
+                        lw=0,
+                    )
+                )
+                ax.text(
+                    column, row, _lines(texts[row][column]), ha="center", va="center", fontsize=8
+                )
         ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
         ax.set_xticks(range(len(columns)), [_lines(column) for column in columns])
         ax.set_yticks(range(len(rows)), [_lines(row) for row in rows])
@@ -53,7 +78,17 @@ def dots(
             mean, low, high = points.T
             colour, marker = (BLUE, VERMILLION, GREEN, PURPLE)[i % 4], "osD^"[i % 4]
             errors = np.maximum([mean - low, high - mean], 0.0)
-            ax.errorbar(mean, at, xerr=errors, fmt=marker, color=colour, ms=5, capsize=3, elinewidth=1.2, label=name)
+            ax.errorbar(
+                mean,
+                at,
+                xerr=errors,
+                fmt=marker,
+                color=colour,
+                ms=5,
+                capsize=3,
+                elinewidth=1.2,
+                label=name,
+            )
         if margin is not None:
             ax.axvline(margin, color=INK, lw=0.8, ls="--", alpha=0.7)
         ax.axvline(0.0, color=INK, lw=0.6, alpha=0.6)
@@ -66,10 +101,15 @@ def dots(
 
     said = "; ".join(
         f"{name}: "
-        + ", ".join(f"{label} {number(m)} [{number(low)}, {number(high)}]" for label, (m, low, high) in zip(labels, points, strict=True))
+        + ", ".join(
+            f"{label} {number(m)} [{number(low)}, {number(high)}]"
+            for label, (m, low, high) in zip(labels, points, strict=True)
+        )
         for name, points in drawn.items()
     )
-    return picture(title, caption, f"Dots of {xlabel}. {said}.", (6.8, 1.0 + 0.42 * len(labels)), draw)
+    return picture(
+        title, caption, f"Dots of {xlabel}. {said}.", (6.8, 1.0 + 0.42 * len(labels)), draw
+    )
 
 
 def _lines(text: str) -> str:

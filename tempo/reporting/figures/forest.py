@@ -43,8 +43,17 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
         rows = [len(members) + 1 for members in panels.values()] or [1]
         axes = figure.subplots(len(rows), 1, squeeze=False, height_ratios=rows)[:, 0]
         for ax, (label, members) in zip(axes, panels.items(), strict=False):
-            values = [_units(x, s) for f, s in members for x in (f.estimate, f.low, f.high) if math.isfinite(x)]
-            left, right = (-0.03, 1.03) if label == _SHARE else (1.3 * min([-1, *values]), 1.3 * max([1, *values]))
+            values = [
+                _units(x, s)
+                for f, s in members
+                for x in (f.estimate, f.low, f.high)
+                if math.isfinite(x)
+            ]
+            left, right = (
+                (-0.03, 1.03)
+                if label == _SHARE
+                else (1.3 * min([-1, *values]), 1.3 * max([1, *values]))
+            )
             if label == _IN_MARGINS:
                 ax.set_xscale("symlog", linthresh=1.0)
                 ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
@@ -68,7 +77,9 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
     alt = ", ".join(f"{n} {v.lower()}" for v, n in count.items()) + ". " + "; ".join(
         f"{f.label}: {number(f.estimate)} [{number(f.low)}, {number(f.high)}] {f.verdict.lower()}" for f in findings
     )  # fmt: skip
-    return picture(title, caption, alt, (10.5, 0.6 + 0.27 * len(findings) + 0.5 * len(panels)), draw)
+    return picture(
+        title, caption, alt, (10.5, 0.6 + 0.27 * len(findings) + 0.5 * len(panels)), draw
+    )
 
 
 def _units(x: float, scale: float) -> float:
@@ -77,10 +88,16 @@ def _units(x: float, scale: float) -> float:
 
 
 def _marked(finding: Finding) -> str:
-    return f"★ {clip(finding.label, 46)}" if role(finding) == "confirmatory" else clip(finding.label, 48)
+    return (
+        f"★ {clip(finding.label, 46)}"
+        if role(finding) == "confirmatory"
+        else clip(finding.label, 48)
+    )
 
 
-def _forest_row(ax: Axes, row: int, finding: Finding, scale: float, left: float, right: float) -> None:
+def _forest_row(
+    ax: Axes, row: int, finding: Finding, scale: float, left: float, right: float
+) -> None:
     unit = finding.margin / scale
     begin, end = {
         "always": (0.995, right), "proportion": (finding.margin, right), "greater": (unit, right), "less": (left, unit),
@@ -89,9 +106,17 @@ def _forest_row(ax: Axes, row: int, finding: Finding, scale: float, left: float,
     ax.add_patch(Rectangle((begin, row - 0.4), end - begin, 0.8, facecolor=INK, alpha=0.13, lw=0))
     colour, symbol = SYMBOLS[finding.verdict]
     if math.isfinite(finding.low) and math.isfinite(finding.high):
-        ax.plot([_units(finding.low, scale), _units(finding.high, scale)], [row, row], color=colour, lw=1.8, solid_capstyle="butt")
+        ax.plot(
+            [_units(finding.low, scale), _units(finding.high, scale)],
+            [row, row],
+            color=colour,
+            lw=1.8,
+            solid_capstyle="butt",
+        )
     face = "none" if finding.verdict == "INCONCLUSIVE" else colour
     ax.plot([_units(finding.estimate, scale)], [row], symbol, mfc=face, mec=colour, ms=6.5)
     interval = f"{number(finding.estimate)} [{number(finding.low)}, {number(finding.high)}]"
     margin = f"  margin {number(finding.margin)}" if finding.margin > 0 else ""
-    ax.text(1.02, row, interval + margin, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
+    ax.text(
+        1.02, row, interval + margin, transform=ax.get_yaxis_transform(), va="center", fontsize=8
+    )

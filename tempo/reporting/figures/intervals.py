@@ -16,14 +16,19 @@ def intervals(
 ) -> Picture:  # fmt: skip
     """(mean, low, high) of each named row as a dot on a bar, its numbers (and `notes`) beside it; `reference` as a line."""
     texts = [f"{number(mean)} [{number(low)}, {number(high)}]" for mean, low, high in rows.values()]
-    texts = [f"{text}  {note}".rstrip() for text, note in zip(texts, notes or [""] * len(texts), strict=True)]
+    texts = [
+        f"{text}  {note}".rstrip()
+        for text, note in zip(texts, notes or [""] * len(texts), strict=True)
+    ]
 
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
         for row, (mean, low, high) in enumerate(rows.values()):
             ax.plot([low, high], [row, row], color=BLUE, lw=1.8, solid_capstyle="butt")
             ax.plot([mean], [row], "o", color=BLUE, ms=5.5)
-            ax.text(1.02, row, texts[row], transform=ax.get_yaxis_transform(), va="center", fontsize=8)
+            ax.text(
+                1.02, row, texts[row], transform=ax.get_yaxis_transform(), va="center", fontsize=8
+            )
         if reference is not None:
             ax.axvline(reference, color=INK, lw=0.8, ls="--", alpha=0.6)
         ax.set_yticks(range(len(rows)), [clip(name, 48) for name in rows])
