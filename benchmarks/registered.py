@@ -25,7 +25,7 @@ from benchmarks.simulation import (
 from fixtures.study import CONFIRMATORY, EXPERIMENTS, NUM_CONFIRMATORY, Study, families
 from tempo import statistics
 from tempo.claims import Claim, declared_sizes, judge, num_needed
-from tempo.reporting.records import read_jsonl
+from tempo.records import read_jsonl
 
 DRAWS = FEWER // 4  # samples for the power of one claim and shape
 

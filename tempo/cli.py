@@ -19,7 +19,6 @@ from typer.core import TyperGroup
 import tempo
 from tempo.errors import TempoError
 from tempo.reporting import terminal
-from tempo.reporting.text import visible
 from tempo.spec import (
     VISIBILITIES,
     Positions,
@@ -30,6 +29,7 @@ from tempo.spec import (
     Weighting,
     load_yaml,
 )
+from tempo.text import visible
 
 LONGEST_PROMPT = (
     600  # characters of a prompt that are shown; of a longer one its end, which the sets continue

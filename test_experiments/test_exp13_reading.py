@@ -25,8 +25,8 @@ from tempo import LanguageModel, RunSpec, Trace
 from tempo.claims import Case, Claim, Statistic
 from tempo.reporting.figures import Picture, lines_by
 from tempo.reporting.figures.intervals import intervals
-from tempo.reporting.text import number
 from tempo.statistics import SEED
+from tempo.text import number
 from test_experiments.reading import Facts, Path, Search, Sets, bigrams, coverage, parted_at, search
 from test_experiments.truth import forced, read_spec
 

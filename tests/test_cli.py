@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 import tempo
 from tempo import cli
 from tempo.reporting import terminal
-from tempo.reporting.text import visible
+from tempo.text import visible
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "a[red]b[/red]\x1b[31m\n\u202e\u200bc\x07\x00\u2028\ue000😀"

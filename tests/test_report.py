@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from tempo.claims import Finding
 from tempo.cli import app
 from tempo.errors import ResultsError, TraceError
+from tempo.records import append_jsonl
 from tempo.reporting import figures, sidebyside
 from tempo.reporting.answers import Answer
 from tempo.reporting.comparison import (
@@ -23,7 +24,6 @@ from tempo.reporting.comparison import (
 from tempo.reporting.findings import CONFIRMATORY, findings_markdown, findings_table
 from tempo.reporting.page import POLICY, report_html
 from tempo.reporting.publish import publish, report_markdown
-from tempo.reporting.records import append_jsonl
 from tempo.reporting.report import (
     Report,
     Section,
@@ -34,7 +34,7 @@ from tempo.reporting.report import (
     write_session,
 )
 from tempo.reporting.table import claims_table, effect_svg
-from tempo.reporting.text import visible
+from tempo.text import visible
 
 ATTACK = '</pre></td><script>alert(1)</script><img src="http://evil.example/x.png" onerror=y>\x00\x1b[2J\u202e😀"\'|`*[a](b)'
 TESTS = (

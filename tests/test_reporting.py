@@ -18,11 +18,11 @@ from PIL import Image
 
 from tempo.claims import SCHEMA, Finding
 from tempo.errors import TempoError, TraceError
+from tempo.records import append_jsonl, plain, read_findings, read_jsonl
 from tempo.reporting import figures
 from tempo.reporting.figures import drawing, number, slug, to_html
 from tempo.reporting.findings import findings_markdown, findings_summary, findings_table
 from tempo.reporting.page import fragment
-from tempo.reporting.records import append_jsonl, plain, read_findings, read_jsonl
 from tempo.reporting.report import Report, Section
 
 HOSTILE = [

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tempo.claims import Finding
-from tempo.reporting.text import number
+from tempo.text import number
 
 Truth = bool | None
 UNDETERMINED = "Undetermined"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tempo.claims import Finding
 from tempo.reporting.answers import scenario
 from tempo.reporting.findings import SIGNS, interval, markdown_cell
-from tempo.reporting.text import number, visible
+from tempo.text import number, visible
 
 UNCHANGED = "nothing to speak of"
 HEAD = ("claim", "verdict", "effect [95 % interval]", "difference", "what changed")

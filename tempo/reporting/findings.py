@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from tempo.claims import Finding
-from tempo.reporting.text import number, visible
+from tempo.text import number, visible
 
 MAX_LINES = 20  # of the table in a terminal: what fits above the fold of a small window
 CONFIRMATORY = "confirmatory"  # the one family of claims that answers the questions; every other empirical claim is exploratory

@@ -23,7 +23,7 @@ from tempo.reporting.findings import ROLES, SIGNS, counts, deciding, interval, r
 from tempo.reporting.report import Report, Section, names_of
 from tempo.reporting.sidebyside import opposed, side_by_side_html
 from tempo.reporting.table import claims_table
-from tempo.reporting.text import number, slug, visible
+from tempo.text import number, slug, visible
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 ASKED = (

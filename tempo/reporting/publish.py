@@ -17,7 +17,7 @@ from tempo.reporting.findings import SIGNS, findings_markdown, interval, markdow
 from tempo.reporting.page import ASKED, alarms_of, certainty, report_html, roles
 from tempo.reporting.report import FIGURES, Report, Section, names_of
 from tempo.reporting.sidebyside import side_by_side_markdown
-from tempo.reporting.text import number, slug
+from tempo.text import number, slug
 
 MAIN = "findings"  # the picture that a README shows
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from tempo.claims import Finding
 from tempo.errors import ResultsError, TraceError
+from tempo.records import plain, read_findings
 from tempo.reporting.figures.drawing import Picture, save
-from tempo.reporting.records import plain, read_findings
-from tempo.reporting.text import slug
+from tempo.text import slug
 
 RECORD = "report.json"
 TESTS = "tests.html"

@@ -21,7 +21,7 @@ from tempo.reporting.findings import (
 )
 from tempo.reporting.report import Report, names_of
 from tempo.reporting.table import badge, effect_svg
-from tempo.reporting.text import number, visible
+from tempo.text import number, visible
 
 AGREE, OPEN, DIFFER = "", "open for some", "they differ"  # of answers
 OPPOSITE, DECIDED, MISSING, SIZE = (

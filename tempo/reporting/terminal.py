@@ -13,8 +13,8 @@ from rich.box import HORIZONTALS
 from rich.table import Table
 from rich.text import Text
 
-from tempo.reporting.text import visible
 from tempo.spec import VISIBILITIES
+from tempo.text import visible
 from tempo.trace import Trace
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from tempo.reporting.figures.drawing import Picture, save, to_html
 from tempo.reporting.figures.factorial import cell_table, dots
 from tempo.reporting.figures.forest import forest
 from tempo.reporting.figures.positions import position_map, set_lattice
-from tempo.reporting.text import number, slug
+from tempo.text import number, slug
 
 __all__ = [
     "Picture", "attention_heatmap", "bars", "cell_table", "distributions", "dots", "forest", "key_similarity", "layer_head_map",

@@ -18,7 +18,7 @@ from tempo.reporting.figures.drawing import (
     picture,
     token_ticks,
 )
-from tempo.reporting.text import number, printable
+from tempo.text import number, printable
 
 
 def attention_heatmap(

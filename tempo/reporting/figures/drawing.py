@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
-from tempo.reporting.text import printable, slug, visible
+from tempo.text import printable, slug, visible
 
 INK = "#010203"  # stands for `currentColor` while matplotlib draws; used for nothing else
 # Those of Okabe & Ito's colour-blind-safe hues that have contrast >= 3 to white and to #111.

@@ -18,7 +18,7 @@ from tempo.reporting.figures.drawing import (
     Picture,
     picture,
 )
-from tempo.reporting.text import number, printable
+from tempo.text import number, printable
 
 
 def cell_table(

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from tempo.claims import Finding
 from tempo.reporting.figures.drawing import INK, SYMBOLS, Picture, clip, picture
 from tempo.reporting.findings import confirmatory_first, role
-from tempo.reporting.text import number
+from tempo.text import number
 
 # In units of the scale: what lies farther is drawn at the edge, since an interval from too few prompts may have no bound to speak of.
 FARTHEST = 1e6

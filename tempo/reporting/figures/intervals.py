@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from tempo.reporting.figures.drawing import BLUE, INK, Picture, clip, picture
-from tempo.reporting.text import number
+from tempo.text import number
 
 
 def intervals(

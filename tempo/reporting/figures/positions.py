@@ -21,7 +21,7 @@ from tempo.reporting.figures.drawing import (
     picture,
     token_ticks,
 )
-from tempo.reporting.text import number, visible
+from tempo.text import number, visible
 
 
 def position_map(

@@ -14,7 +14,7 @@ import numpy as np
 
 from tempo.claims import SCHEMA, Finding
 from tempo.errors import TraceError
-from tempo.reporting.text import visible
+from tempo.text import visible
 
 
 def read_findings(path: str | Path) -> list[Finding]:
