@@ -29,7 +29,7 @@ from tempo.spec import (
     Weighting,
     load_yaml,
 )
-from tempo.text import visible
+from tempo.text import escaped
 
 LONGEST_PROMPT = (
     600  # characters of a prompt that are shown; of a longer one its end, which the sets continue
@@ -144,7 +144,7 @@ def generate(
     spec = _spec(context, config)
     with tempo.load_model(model, dtype, device) as lm:
         trace = _run(lm, [spec])[0]
-        shown = visible(spec.prompt if isinstance(spec.prompt, str) else lm.decode(spec.prompt))
+        shown = escaped(spec.prompt if isinstance(spec.prompt, str) else lm.decode(spec.prompt))
     if save:
         trace.save(save)
     if as_json:
@@ -233,7 +233,7 @@ def compare(
     console = _console()
     _show(
         console,
-        Text(visible(what)),
+        Text(escaped(what)),
         terminal.table(rows, free, wide, console.width),
         terminal.legend(),
     )
@@ -283,7 +283,7 @@ def models(
     root = next(model.folder().parent for model in KNOWN_MODELS.values() if model.wheels)
     _show(_console(), table)
     _write(
-        f"Folders: {visible(str(root))}/<name> (the environment variable TEMPO_CACHE moves them)\n"
+        f"Folders: {escaped(str(root))}/<name> (the environment variable TEMPO_CACHE moves them)\n"
     )
 
 
@@ -313,7 +313,7 @@ def _list_architectures(as_json: bool) -> None:
         entries.items(), key=lambda item: (order.index(item[1]["status"]), item[0])
     ):
         deviation = "" if entry["deviation"] is None else f"{entry['deviation']:.1e}"
-        table.add_row(name, entry["status"], deviation, visible(entry["reason"]))
+        table.add_row(name, entry["status"], deviation, escaped(entry["reason"]))
     counts = ", ".join(
         f"{sum(e['status'] == status for e in entries.values())} {status}"
         for status in ("supported", "refused", "not measured")
@@ -376,14 +376,14 @@ def report(
 
         _write(
             "\n".join(
-                visible(line) for line in [f"models: {', '.join(names_of(found))}", *said(found)]
+                escaped(line) for line in [f"models: {', '.join(names_of(found))}", *said(found)]
             )
             + "\n"
         )
     written = publish(found, out, comparison)
-    named = ", ".join(visible(str(path)) for path in written if path.parent == out)
+    named = ", ".join(escaped(str(path)) for path in written if path.parent == out)
     _write(
-        f"written: {named}, and {sum(path.parent != out for path in written)} files under {visible(str(out))}/figures/\n"
+        f"written: {named}, and {sum(path.parent != out for path in written)} files under {escaped(str(out))}/figures/\n"
     )
 
 
@@ -410,7 +410,7 @@ def _spec(context: typer.Context, config: Path | None) -> RunSpec:
 def _run(lm: tempo.LanguageModel, specs: Sequence[RunSpec]) -> list[tempo.Trace]:
     # FORCE_COLOR asks for colour, not for a spinner in a log file
     with Console(stderr=True, force_terminal=sys.stderr.isatty()).status(
-        Text(visible(f"{lm.name} generates ..."))
+        Text(escaped(f"{lm.name} generates ..."))
     ):
         return tempo.generate_batch(lm, specs)
 
@@ -492,7 +492,7 @@ def _write(text: str) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print("Error:", "\n".join(map(visible, message.split("\n"))), file=sys.stderr)
+    print("Error:", "\n".join(map(escaped, message.split("\n"))), file=sys.stderr)
     sys.exit(code)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from tempo.claims import SCHEMA, Finding
 from tempo.errors import TraceError
-from tempo.text import visible
+from tempo.text import escaped
 
 
 def read_findings(path: str | Path) -> list[Finding]:
@@ -84,7 +84,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         if record is not None:
             records.append(record)
         elif line.strip() and i < len(lines):
-            start = visible(line[:40].decode("utf-8", "replace"))
+            start = escaped(line[:40].decode("utf-8", "replace"))
             raise TraceError(
                 f"{path} line {i} is not a JSON object: {start!r}; remove that line or run again"
             )

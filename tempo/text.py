@@ -11,7 +11,7 @@ import unicodedata
 UNSEEN = {"Cc", "Cf", "Zl", "Zp", "Cs", "Co"}
 
 
-def visible(text: str) -> str:
+def escaped(text: str) -> str:
     r"""`text` with every control, format, separator, surrogate and private-use character as an escape: `\n`, `\x1b`.
 
     For reading, not for decoding: a backslash stays as it is. Markup (of Rich, HTML) is not touched.
@@ -24,8 +24,8 @@ def _escape(char: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`visible`, and without the two noncharacters that XML forbids."""
-    return re.sub("[\ufffe\uffff]", lambda char: f"\\u{ord(char[0]):04x}", visible(text))
+    """`escaped`, and without the two noncharacters that XML forbids."""
+    return re.sub("[\ufffe\uffff]", lambda char: f"\\u{ord(char[0]):04x}", escaped(text))
 
 
 def number(x: float | None) -> str:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 import tempo
 from tempo import cli
 from tempo.reporting import terminal
-from tempo.text import visible
+from tempo.text import escaped
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "a[red]b[/red]\x1b[31m\n\u202e\u200bc\x07\x00\u2028\ue000😀"
@@ -57,15 +57,15 @@ def unseen(text: str) -> set[str]:
     ],
 )
 def test_visible_escapes_what_is_not_seen(text: str, shown: str) -> None:
-    assert visible(text) == shown
-    assert not unseen(visible(text))
+    assert escaped(text) == shown
+    assert not unseen(escaped(text))
 
 
 @pytest.mark.parametrize(
     "text", ["", " the", "[red]", "\\n", "naïve é", "日本語 مرحبا", "😀", "\ufffd", "\xa0"]
 )
 def test_visible_leaves_what_is_seen(text: str) -> None:
-    assert visible(text) == text
+    assert escaped(text) == text
 
 
 def test_generate_prints_every_token_with_its_probability() -> None:
@@ -75,7 +75,7 @@ def test_generate_prints_every_token_with_its_probability() -> None:
     assert result.stderr == ""
     line = result.stdout.split("\n\n")[0].replace("\n", "")
     pairs = [zip(step["texts"], step["probabilities"], strict=True) for step in steps]
-    sets = ["/".join(f"{visible(text)} {terminal.short(p)}" for text, p in pair) for pair in pairs]
+    sets = ["/".join(f"{escaped(text)} {terminal.short(p)}" for text, p in pair) for pair in pairs]
     assert line == "ab" + "".join(f"[{members}]" for members in sets)
     assert {1, 2} <= {len(step["texts"]) for step in steps}
     assert "tiny, isolated; 6 steps of widths" in result.stdout
@@ -246,7 +246,7 @@ def test_hostile_text_is_shown_and_never_obeyed(tmp_path: Path) -> None:
     results = hostile_outputs(tmp_path)
     assert [result.exit_code for result in results] == [0, 0, 0, 0, 1, 1, 2, 2, 2]
     assert [unseen(result.output) for result in results] == [set()] * len(results)
-    assert results[0].stdout.replace("\n", "").startswith(visible(HOSTILE) + "[")
+    assert results[0].stdout.replace("\n", "").startswith(escaped(HOSTILE) + "[")
     assert results[1].stdout.startswith("a[red]b[/red]\\x1b[31m\\n\\u202e")
 
 
@@ -265,7 +265,7 @@ def test_hostile_model_names_are_shown_too(command: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(tempo, "load_model", lambda *args: lm)
     result = run(command, "ab")
     assert result.exit_code == 0
-    assert visible(HOSTILE) in result.stdout.replace("\n", "")
+    assert escaped(HOSTILE) in result.stdout.replace("\n", "")
     assert not unseen(result.output)
 
 

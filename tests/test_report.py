@@ -34,7 +34,7 @@ from tempo.reporting.report import (
     write_session,
 )
 from tempo.reporting.table import claims_table, effect_svg
-from tempo.text import visible
+from tempo.text import escaped
 
 ATTACK = '</pre></td><script>alert(1)</script><img src="http://evil.example/x.png" onerror=y>\x00\x1b[2J\u202e😀"\'|`*[a](b)'
 TESTS = (
@@ -216,7 +216,7 @@ def test_the_hostile_check_can_fail(tmp_path):
     unescaped = head + main + body.replace("&lt;img", "<img", 1)
     assert "img" in Outside(unescaped).tags
     assert set(Outside(unescaped).handlers) == {"onerror"}
-    assert "\\x1b" in visible(ATTACK)
+    assert "\\x1b" in escaped(ATTACK)
     assert "\x1b" in ATTACK
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tempo.claims import Finding
 from tempo.reporting.answers import scenario
 from tempo.reporting.findings import SIGNS, interval, markdown_cell
-from tempo.text import number, visible
+from tempo.text import escaped, number
 
 UNCHANGED = "nothing to speak of"
 HEAD = ("claim", "verdict", "effect [95 % interval]", "difference", "what changed")
@@ -117,4 +117,4 @@ def _said(comparison: Comparison) -> str:
 
 
 def _text(value: object) -> str:
-    return html.escape(visible(str(value)))
+    return html.escape(escaped(str(value)))

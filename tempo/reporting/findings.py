@@ -1,6 +1,6 @@
 """From findings to what people read: a table for the terminal, and Markdown.
 
-Every string that comes from data or models passes `visible` and then the escaping of its target.
+Every string that comes from data or models passes `escaped` and then the escaping of its target.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from tempo.claims import Finding
-from tempo.text import number, visible
+from tempo.text import escaped, number
 
 MAX_LINES = 20  # of the table in a terminal: what fits above the fold of a small window
 CONFIRMATORY = "confirmatory"  # the one family of claims that answers the questions; every other empirical claim is exploratory
@@ -113,13 +113,13 @@ def findings_summary(
 
 
 def _cut(text: str, length: int) -> str:
-    text = visible(text)
+    text = escaped(text)
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def markdown_cell(cell: str) -> str:
     """Plain text in a cell: no markup, no HTML, no mathematics, no second column."""
-    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(visible(cell), quote=False))
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(escaped(cell), quote=False))
 
 
 def interval(finding: Finding) -> str:

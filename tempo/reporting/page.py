@@ -1,6 +1,6 @@
 """The findings report as one HTML page: answer, claims, evidence, provenance, and pytest-html's list of tests below.
 
-Every string that comes from data, prompts, models or configs passes `visible` and then HTML's escaping. Nothing in the page
+Every string that comes from data, prompts, models or configs passes `escaped` and then HTML's escaping. Nothing in the page
 refers to anything outside it, and a content security policy forbids that it could.
 """
 
@@ -23,7 +23,7 @@ from tempo.reporting.findings import ROLES, SIGNS, counts, deciding, interval, r
 from tempo.reporting.report import Report, Section, names_of
 from tempo.reporting.sidebyside import opposed, side_by_side_html
 from tempo.reporting.table import claims_table
-from tempo.text import number, slug, visible
+from tempo.text import escaped, number, slug
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 ASKED = (
@@ -397,4 +397,4 @@ def _lines(text: str) -> str:
 
 
 def _text(value: object) -> str:
-    return html.escape(visible(str(value)))
+    return html.escape(escaped(str(value)))

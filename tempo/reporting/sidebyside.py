@@ -21,7 +21,7 @@ from tempo.reporting.findings import (
 )
 from tempo.reporting.report import Report, names_of
 from tempo.reporting.table import badge, effect_svg
-from tempo.text import number, visible
+from tempo.text import escaped, number
 
 AGREE, OPEN, DIFFER = "", "open for some", "they differ"  # of answers
 OPPOSITE, DECIDED, MISSING, SIZE = (
@@ -213,4 +213,4 @@ def _mark(marker: str) -> str:
 
 
 def _text(value: object) -> str:
-    return html.escape(visible(str(value)))
+    return html.escape(escaped(str(value)))

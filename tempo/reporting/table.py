@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tempo.claims import Finding
 from tempo.reporting.findings import SIGNS, behaved, confirmatory_first, deciding, interval, role
-from tempo.text import number, slug, visible
+from tempo.text import escaped, number, slug
 
 _WIDTH, _HEIGHT = 150, 22  # of the drawn effect, in CSS pixels
 _COLUMNS = (("Verdict", "number"), ("Claim", "text"), ("Effect [95 % interval]", "number"), ("n", "number"), ("p, corrected", "number"),
@@ -130,4 +130,4 @@ def _value(x: float) -> str:
 
 
 def _text(value: object) -> str:
-    return html.escape(visible(str(value)))
+    return html.escape(escaped(str(value)))

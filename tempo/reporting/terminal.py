@@ -1,6 +1,6 @@
 """Sets, legends and comparisons as styled text for a terminal.
 
-Token texts are hostile: they pass `visible`, and are never parsed as markup.
+Token texts are hostile: they pass `escaped`, and are never parsed as markup.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tempo.spec import VISIBILITIES
-from tempo.text import visible
+from tempo.text import escaped
 from tempo.trace import Trace
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def short(value: float) -> str:
 def member(text: str, probability: float, weight: str) -> Text:
     color = next(color for least, color in SHADES if probability >= least)
     number = f" {short(probability)}", weight.replace("bold", "") + color
-    return Text.assemble((visible(text), weight + color), number)
+    return Text.assemble((escaped(text), weight + color), number)
 
 
 def members(texts: Sequence[str], probabilities: Sequence[float]) -> list[Text]:
@@ -132,7 +132,7 @@ def summary(trace: Trace) -> Text:
     widths = trace.widths
     shown = " ".join(map(str, widths)) if len(widths) <= 20 else f"{min(widths)} to {max(widths)}"
     parts = [
-        f"{visible(trace.provenance['model'])}, {trace.spec.visibility}",
+        f"{escaped(trace.provenance['model'])}, {trace.spec.visibility}",
         f"{len(widths)} steps of widths {shown}",
         f"{trace.num_slots} slots with the prompt's {len(trace.prompt_tokens)}",
         f"{trace.seconds:.2f} s",
@@ -154,14 +154,14 @@ def comparison_table(comparison: Comparison) -> list[Table | Text]:
     table = new_table("claim", "what changed")
     table.columns[0].no_wrap = True
     for claim, verdict, effect, _, what in changed:
-        table.add_row(Text(visible(claim)), Text(visible(f"{what}: {verdict}\n{effect}")))
+        table.add_row(Text(escaped(claim)), Text(escaped(f"{what}: {verdict}\n{effect}")))
     same = len(comparison.pairs) - len(changed)
     first, second = (
         f"{name}: {scenario}"
         for name, scenario in zip(comparison.names, comparison.scenarios, strict=True)
     )
     return [
-        Text(visible(f"first {first}; second {second}")),
+        Text(escaped(f"first {first}; second {second}")),
         table,
         Text(f"{same} of {len(comparison.pairs)} claims: {UNCHANGED}", "dim"),
     ]

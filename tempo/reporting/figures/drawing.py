@@ -1,7 +1,7 @@
 """What all pictures share: colours, token labels, and how matplotlib's output becomes inline SVG and PNG.
 
 Axes and text are drawn in `currentColor`, data in hues with a contrast of at least 3 to white and to #111, so that a
-picture reads in light and in dark mode. Token texts are hostile: they go through `visible` and are never mathtext.
+picture reads in light and in dark mode. Token texts are hostile: they go through `escaped` and are never mathtext.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
-from tempo.text import printable, slug, visible
+from tempo.text import escaped, printable, slug
 
 INK = "#010203"  # stands for `currentColor` while matplotlib draws; used for nothing else
 # Those of Okabe & Ito's colour-blind-safe hues that have contrast >= 3 to white and to #111.
@@ -62,7 +62,7 @@ def to_html(picture: Picture, at: str = "") -> str:
     at: what its ids begin with, so that one page can hold the same picture twice.
     """
     title, caption, alt = (
-        html.escape(visible(text)) for text in (picture.title, picture.caption, picture.alt)
+        html.escape(escaped(text)) for text in (picture.title, picture.caption, picture.alt)
     )
     width = re.search(r' width="(\d+)"', picture.svg)
     svg = re.sub(r'( id="|#)(?=fig[0-9a-f]{8}-)', rf"\1{at}", picture.svg) if at else picture.svg
@@ -80,7 +80,7 @@ def save(picture: Picture, folder: str | Path) -> list[Path]:
     head, body = picture.svg.split(">", 1)
     path = Path(folder) / f"{picture.name}.svg"
     path.parent.mkdir(parents=True, exist_ok=True)
-    title = html.escape(visible(picture.title))
+    title = html.escape(escaped(picture.title))
     path.write_text(f"{head}><title>{title}</title><style>{style}</style>{body}", encoding="utf-8")
     if not picture.png:
         return [path]

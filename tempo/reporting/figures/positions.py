@@ -21,7 +21,7 @@ from tempo.reporting.figures.drawing import (
     picture,
     token_ticks,
 )
-from tempo.text import number, visible
+from tempo.text import escaped, number
 
 
 def position_map(
@@ -150,7 +150,7 @@ def set_lattice(
         max(5.0, 0.92 * (len(steps) + 2.4)),
         1.1 + 0.34 * min(max(widths, default=1), MOST_MEMBERS),
     )
-    alt = f"Lattice of sets after the prompt {visible(prompt)!r}. " + " ".join(tips)
+    alt = f"Lattice of sets after the prompt {escaped(prompt)!r}. " + " ".join(tips)
     return picture(title, caption, alt, size, draw, [tip for tip in tips])
 
 
@@ -177,7 +177,7 @@ def _member(
 
 def _tip(k: int, step: Mapping[str, Any]) -> str:
     members = ", ".join(
-        f"{visible(text)!r} {number(round(p, 4))}"
+        f"{escaped(text)!r} {number(round(p, 4))}"
         for text, p in zip(step["texts"], step["probabilities"], strict=True)
     )
     ended = f"; left out as end of sequence: {len(step['ended'])}" if step.get("ended") else ""
