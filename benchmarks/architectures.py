@@ -1,8 +1,9 @@
-"""Engine against oracle on every causal-LM architecture of the installed transformers, and the registry of what runs.
+"""Compare the engine with the oracle on every causal-LM architecture of transformers.
 
-Each architecture is built tiny and at random from its own config class, with weights large enough that attention
-matters and a sliding window (where it has one) shorter than the text. `python -m benchmarks.architectures` measures all
-and rewrites the entries of the installed transformers version in tempo/architectures.json.
+The result is the registry tempo/architectures.json, which says what runs. Each architecture is
+built tiny and at random from its own config class. Weights are large enough that attention matters.
+A sliding window, where there is one, is shorter than the text.
+`python -m benchmarks.architectures` measures all and rewrites the entries of the installed version.
 """
 
 from __future__ import annotations
@@ -31,19 +32,29 @@ from tempo import LanguageModel, ModelError, RunSpec, Trace
 from tempo.spec import VISIBILITIES
 from tempo.support import REGISTRY, read_registry, reasons_against
 
-WINDOW, CHUNK = 6, 64
-# What a config is given if it knows the key: small, but with grouped queries, several experts, a latent narrower than
-# the heads, value heads of another size than key heads, and a window shorter than the text.
+WINDOW = 6  # positions
+# Every config gets the sizes it knows. They are small, with grouped queries, several experts,
+# and a window shorter than the text.
 SIZES: dict[str, Any] = {
-    "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 128, "sliding_window": WINDOW, "pad_token_id": 0,
-    "bos_token_id": 1, "eos_token_id": 2, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4,
-    "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "n_group": 1, "topk_group": 1,
-    "n_shared_experts": 1, "first_k_dense_replace": 1, "ffn_dim": 96, "decoder_ffn_dim": 96, "encoder_ffn_dim": 96,
+    "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96,
+    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "max_position_embeddings": 128, "sliding_window": WINDOW,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
+    "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1,
+    "ffn_dim": 96, "decoder_ffn_dim": 96, "encoder_ffn_dim": 96,
 }  # fmt: skip
+# Latent attention: a latent narrower than the heads, and values of another size than keys.
 LATENT: dict[str, Any] = {
-    "q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12, "num_key_value_heads": 4,
-}  # fmt: skip
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 12,
+    "num_key_value_heads": 4,
+}
+# The parts of a multimodal config that are not its text model.
 TOWER = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -56,39 +67,49 @@ TOWER = {
     "ext_pw_out_channel": 16,
     "input_size": 16,
 }
-# Where a config wants more: a rule that the sizes break, or a feature that its defaults leave out. `...` takes a size away.
 FULL, SLIDING = "full_attention", "sliding_attention"
 SHARED_KEYS: dict[str, Any] = {
-    "num_kv_shared_layers": 2, "layer_types": [SLIDING, FULL] * 2, "vocab_size_per_layer_input": 96, "hidden_size_per_layer_input": 16,
-}  # fmt: skip
+    "num_kv_shared_layers": 2,
+    "layer_types": [SLIDING, FULL] * 2,
+    "vocab_size_per_layer_input": 96,
+    "hidden_size_per_layer_input": 16,
+}
 GEMMA_4 = SHARED_KEYS | {"per_layer_config": {"1": {"head_dim": 24}, "3": {"head_dim": 24}}}
-GRANITE = {
-    "attention_multiplier": 0.25
-}  # its default of 1 makes attention so sharp that rounding is multiplied
+# The default of 1 makes attention so sharp that rounding errors grow.
+GRANITE = {"attention_multiplier": 0.25}
+GRANITES = ("granite", "granitemoe", "granitemoeshared", "granite_swa", "granitemoe_swa")
+GEMMAS_4 = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
+# What a config needs beside `SIZES`: its own rules, or features that its defaults leave out.
+# `...` removes a size.
 OVERRIDES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("granite", "granitemoe", "granitemoeshared", "granite_swa", "granitemoe_swa"), GRANITE),
-    **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), GEMMA_4),
-    "lfm2": {"layer_types": ["conv", FULL] * 2}, "lfm2_moe": {"layer_types": ["conv", FULL] * 2},
+    **dict.fromkeys(GRANITES, GRANITE),
+    **dict.fromkeys(GEMMAS_4, GEMMA_4),
+    "lfm2": {"layer_types": ["conv", FULL] * 2},
+    "lfm2_moe": {"layer_types": ["conv", FULL] * 2},
     "cohere_compass_text": {
         "layer_types": [SLIDING, FULL] * 2,
-        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in ((FULL, 1e6), (SLIDING, 1e4))},
+        "rope_parameters": {
+            FULL: {"rope_type": "default", "rope_theta": 1e6},
+            SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+        },
     },
     "dbrx": {
         "d_model": 64, "n_heads": 4, "n_layers": 4, "max_seq_len": 128,
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
-        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 64},
+        "ffn_config": {
+            "ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 64,
+        },
     },
     "gemma3n_text": SHARED_KEYS | {"activation_sparsity_pattern": [0.0] * 4},
     "longcat_flash": {
-        "num_layers": 2, "num_hidden_layers": ..., "zero_expert_num": 2, "head_dim": 8, "expert_ffn_hidden_size": 32,
-        "ffn_hidden_size": 96, "qk_head_dim": 16, "moe_topk": 2,
+        "num_layers": 2, "num_hidden_layers": ..., "zero_expert_num": 2, "head_dim": 8,
+        "expert_ffn_hidden_size": 32, "ffn_hidden_size": 96, "qk_head_dim": 16, "moe_topk": 2,
     },
     "mamba2": {"num_heads": 8, "head_dim": 16, "expand": 2},
     "mimo_v2_flash": {"head_dim": 24},
     "zamba": {"num_hidden_layers": 12},
     "zamba2": {"num_hidden_layers": ...},
 }  # fmt: skip
-# Refused whatever their size, and with rules that the sizes break: their config's own defaults say enough.
 INDEXER = {
     "indexer_n_heads": 2,
     "indexer_kv_heads": 1,
@@ -96,26 +117,39 @@ INDEXER = {
     "indexer_budget": 8,
     "indexer_compress_ratio": 2,
 }
+# These are refused whatever their size, and `SIZES` would break their rules.
+# Their own defaults are enough to show the refusal.
 AS_THEY_COME: dict[str, dict[str, Any]] = {
-    "dots3_note": {}, "gpt_neo": {}, "plbart": {}, "qwen4_exp": {"text_config": INDEXER}, "qwen4_exp_text": INDEXER,
-    "reformer": {"is_decoder": True}, "whisper": {}, "xlnet": {}, "zaya": {},
-}  # fmt: skip
-# Not to be had here as a language model of its own, and why.
+    "dots3_note": {},
+    "gpt_neo": {},
+    "plbart": {},
+    "qwen4_exp": {"text_config": INDEXER},
+    "qwen4_exp_text": INDEXER,
+    "reformer": {"is_decoder": True},
+    "whisper": {},
+    "xlnet": {},
+    "zaya": {},
+}
+_DRAFTER = "it drafts from the hidden states of another model and is no language model of its own"
+_AUDIO = "an encoder-decoder for audio whose config AutoModelForCausalLM cannot build"
+# Types that cannot be built here as a language model of their own, and why.
 NOT_BUILT = {
-    "gemma3n": "its image tower needs the timm package, so it was not measured; its text model is gemma3n_text",
-    "gemma4_assistant": "it drafts from the hidden states of another model and is no language model of its own",
-    "gemma4_unified_assistant": "it drafts from the hidden states of another model and is no language model of its own",
-    "musicgen": "an encoder-decoder for audio whose config AutoModelForCausalLM cannot build",
-    "musicgen_melody": "an encoder-decoder for audio whose config AutoModelForCausalLM cannot build",
+    "gemma3n": "its image tower needs the timm package, so it was not measured; "
+    "its text model is gemma3n_text",
+    "gemma4_assistant": _DRAFTER,
+    "gemma4_unified_assistant": _DRAFTER,
+    "musicgen": _AUDIO,
+    "musicgen_melody": _AUDIO,
 }
 
-# Two prompts, so that a batch mixes lengths; the longer one and its sets reach far beyond the window.
+# Two prompts, so that a batch mixes lengths. The longer one and its sets exceed the window by far.
 PROMPTS = (list(range(20, 32)), [7, 41, 9])
 SETS = ((5, 6, 7), (8,), (9, 10, 11, 12, 13), (14, 15), (16,), (17, 18), (19,), (20, 21, 22), (23,))
-MAX_DEVIATION = 1e-5  # of the logit range, float32: a hundred roundings
-MIN_EFFECT = (
-    1e-3  # of the logit range, between modes: where attention does not matter, nothing is tested
-)
+# In units of the logit range, float32: a hundred roundings.
+MAX_DEVIATION = 1e-5
+# In units of the logit range, between modes. Below it, attention does not matter in the model,
+# and the comparison would test nothing.
+MIN_EFFECT = 1e-3
 MAX_ATTENTION_DEVIATION = 1e-4
 
 
@@ -123,28 +157,31 @@ MAX_ATTENTION_DEVIATION = 1e-4
 class Entry:
     """What is known of one architecture under one transformers version."""
 
-    architecture: str  # the class
-    status: str  # "supported"; "refused" at load; "not measured": transformers itself cannot build a small one here
-    reason: str  # "" if supported
-    deviation: float | None = (
-        None  # largest difference of a logit from the oracle's, in units of the logit range
-    )
-    attention_deviation: float | None = (
-        None  # of an attention weight, rows renormalised (conventions about sinks differ)
-    )
-    effect: float | None = (
-        None  # largest difference of a logit between two visibilities, in the same units
-    )
+    # The name of the class.
+    architecture: str
+    # "supported"; "refused" at load; "not measured" if transformers cannot build a small one here.
+    status: str
+    # Empty if supported.
+    reason: str
+    # The largest difference of a logit from the oracle's, in units of the logit range.
+    deviation: float | None = None
+    # The largest difference of an attention weight from the oracle's. Rows are renormalised first,
+    # because conventions about sinks differ.
+    attention_deviation: float | None = None
+    # The largest difference of a logit between two visibilities, in units of the logit range.
+    effect: float | None = None
 
 
 def build(model_type: str, device: str = "cpu") -> Any:
-    """A tiny random model of this type, attention made to matter; on the "meta" device without weights."""
+    """A tiny random model of this type in which attention matters.
+
+    On the "meta" device it has no weights.
+    """
     with quiet():
         config = tiny_config(model_type)
+        # transformers 5.0 asks for a padding token where its configs lack one
         for part in (config, config.get_text_config(decoder=True)):
-            if not hasattr(
-                part, "pad_token_id"
-            ):  # transformers 5.0 asks for it where its configs lack it
+            if not hasattr(part, "pad_token_id"):
                 part.pad_token_id = None
         with torch.device(device), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -171,17 +208,18 @@ def tiny_config(model_type: str) -> Any:
     sizes = {key: value for key, value in SIZES.items() if knows(text, key)}
     if knows(text, "qk_rope_head_dim"):
         sizes |= {key: value for key, value in LATENT.items() if knows(text, key)}
-        sizes.pop("head_dim", None)  # there, the size of the rotated part
+        sizes.pop("head_dim", None)  # in latent attention, the size of the rotated part
     sizes |= OVERRIDES.get(model_type, {})
     sizes = {key: value for key, value in sizes.items() if value is not ...}
     parts = {key: getattr(default, key, None) for key in default.sub_configs}
-    small = {
-        key: part.to_dict() | {k: v for k, v in TOWER.items() if knows(part, k)}
-        for key, part in parts.items()
-        if part is not None and part is not text
-    }
+    small: dict[str, Any] = {}
+    for key, part in parts.items():
+        if part is not None and part is not text:
+            tower = {name: size for name, size in TOWER.items() if knows(part, name)}
+            small[key] = part.to_dict() | tower
     own = next((key for key, part in parts.items() if part is text), None)
-    if own is None:  # `text` is the config itself, or (encoder-decoders) a view of it
+    if own is None:
+        # the text config is the config itself, or (in encoder-decoders) a view of it
         return kind(**small | {key: value for key, value in sizes.items() if knows(default, key)})
     return kind(**small | {own: sizes})
 
@@ -192,24 +230,17 @@ def knows(config: Any, key: str) -> bool:
 
 
 def measure(model_type: str) -> Entry:
-    """Whether tempo runs the type, and how near it is to the oracle."""
+    """Whether tempo runs the type, and how far it is from the oracle."""
     name = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
     if model_type in NOT_BUILT:
         return Entry(name, "not measured", NOT_BUILT[model_type])
     try:
         shell = build(model_type, "meta")
-    except (
-        AttributeError,
-        NotImplementedError,
-        TypeError,
-        ValueError,
-    ) as error:  # in transformers' own code
-        first = str(error).partition("\n")[0]
-        return Entry(
-            name,
-            "not measured",
-            f"transformers {transformers.__version__} cannot build it here: {type(error).__name__}: {first}",
-        )
+    # these come from transformers' own code
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        problem = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = f"transformers {transformers.__version__} cannot build it here: {problem}"
+        return Entry(name, "not measured", reason)
     try:
         refuse_without_weights(shell)
         with quiet(), tempo.wrap_model(build(model_type), name=model_type) as lm:
@@ -219,51 +250,56 @@ def measure(model_type: str) -> Entry:
 
 
 def refuse_without_weights(shell: Any) -> None:
-    """ModelError if the architecture cannot run, whatever its weights: so that nothing large need be built."""
+    """ModelError if the architecture cannot run, whatever its weights.
+
+    This comes before any weights are made, so that no large model is built to be refused.
+    """
     reasons = [reason for reason in reasons_against(shell) if "meta device" not in reason]
     if reasons:
-        tempo.wrap_model(shell)  # raises, as whoever loads it would see
+        tempo.wrap_model(shell)  # raises as it would for a user
         raise AssertionError(
             f"{type(shell).__name__} has reasons against it but was not refused: {reasons}"
         )
     size = sum(parameter.numel() for parameter in shell.parameters())
     if size > 2e7:
         largest = sorted(shell.named_parameters(), key=lambda pair: -pair[1].numel())[:3]
-        raise AssertionError(
-            f"not tiny: {size / 1e6:.0f}M parameters, such as {[(n, tuple(p.shape)) for n, p in largest]}"
-        )
+        shapes = [(name, tuple(parameter.shape)) for name, parameter in largest]
+        raise AssertionError(f"not tiny: {size / 1e6:.0f}M parameters, such as {shapes}")
 
 
 def specs() -> list[RunSpec]:
-    """Both prompts in every visibility, the same sets."""
+    """Runs of both prompts in every visibility, all with the same sets."""
     capture = ("attention", "logits")
     return [
-        RunSpec(prompt=p, replay=SETS, visibility=v, capture=capture)
-        for p in PROMPTS
-        for v in VISIBILITIES
+        RunSpec(prompt=prompt, replay=SETS, visibility=visibility, capture=capture)
+        for prompt in PROMPTS
+        for visibility in VISIBILITIES
     ]
 
 
 def compare(lm: LanguageModel, architecture: str) -> Entry:
-    """The engine's batch against the oracle's single runs."""
+    """An entry from comparing the engine's batch with the oracle's single runs.
+
+    AssertionError if they differ too much, or if the modes differ too little to test anything.
+    """
     runs = tempo.generate_batch(lm, specs())
     pairs = [(run, tempo.reference.generate(lm, **run.spec.model_dump())) for run in runs]
     spread = max(float(np.ptp(step.logits)) for _, exact in pairs for step in exact.steps)
     logits = significant(max(difference(run, exact, "logits") for run, exact in pairs) / spread)
     attention = significant(max(difference(run, exact, "attention") for run, exact in pairs))
-    effect = significant(
-        min(difference(runs[i], runs[i + 1], "logits") for i in (0, len(VISIBILITIES))) / spread
-    )
+    # each prompt's first two runs are two visibilities
+    firsts = (0, len(VISIBILITIES))
+    between_modes = min(difference(runs[i], runs[i + 1], "logits") for i in firsts)
+    effect = significant(between_modes / spread)
     entry = Entry(architecture, "supported", "", logits, attention, effect)
-    if not (
-        logits <= MAX_DEVIATION and attention <= MAX_ATTENTION_DEVIATION and effect >= MIN_EFFECT
-    ):
+    exact_enough = logits <= MAX_DEVIATION and attention <= MAX_ATTENTION_DEVIATION
+    if not (exact_enough and effect >= MIN_EFFECT):
         raise AssertionError(f"silently wrong, or not tested: {entry}")
     return entry
 
 
 def difference(one: Trace, other: Trace, name: str) -> float:
-    """The largest difference of any entry of any step."""
+    """The largest difference of any entry of this array in any step."""
     arrays = [[getattr(step, name) for step in trace.steps] for trace in (one, other)]
     if name == "attention":
         arrays = [[a / a.sum(-1, keepdims=True) for a in steps] for steps in arrays]
@@ -271,13 +307,13 @@ def difference(one: Trace, other: Trace, name: str) -> float:
 
 
 def significant(value: float) -> float:
-    """Two digits: the rest differs between processors."""
+    """The value to two digits. The rest differs between processors."""
     return float(f"{value:.1e}")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' remarks on unusual sizes."""
+    """Silence transformers' remarks on unusual sizes."""
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
     try:
@@ -289,7 +325,7 @@ def quiet() -> Iterator[None]:
 
 
 def write(entries: Mapping[str, Entry]) -> None:
-    """Replace the entries of the installed transformers version in the registry, one line an architecture."""
+    """Replace the registry's entries of the installed transformers, one line each."""
     known = read_registry() | {
         transformers.__version__: {name: asdict(entry) for name, entry in sorted(entries.items())}
     }
@@ -304,8 +340,8 @@ def write(entries: Mapping[str, Entry]) -> None:
 
 
 def main() -> int:
-    """Measure all, print what is wrong, write the registry."""
-    torch.set_num_threads(1)  # tiny matrices: a second thread only waits
+    """Measure all, print what is wrong, write the registry; 1 if something is wrong."""
+    torch.set_num_threads(1)  # the matrices are tiny: a second thread only waits
     names = sys.argv[1:] or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     entries, wrong = {}, {}
     for name in track(names, description="architectures", disable=not sys.stderr.isatty()):
@@ -316,13 +352,9 @@ def main() -> int:
                 raise
             wrong[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
     for name, entry in entries.items():
-        print(
-            f"{name:28}",
-            entry.status,
-            f"deviation {entry.deviation:.1e}"
-            if entry.status == "supported"
-            else entry.reason[:150],
-        )
+        supported = entry.status == "supported"
+        result = f"deviation {entry.deviation:.1e}" if supported else entry.reason[:150]
+        print(f"{name:28}", entry.status, result)
     for name, problem in wrong.items():
         print(f"{name:28} PROBLEM {problem[:300]}")
     counts = Counter(entry.status for entry in entries.values())

@@ -1,7 +1,8 @@
 """Peak memory of runs against the bytes that tempo computes before it starts them.
 
-`python -m benchmarks.memory MODEL < points.json` is a process of its own, started by `measured`: it reads a list of `Point`s
-and prints for each the bytes computed and the growth of the peak resident set. Linux only, which can reset that peak.
+`measured` starts `python -m benchmarks.memory MODEL < points.json` as a process of its own.
+That process reads a list of `Point`s. For each it prints the bytes computed and the growth of the
+peak resident set. It needs Linux, which can reset that peak.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ from benchmarks.shapes import layers_of, text_of, wide
 from tempo import LanguageModel
 from tempo.capture import SPOOLED, trace_bytes
 
-# Arrays above 64 KiB go back to the system as soon as they are freed, so that the resident set holds what is in use.
+# Arrays above 64 KiB return to the system once freed, so that the resident set holds what is used.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Point(NamedTuple):
-    """Free runs of exactly `width` tokens a step with attention and logits captured, on the model or one of so many layers."""
+    """Free runs of exactly `width` tokens a step, with attention and logits captured.
+
+    They run on the given model, or on one like it with `layers` layers.
+    """
 
     runs: int
     width: int
@@ -44,25 +48,23 @@ def measured(model: str, points: Sequence[Point]) -> list[dict[str, Any]]:
     if not CLEAR_REFS.exists():
         return []
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", model], input=json.dumps([point._asdict() for point in points]),
-        env=os.environ | MALLOC, stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "benchmarks.memory", model],
+        input=json.dumps([point._asdict() for point in points]),
+        env=os.environ | MALLOC,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(lm: LanguageModel, point: Point) -> dict[str, int]:
-    specs = [
-        wide(
-            text_of(lm, point.context, run),
-            point.width,
-            point.steps,
-            capture=("attention", "logits"),
-        )
-        for run in range(point.runs)
-    ]
-    tempo.generate_batch(
-        lm, [spec.but(max_steps=1) for spec in specs[:1]]
-    )  # what only the first run in a process allocates
+    """Bytes computed for this point's runs, and the growth of the peak resident set."""
+    capture = ("attention", "logits")
+    prompts = [text_of(lm, point.context, run) for run in range(point.runs)]
+    specs = [wide(prompt, point.width, point.steps, capture=capture) for prompt in prompts]
+    # the first run of a process allocates more than later ones
+    tempo.generate_batch(lm, [specs[0].but(max_steps=1)])
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     CLEAR_REFS.write_text("5", encoding="ascii")
@@ -73,25 +75,23 @@ def measure(lm: LanguageModel, point: Point) -> dict[str, int]:
             lm, specs, max_rows=len(specs), memory_budget=2**62, spool=spool
         )
     assert all(trace.widths == [point.width] * point.steps for trace in traces)
-    in_memory = [
-        n
-        for spec in specs
-        for name, n in trace_bytes(lm, spec, point.context).items()
-        if not (spool and name in SPOOLED)
-    ]
-    return {
-        "computed": sum(in_memory),
-        "peak": _status("VmHWM") - before,
-    }
+    on_disk = SPOOLED if spool else ()
+    computed = 0
+    for spec in specs:
+        sizes = trace_bytes(lm, spec, point.context)
+        computed += sum(size for name, size in sizes.items() if name not in on_disk)
+    return {"computed": computed, "peak": _status("VmHWM") - before}
 
 
 def _status(name: str) -> int:
+    """Bytes that /proc/self/status gives under this name."""
     found = re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text(encoding="ascii"), re.MULTILINE)
     assert found
     return int(found[1]) * 1024
 
 
 def main(model: str) -> None:
+    """Measure the points given on standard input and print them with their bytes."""
     found = []
     with tempo.load_model(model) as lm:
         for point in (Point(**settings) for settings in json.load(sys.stdin)):

@@ -1,7 +1,8 @@
-"""Greedy decoding with attention and logits captured, as each of the libraries that tempo is compared with does it.
+"""Greedy decoding with attention and logits captured, in tempo and in the libraries beside it.
 
-Every peer takes equally long prompts and gives `Captured`. nnsight and TransformerLens are optional (the extra `peers`): each
-gets a copy of the model that shares its weights, as both of them change the modules they wrap.
+Every peer takes prompts of one length and returns `Captured`. nnsight and TransformerLens are
+optional (the extra `peers`). Both change the modules they wrap, so each gets a copy of the model.
+The copy shares the model's weights.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ Prompts = Sequence[Sequence[int]]
 
 
 class Captured(NamedTuple):
-    """What one way of decoding gave: new tokens [runs][steps], and what it captured, in whatever shape it has there."""
+    """What one way of decoding gave, in whatever shape it captures."""
 
-    tokens: list[list[int]]
+    tokens: list[list[int]]  # the new tokens, [runs][steps]
     attention: list[Any]
     logits: list[Any]
 
@@ -33,21 +34,21 @@ Peer = Callable[[Prompts], Captured]
 
 
 def greedy(prompt: Sequence[int], num_steps: int, **settings: Any) -> RunSpec:
+    """A greedy run of exactly `num_steps` tokens."""
     return RunSpec(
         prompt=list(prompt), max_width=1, max_steps=num_steps, stop_at_eos=False, **settings
     )
 
 
 def with_tempo(lm: LanguageModel, num_steps: int) -> Peer:
+    """All runs in one batch."""
+
     def decode(prompts: Prompts) -> Captured:
         specs = [greedy(prompt, num_steps, capture=("attention", "logits")) for prompt in prompts]
         traces = tempo.generate_batch(lm, specs, max_rows=len(specs))
         steps = [step for trace in traces for step in trace.steps]
-        return Captured(
-            [[step.tokens[0] for step in trace.steps] for trace in traces],
-            [s.attention for s in steps],
-            [s.logits for s in steps],
-        )
+        tokens = [[step.tokens[0] for step in trace.steps] for trace in traces]
+        return Captured(tokens, [s.attention for s in steps], [s.logits for s in steps])
 
     return decode
 
@@ -55,37 +56,49 @@ def with_tempo(lm: LanguageModel, num_steps: int) -> Peer:
 def generate(
     lm: LanguageModel, implementation: str, prompts: Prompts, num_steps: int, **options: Any
 ) -> Any:
-    """transformers' own greedy generate over equally long prompts, exactly `num_steps` tokens each."""
+    """What transformers' own greedy generate gives for prompts of one length.
+
+    Each run has exactly `num_steps` new tokens.
+    """
     ids = torch.tensor(prompts, device=lm.device)
     with installed(lm.model, implementation):
         return lm.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_steps, min_new_tokens=num_steps, do_sample=False,
-            pad_token_id=0, return_dict_in_generate=True, **options,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=num_steps,
+            min_new_tokens=num_steps,
+            do_sample=False,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            **options,
+        )
 
 
 def with_generate(
     lm: LanguageModel, num_steps: int, *, capture: bool = True, together: bool = False
 ) -> Peer:
-    """One run after another, or all in one batch; eager with attentions and logits, or sdpa with neither."""
+    """transformers' generate, one run after another or all in one batch.
+
+    With `capture` it is eager and keeps attentions and logits. Without, it is sdpa and keeps none.
+    """
+    implementation = "eager" if capture else "sdpa"
     options = {"output_attentions": True, "output_logits": True} if capture else {}
 
     def decode(prompts: Prompts) -> Captured:
         batches = [prompts] if together else [[prompt] for prompt in prompts]
-        found = [
-            generate(lm, "eager" if capture else "sdpa", batch, num_steps, **options)
-            for batch in batches
-        ]
+        found = [generate(lm, implementation, batch, num_steps, **options) for batch in batches]
         tokens = [row for output in found for row in output.sequences[:, -num_steps:].tolist()]
-        return Captured(
-            tokens, [output.attentions for output in found], [output.logits for output in found]
-        )
+        attentions = [output.attentions for output in found]
+        return Captured(tokens, attentions, [output.logits for output in found])
 
     return decode
 
 
 def with_nnsight(lm: LanguageModel, num_steps: int) -> Peer:
-    """Its traced generate, one run after another; a trace of every step keeps the weights of every layer and the logits."""
+    """nnsight's traced generate, one run after another.
+
+    The trace of each step keeps the weights of every layer and the logits.
+    """
     from nnsight.modeling.transformers import TransformersModel  # pyright: ignore[reportMissingImports]
 
     own = _copy(lm.model)
@@ -111,15 +124,17 @@ def with_nnsight(lm: LanguageModel, num_steps: int) -> Peer:
     def decode(prompts: Prompts) -> Captured:
         found = [one(prompt) for prompt in prompts]
         tokens = [torch.cat(logits).argmax(dim=-1).tolist() for _, logits in found]
-        return Captured(
-            tokens, [attention for attention, _ in found], [logits for _, logits in found]
-        )
+        attentions = [attention for attention, _ in found]
+        return Captured(tokens, attentions, [logits for _, logits in found])
 
     return decode
 
 
 def with_transformer_lens(lm: LanguageModel, num_steps: int) -> Peer:
-    """A loop of `run_with_cache`, one run after another: each step runs the text so far and keeps every layer's pattern."""
+    """A loop of TransformerLens' `run_with_cache`, one run after another.
+
+    Each step runs the whole text so far and keeps the attention pattern of every layer.
+    """
     from transformer_lens.model_bridge import TransformerBridge  # pyright: ignore[reportMissingImports]
 
     bridge = TransformerBridge.boot_transformers(
@@ -150,6 +165,7 @@ def with_transformer_lens(lm: LanguageModel, num_steps: int) -> Peer:
     return decode
 
 
+# name: (package, what makes it a peer)
 OPTIONAL = {
     "nnsight": ("nnsight", with_nnsight),
     "TransformerLens": ("transformer-lens", with_transformer_lens),
@@ -157,7 +173,7 @@ OPTIONAL = {
 
 
 def versions() -> dict[str, str | None]:
-    """Release of each optional peer, None where it is not installed."""
+    """The release of each optional peer, or None where it is not installed."""
     found: dict[str, str | None] = {}
     for name, (package, _) in OPTIONAL.items():
         try:
@@ -168,18 +184,20 @@ def versions() -> dict[str, str | None]:
 
 
 def optional_peers(lm: LanguageModel, num_steps: int) -> dict[str, Peer]:
-    """Those of `OPTIONAL` that are installed, around this model."""
+    """The installed ones of `OPTIONAL`, around this model."""
     return {name: make(lm, num_steps) for name, (_, make) in OPTIONAL.items() if versions()[name]}
 
 
 def _copy(model: Any) -> Any:
-    """The same model with modules of its own and the weights of the other."""
+    """The same model with modules of its own and shared weights."""
     return copy.deepcopy(model, memo={id(parameter): parameter for parameter in model.parameters()})
 
 
 def _tokenizer(lm: LanguageModel) -> Any:
-    """A tokenizer to please a constructor: all texts here are token ids. Without a beginning-of-text token, as with one
-    TransformerLens would load it anew, by its name, from the hub."""
+    """A tokenizer that the constructors accept. Nothing is tokenized here.
+
+    It has no beginning-of-text token. With one, TransformerLens would load it again from the hub.
+    """
     tokenizer = copy.deepcopy(lm.tokenizer or tempo.load_model("tiny").tokenizer)
     tokenizer.bos_token = None
     return tokenizer
