@@ -1,7 +1,9 @@
-"""Which token, position and set each slot of one run holds, and the masks that follow from it.
+"""The token, position and set of each slot of one run, and the attention masks that follow.
 
-A slot is a physical index in the cache: one token each, in order of arrival, never moved. Every prompt token is a set
-of its own; generated set k has the id P + k. Shapes: w tokens of the coming pass, N slots in all.
+A slot is a physical index in the cache. It holds one token, in order of arrival, and never moves.
+Every prompt token is a set of its own. The generated set k has the id P + k.
+
+Shapes: P prompt tokens, w tokens of the coming pass, N slots in all.
 """
 
 from __future__ import annotations
@@ -18,30 +20,44 @@ from tempo.selection import member_weights
 
 @dataclass
 class Layout:
-    """The slots of one run, growing by `append_prompt` once and `append_set` for each set."""
+    """The slots of one run. Call `append_prompt` once, then `append_set` for each generated set.
+
+    visibility, positions, weighting: the settings of the same names in `RunSpec`.
+    replay_positions: the position of each member of each set. Replaces what `positions` gives.
+    replay_weights: the weight of each member of each set. Replaces what `weighting` gives.
+
+    >>> layout = Layout(visibility="isolated", positions="shared", weighting="none")
+    >>> layout.append_prompt([11, 12])
+    >>> layout.append_set([7, 8], probabilities=[0.6, 0.3])
+    >>> layout.slot_token
+    [11, 12, 7, 8]
+    >>> layout.slot_position  # the two siblings share position 2
+    [0, 1, 2, 2]
+    >>> layout.block()  # an isolated sibling sees itself only
+    tensor([[ True, False],
+            [False,  True]])
+    """
 
     visibility: str
     positions: str
     weighting: str
-    replay_positions: Sequence[Sequence[int]] | None = (
-        None  # of each set's members, in place of what `positions` gives
-    )
-    replay_weights: Sequence[Sequence[float]] | None = (
-        None  # of each set's members, in place of what `weighting` gives
-    )
-    slot_token: list[int] = field(default_factory=list)
-    slot_position: list[int] = field(default_factory=list)
-    slot_set: list[int] = field(default_factory=list)
-    slot_bias: list[float] = field(default_factory=list)  # added to attention logits of this key
-    start: int = 0  # first slot of what the coming pass forwards
+    replay_positions: Sequence[Sequence[int]] | None = None
+    replay_weights: Sequence[Sequence[float]] | None = None
+    slot_token: list[int] = field(default_factory=list)  # [N]
+    slot_position: list[int] = field(default_factory=list)  # [N]
+    slot_set: list[int] = field(default_factory=list)  # [N]
+    # [N], added to the attention logits of this slot's key
+    slot_bias: list[float] = field(default_factory=list)
+    start: int = 0  # first slot that the coming pass forwards
     num_prompt: int = 0
 
     @property
     def num_slots(self) -> int:
+        """N, the number of slots in use."""
         return len(self.slot_token)
 
     def append_prompt(self, tokens: Sequence[int]) -> None:
-        """Each token its own set, slot and position, from 0."""
+        """Give each prompt token its own slot, position and set, counted from 0."""
         self.slot_token = list(tokens)
         self.slot_position = list(range(len(tokens)))
         self.slot_set = list(range(len(tokens)))
@@ -49,11 +65,17 @@ class Layout:
         self.num_prompt = len(tokens)
 
     def append_set(self, tokens: Sequence[int], probabilities: Sequence[float]) -> None:
-        """One set: consecutive slots, one shared position (or one each, if sequential)."""
+        """Give the members of one set consecutive slots.
+
+        They share one position, or take one each if positions are sequential.
+
+        probabilities: those that the members were selected with.
+        """
         width, self.start = len(tokens), self.num_slots
         set_id = self.slot_set[-1] + 1
+        step = set_id - self.num_prompt
         if self.replay_positions is not None:
-            positions = list(self.replay_positions[set_id - self.num_prompt])
+            positions = list(self.replay_positions[step])
         elif self.positions == "shared":
             positions = [set_id] * width
         else:
@@ -61,9 +83,10 @@ class Layout:
         self.slot_token.extend(tokens)
         self.slot_position.extend(positions)
         self.slot_set.extend([set_id] * width)
-        self.slot_bias.extend(self._bias(set_id - self.num_prompt, probabilities))
+        self.slot_bias.extend(self._bias(step, probabilities))
 
     def _bias(self, step: int, probabilities: Sequence[float]) -> list[float]:
+        """The logarithm of each member's weight, [w]."""
         if self.replay_weights is not None:
             return [math.log(weight) for weight in self.replay_weights[step]]
         if self.weighting == "none" or len(probabilities) == 1:
@@ -74,28 +97,36 @@ class Layout:
         return torch.log(weights).tolist()
 
     def new_tokens_are_prompt(self) -> bool:
+        """Whether the coming pass forwards the prompt."""
         return self.start == 0
 
     def block(self, visibility: str | None = None) -> Tensor:
-        """What the tokens of the coming pass may see of each other: bool [w, w], query by key.
+        """Which tokens of the coming pass may see each other: bool [w, w], query by key.
 
-        visibility: that of the run, unless another is given.
+        visibility: used instead of the run's own, if given.
         """
         return allowed(self.slot_set[self.start :], visibility or self.visibility)
 
     def bias(self, visibility: str | None = None) -> Tensor:
-        """What is added to the attention logits of the tokens of the coming pass: float32 [w, N], query by key.
+        """The number added to each attention logit of the coming pass: float32 [w, N].
 
-        Earlier sets carry their bias; the own set does only where all siblings see each other (`visible`).
+        Rows are queries, columns are keys. Keys of earlier sets carry their bias. Keys of the
+        query's own set carry it only if all siblings see each other (`visible`).
+
+        visibility: used instead of the run's own, if given.
         """
         keys = torch.tensor(self.slot_bias).expand(self.num_slots - self.start, -1)
         if (visibility or self.visibility) == "visible":
             return keys
         sets = torch.tensor(self.slot_set)
-        return keys.masked_fill(sets[self.start :, None] == sets, 0.0)
+        own_set = sets[self.start :, None] == sets
+        return keys.masked_fill(own_set, 0.0)
 
     def own_mass(self) -> Tensor:
-        """log n where a token of the coming pass looks at itself, n the width of its set: float32 [w, N]."""
+        """log n where a token of the coming pass attends to itself, else 0: float32 [w, N].
+
+        n is the width of the token's set. Its own key then counts for the whole set.
+        """
         sets = torch.tensor(self.slot_set)
         widths = (sets[self.start :, None] == sets).sum(dim=1)
         own = torch.zeros(self.num_slots - self.start, self.num_slots)
@@ -104,13 +135,33 @@ class Layout:
 
 
 def allowed(slot_set: Sequence[int], visibility: str) -> Tensor:
-    """The whole mask of a finished run, bool [N, N], query by key, from the definition (design: semantics, 4)."""
+    """Which slots may attend to which: bool [N, N], query by key.
+
+    A slot attends to itself, to every slot of an earlier set, and to those siblings that
+    `visibility` allows. docs/semantics.md states the rule.
+
+    slot_set: the set id of each slot, [N].
+    Raises KeyError for a visibility other than `isolated`, `visible` and `causal`.
+
+    >>> allowed([0, 1, 1, 2], "isolated").int()  # slots 1 and 2 are siblings
+    tensor([[1, 0, 0, 0],
+            [1, 1, 0, 0],
+            [1, 0, 1, 0],
+            [1, 1, 1, 1]], dtype=torch.int32)
+    >>> allowed([0, 1, 1, 2], "visible").int()
+    tensor([[1, 0, 0, 0],
+            [1, 1, 1, 0],
+            [1, 1, 1, 0],
+            [1, 1, 1, 1]], dtype=torch.int32)
+    """
+    num_slots = len(slot_set)
     sets = torch.tensor(slot_set)
     query, key = sets[:, None], sets[None, :]
-    slot = torch.arange(len(slot_set))
+    slot = torch.arange(num_slots)
     sibling = {
-        "isolated": torch.zeros(len(slot_set), len(slot_set), dtype=torch.bool),
-        "visible": torch.ones(len(slot_set), len(slot_set), dtype=torch.bool),
+        "isolated": torch.zeros(num_slots, num_slots, dtype=torch.bool),
+        "visible": torch.ones(num_slots, num_slots, dtype=torch.bool),
         "causal": slot[None, :] < slot[:, None],
     }[visibility]
-    return (key < query) | (slot[:, None] == slot[None, :]) | ((key == query) & sibling)
+    is_itself = slot[:, None] == slot[None, :]
+    return (key < query) | is_itself | ((key == query) & sibling)

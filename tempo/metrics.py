@@ -1,7 +1,9 @@
-"""Distances between distributions, attention scores of siblings, and positions recovered from cached keys.
+"""Distances between distributions, attention scores of siblings, and positions recovered from keys.
 
-All functions take NumPy arrays, compute in float64, and return plain floats unless a shape is given.
-Shapes: L layers, H query heads, w siblings, N slots, D head size, V vocabulary.
+All functions take NumPy arrays and compute in float64. They return plain floats unless a shape is
+given.
+
+Shapes: L layers, H query heads, Hkv key heads, w siblings, N slots, D head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,53 +15,100 @@ import numpy as np
 from scipy.special import logsumexp, rel_entr
 from scipy.special import softmax as _softmax
 
-# A float32 softmax underflows to 0 where the true probability is merely small; a divergence must not become infinite
-# by that. The smallest normal float32 bounds what any term can contribute to p * 87 nats.
+# A float32 softmax underflows to 0 where the true probability is merely small. A divergence must
+# not become infinite because of that. The smallest normal float32 bounds each term at p * 87 nats.
 SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities along the last axis, float64."""
+    """Probabilities along the last axis, float64, of the shape of `logits`.
+
+    >>> softmax(np.zeros(4)).tolist()
+    [0.25, 0.25, 0.25, 0.25]
+    """
     return _softmax(np.asarray(logits, dtype=np.float64), axis=-1)
 
 
 def total_variation(p: np.ndarray, q: np.ndarray) -> float:
-    """sup |P(A) - Q(A)| = half the L1 distance, in [0, 1]; the primary metric (it is not driven by the tail)."""
+    """Total variation distance of two distributions [V], in [0, 1]: half their L1 distance.
+
+    It is the largest difference of the probabilities that p and q give to any one event. It is the
+    primary metric, because the tail of the vocabulary does not drive it.
+
+    >>> total_variation(np.array([0.5, 0.5, 0.0]), np.array([0.25, 0.5, 0.25]))
+    0.25
+    """
     return 0.5 * float(np.abs(np.asarray(p, np.float64) - np.asarray(q, np.float64)).sum())
 
 
 def kl_divergence(p: np.ndarray, q: np.ndarray) -> float:
-    """KL(p || q) in nats; both are renormalised after raising zeros to the smallest normal float32."""
+    """Kullback-Leibler divergence KL(p || q) of two distributions [V], in nats.
+
+    Zeros are first raised to the smallest normal float32. Both are then renormalised.
+
+    >>> round(kl_divergence(np.array([1.0, 0.0]), np.array([0.5, 0.5])), 4)  # log 2
+    0.6931
+    """
     p, q = (np.maximum(np.asarray(d, np.float64), SMALLEST) for d in (p, q))
     return max(0.0, float(rel_entr(p / p.sum(), q / q.sum()).sum()))
 
 
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
-    """Jensen-Shannon divergence in nats, in [0, log 2]."""
+    """Jensen-Shannon divergence of two distributions [V], in nats, in [0, log 2].
+
+    >>> round(jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 1.0])), 4)  # log 2
+    0.6931
+    """
     mean = (np.asarray(p, np.float64) + np.asarray(q, np.float64)) / 2
     return (kl_divergence(p, mean) + kl_divergence(q, mean)) / 2
 
 
 def cosine(p: np.ndarray, q: np.ndarray) -> float:
-    """Cosine of the angle between two probability vectors."""
+    """Cosine of the angle between two probability vectors [V], in [0, 1].
+
+    >>> cosine(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
+    0.0
+    """
     p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
     return float(p @ q / np.sqrt((p @ p) * (q @ q)))
 
 
 def top_k_overlap(p: np.ndarray, q: np.ndarray, k: int) -> float:
-    """Share of the k most probable tokens that both have, in [0, 1]."""
-    top = [set(np.argpartition(-np.asarray(d), k - 1)[:k].tolist()) for d in (p, q)]
-    return len(top[0] & top[1]) / k
+    """Share of the k most probable tokens that two distributions [V] have in common, in [0, 1].
+
+    >>> top_k_overlap(np.array([0.5, 0.4, 0.1]), np.array([0.5, 0.1, 0.4]), k=2)
+    0.5
+    """
+    return len(_most_probable(p, k) & _most_probable(q, k)) / k
+
+
+def _most_probable(p: np.ndarray, k: int) -> set[int]:
+    return set(np.argpartition(-np.asarray(p), k - 1)[:k].tolist())
 
 
 def entropy(p: np.ndarray) -> float:
-    """Shannon entropy in nats."""
+    """Shannon entropy of a distribution [V], in nats.
+
+    >>> round(entropy(np.array([0.5, 0.5, 0.0])), 4)  # log 2
+    0.6931
+    """
     p = np.asarray(p, np.float64)
     return float(-(p[p > 0] * np.log(p[p > 0])).sum())
 
 
 def compare(p: np.ndarray, q: np.ndarray, ks: Sequence[int] = (1, 5, 10, 20)) -> dict[str, float]:
-    """All distances of two distributions [V] by name: tv, kl (p||q), kl_reverse, js, cosine, top1, top5, ..."""
+    """All distances of two distributions [V], by name.
+
+    `kl` is KL(p || q) and `kl_reverse` is KL(q || p). `max_abs` is the largest difference of one
+    token's probabilities. `top5` is the overlap of the five most probable tokens. The vocabulary
+    must hold at least as many tokens as the largest of `ks`.
+
+    >>> found = compare(np.array([0.75, 0.25]), np.array([0.25, 0.75]), ks=(1,))
+    >>> sorted(found)
+    ['cosine', 'js', 'kl', 'kl_reverse', 'max_abs', 'top1', 'tv']
+    >>> found["tv"], found["top1"]
+    (0.5, 0.0)
+    """
     return {
         "tv": total_variation(p, q),
         "kl": kl_divergence(p, q),
@@ -72,10 +121,16 @@ def compare(p: np.ndarray, q: np.ndarray, ks: Sequence[int] = (1, 5, 10, 20)) ->
 
 
 class SiblingAttention(NamedTuple):
-    """How the siblings of one set [L, H] distribute attention, averaged over the querying siblings.
+    """Where the siblings of one set attend. Arrays are [L, H], averaged over the querying siblings.
 
-    `to_sibling` and `to_context` are mean weights *per key*; `to_context_without_sink` leaves out slot 0, which most
-    models use as an attention sink; the masses are sums over keys, so self + siblings + context = 1.
+    to_sibling, to_context: the mean weight of one key among the siblings, or among earlier slots.
+    to_context_without_sink: as `to_context`, without slot 0. Most models use that slot as an
+        attention sink. NaN if there is no other earlier slot.
+    sibling_mass, self_mass: the sum of the weights on the siblings, and the weight on itself.
+        `self_mass`, `sibling_mass` and the mass on the context sum to 1.
+    sink_mass: the weight on slot 0.
+    max_to_sibling, var_to_sibling: the largest weight between two siblings, and the variance of all
+        of them, over layers, heads and pairs.
     """
 
     to_sibling: np.ndarray
@@ -89,25 +144,35 @@ class SiblingAttention(NamedTuple):
 
 
 def sibling_attention(attention: np.ndarray, slots: Sequence[int]) -> SiblingAttention:
-    """Scores of a set's own attention [L, H, w, N] with its members at `slots`, w >= 2.
+    """Scores of one set's attention weights [L, H, w, N], whose members are at `slots`.
 
-    cross_parallel_score = mean attention[i, j] over siblings i != j is the mean of `to_sibling`, prior_context_score =
-    mean attention[i, context] that of `to_context`.
+    The mean of `to_sibling` is the cross_parallel_score: attention[i, j] averaged over siblings
+    i != j. The mean of `to_context` is the prior_context_score: attention[i, context] averaged.
+
+    slots: the w consecutive slots of the set, such as `trace.steps[k].slots`.
+    Raises ValueError for a set of fewer than two members.
+
+    >>> weights = np.array([[0.5, 0.25, 0.25],   # the first sibling, in slot 1
+    ...                     [0.5, 0.125, 0.375]])  # the second, in slot 2
+    >>> scores = sibling_attention(weights[None, None], slots=[1, 2])
+    >>> scores.to_sibling, scores.to_context, scores.max_to_sibling
+    (array([[0.1875]]), array([[0.5]]), 0.25)
     """
     width, start = len(slots), slots[0]
     if width < 2:
         raise ValueError(f"a set of {width} has no siblings to attend to; expected at least 2")
     weights = attention.astype(np.float64)
-    block = weights[..., start : start + width]
-    others = ~np.eye(width, dtype=bool)
     context = weights[..., :start]
-    pairs = block[..., others]
+    block = weights[..., start : start + width]
+    pairs = block[..., ~np.eye(width, dtype=bool)]  # [L, H, w * (w - 1)]
+    if start > 1:
+        to_context_without_sink = context[..., 1:].mean(axis=(-1, -2))
+    else:
+        to_context_without_sink = np.full(pairs.shape[:2], np.nan)
     return SiblingAttention(
         to_sibling=pairs.mean(axis=-1),
         to_context=context.mean(axis=(-1, -2)),
-        to_context_without_sink=context[..., 1:].mean(axis=(-1, -2))
-        if start > 1
-        else np.full(pairs.shape[:2], np.nan),
+        to_context_without_sink=to_context_without_sink,
         sibling_mass=pairs.sum(axis=-1) / width,
         self_mass=np.einsum("lhii->lh", block) / width,
         sink_mass=context[..., 0].mean(axis=-1),
@@ -117,22 +182,29 @@ def sibling_attention(attention: np.ndarray, slots: Sequence[int]) -> SiblingAtt
 
 
 def context_distance(first: np.ndarray, second: np.ndarray, start: int) -> np.ndarray:
-    """Total variation [L, H] between two attentions [L, H, w, N] over the slots before `start`, rows renormalised.
+    """Total variation [L, H] between two attentions [L, H, w, N] over the slots before `start`.
 
-    Renormalised, because a mode that lets siblings see each other takes mass from the context without changing how
-    the rest is spread; mean over the w rows. NaN where a row has no mass on the context.
+    A mode that lets siblings see each other takes mass from the context. Each row is renormalised
+    over the context first, so the distance compares only how the remaining mass is spread. It is
+    averaged over the w rows, and NaN where a row has no mass on the context.
+
+    >>> first = np.array([[0.25, 0.25, 0.5]])
+    >>> second = np.array([[0.125, 0.375, 0.5]])
+    >>> context_distance(first[None, None], second[None, None], start=2)
+    array([[0.25]])
     """
-    rows = [a[..., :start].astype(np.float64) for a in (first, second)]
+    contexts = [attention[..., :start].astype(np.float64) for attention in (first, second)]
     with np.errstate(invalid="ignore", divide="ignore"):
-        rows = [r / r.sum(axis=-1, keepdims=True) for r in rows]
+        rows = [context / context.sum(axis=-1, keepdims=True) for context in contexts]
     return 0.5 * np.abs(rows[0] - rows[1]).sum(axis=-1).mean(axis=-1)
 
 
 class RecoveredPositions(NamedTuple):
-    """For each slot [N]: the position whose rotation best turns raw keys into cached ones, and how well it fits.
+    """The position of each slot [N], recovered from cached keys, and how well it fits.
 
-    Residuals are |R(position) raw - cached| / |cached| over all layers and heads; `runner_up` is the residual of the
-    best *other* position.
+    position: the position whose rotation turns the raw keys into the cached ones best.
+    residual: |R(position) raw - cached| / |cached| over all layers and heads.
+    runner_up: the residual of the best *other* position.
     """
 
     position: np.ndarray
@@ -143,37 +215,64 @@ class RecoveredPositions(NamedTuple):
 def recover_positions(
     keys: np.ndarray, raw_keys: np.ndarray, frequencies: Sequence[np.ndarray], num_candidates: int
 ) -> RecoveredPositions:
-    """Positions proven from the cache: cached keys [L, Hkv, N, D] un-rotated against raw keys of the same shape.
+    """Positions proven from the cache, by comparing rotated keys with those before rotation.
 
-    `frequencies`: the rotary frequencies [d] of each of the L layers, d <= D / 2 (fewer if only part is rotated), in the
-    half-split layout of Llama. Every position 0..num_candidates-1 is tried (RoFormer, arXiv 2104.09864, eq. 34).
+    keys, raw_keys: cached and unrotated keys, both [L, Hkv, N, D].
+    frequencies: the rotary frequencies [d] of each layer, in the half-split layout of Llama.
+        d is D / 2, or less if only a part of each head is rotated.
+    num_candidates: positions 0 to num_candidates - 1 are tried.
+
+    Source: RoFormer, arXiv 2104.09864, equation 34.
+
+    >>> raw = np.ones((1, 1, 2, 2))  # one layer, one head, two slots, one pair of dimensions
+    >>> angle = 3.0  # both slots are rotated to position 3 by one radian a position
+    >>> pair = [np.cos(angle) - np.sin(angle), np.sin(angle) + np.cos(angle)]
+    >>> recover_positions(np.broadcast_to(pair, raw.shape), raw, [np.ones(1)], 6).position
+    array([3, 3])
     """
     candidates = np.arange(num_candidates)
-    score = np.zeros(
-        (keys.shape[2], num_candidates)
-    )  # <cached, R(m) raw>, summed over layers, heads and pairs
-    energy = np.zeros((2, keys.shape[2]))
+    num_slots = keys.shape[2]
+    # <cached, R(m) raw> for each slot and candidate m, summed over layers, heads and pairs
+    score = np.zeros((num_slots, num_candidates))
+    cached_energy, raw_energy = np.zeros(num_slots), np.zeros(num_slots)
     for layer, frequency in enumerate(frequencies):
         half = len(frequency)
-        cached, raw = (
-            k[layer, ..., :half].astype(np.float64) + 1j * k[layer, ..., half : 2 * half]
-            for k in (keys, raw_keys)
-        )
+        cached = _as_complex(keys[layer], half)
+        raw = _as_complex(raw_keys[layer], half)
         phases = np.exp(-1j * np.outer(frequency, candidates))  # [d, M]
         score += np.real((cached * raw.conj()).sum(axis=0) @ phases)
-        energy += np.stack([(np.abs(k) ** 2).sum(axis=(0, 2)) for k in (cached, raw)])
-    squared = np.maximum(energy.sum(axis=0)[:, None] - 2 * score, 0.0) / energy[0][:, None]
+        cached_energy += _energy(cached)
+        raw_energy += _energy(raw)
+    # |R(m) raw - cached|^2 = |raw|^2 + |cached|^2 - 2 <cached, R(m) raw>, relative to |cached|^2
+    difference = np.maximum((cached_energy + raw_energy)[:, None] - 2 * score, 0.0)
+    squared = difference / cached_energy[:, None]
     order = np.argsort(squared, axis=1)
-    slots = np.arange(len(order))
+    slots = np.arange(num_slots)
+    if num_candidates > 1:
+        runner_up = np.sqrt(squared[slots, order[:, 1]])
+    else:
+        runner_up = np.full(num_slots, np.inf)
     return RecoveredPositions(
         position=order[:, 0],
         residual=np.sqrt(squared[slots, order[:, 0]]),
-        runner_up=np.sqrt(squared[slots, order[:, 1]])
-        if num_candidates > 1
-        else np.full(len(order), np.inf),
+        runner_up=runner_up,
     )
 
 
+def _as_complex(keys: np.ndarray, half: int) -> np.ndarray:
+    """The rotated pairs of dimensions as complex numbers, [Hkv, N, d]."""
+    return keys[..., :half].astype(np.float64) + 1j * keys[..., half : 2 * half]
+
+
+def _energy(keys: np.ndarray) -> np.ndarray:
+    """Squared length of each slot's keys, [N], over heads and pairs."""
+    return (np.abs(keys) ** 2).sum(axis=(0, 2))
+
+
 def log_mean_exp(values: np.ndarray) -> float:
-    """log of the mean of exp(values), without overflow."""
+    """log of the mean of exp(values), without overflow.
+
+    >>> log_mean_exp(np.array([1000.0, 1000.0]))
+    1000.0
+    """
     return float(logsumexp(values) - np.log(len(values)))
