@@ -1,4 +1,8 @@
-"""Saved traces, by everything that determines them: a sweep that was interrupted goes on, one that is known runs no model."""
+"""Saved traces, found by everything that determines them.
+
+A sweep that was interrupted continues where it stopped. A sweep whose traces are all stored runs no
+model.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +19,24 @@ from tempo.models import LanguageModel
 from tempo.spec import RunSpec
 from tempo.trace import Trace, load_trace, made_folder
 
-# What reads results and makes none: a change here must not throw measurements away.
+# Files that read results but make none. A change in one of them must not discard measurements.
 JUDGING = {"claims.py", "statistics.py", "cli.py"}
 
 
 class TraceStore:
-    """A folder of traces, each under a name made of its spec and of the model, versions and code that computed it."""
+    """A folder of traces, one subfolder for each spec.
+
+    A trace's name is a hash of its spec and of the model, versions and code that computed it.
+    """
 
     def __init__(self, lm: LanguageModel, folder: str | Path) -> None:
         self.folder, self.made_by = made_folder(folder), maker_sha256(lm)
 
     def get(self, spec: RunSpec) -> Trace | None:
-        """The trace of this spec, None if there is none; a damaged one counts as none, with a warning."""
+        """The trace of this spec, or None if none is stored.
+
+        A damaged trace counts as not stored. A warning says so.
+        """
         place = self.place(spec)
         if not place.exists():
             return None
@@ -39,21 +49,22 @@ class TraceStore:
             return None
 
     def put(self, trace: Trace) -> None:
-        """Save a trace; TraceError if it cannot be written."""
+        """Save a trace. Raises TraceError if it cannot be written."""
         trace.save(self.place(trace.spec))
 
     def place(self, spec: RunSpec) -> Path:
-        """The folder of this spec's trace."""
-        return (
-            self.folder / hashlib.sha256(f"{self.made_by} {spec.key()}".encode()).hexdigest()[:32]
-        )
+        """The folder of this spec's trace, whether it exists or not."""
+        name = hashlib.sha256(f"{self.made_by} {spec.key()}".encode()).hexdigest()[:32]
+        return self.folder / name
 
 
 def maker_sha256(lm: LanguageModel) -> str:
-    """A hash of all that a trace depends on beside its spec: weights, dtype, device, versions, threads, and tempo's own code."""
-    digest = hashlib.sha256(
-        json.dumps([lm.sha256, lm.provenance(), sys.version, torch.get_num_threads()]).encode()
-    )
+    """A hash of everything that a trace depends on beside its spec.
+
+    It covers weights, dtype, device, versions, the number of threads, and tempo's own code.
+    """
+    maker = [lm.sha256, lm.provenance(), sys.version, torch.get_num_threads()]
+    digest = hashlib.sha256(json.dumps(maker).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         if path.name not in JUDGING:
             digest.update(path.read_bytes())
