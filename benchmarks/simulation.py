@@ -179,7 +179,7 @@ def exact_share_rates() -> list[dict[str, Any]]:
     for n in SIZES:
         for margin in (0.05, 0.5, 0.95):
             chance = stats.binom.pmf(np.arange(n + 1), n, margin)
-            found = [statistics.share(held, n, margin) for held in range(n + 1)]
+            found = [statistics.share_test(held, n, margin) for held in range(n + 1)]
             missed = [not r.low <= margin <= r.high for r in found]
             false, at_01 = (
                 [min(r.p, r.p_against) < alpha for r in found] for alpha in (ALPHA, 0.01)

@@ -310,7 +310,7 @@ def _test(claim: Claim, values: np.ndarray) -> _Outcome:
             "INCONCLUSIVE", f"{n} {claim.unit}s, at least {MIN_UNITS} are needed", n, found
         )
     if claim.test == "proportion":
-        return _decide(claim, n, statistics.share(int(values.sum()), n, claim.margin))
+        return _decide(claim, n, statistics.share_test(int(values.sum()), n, claim.margin))
     if np.ptp(values) <= statistics.TIE * np.abs(values).max():
         same = float(values.flat[0])
         found = _NOTHING._replace(estimate=same, low=same, high=same)
@@ -318,15 +318,17 @@ def _test(claim: Claim, values: np.ndarray) -> _Outcome:
             "INCONCLUSIVE", f"all {n} values are {same:.3g}: no spread to judge by", n, found
         )
     if claim.test == "somewhere":
-        return _decide(claim, n, statistics.somewhere(values, claim.margin))
-    test = statistics.pseudomedian if claim.estimand == "pseudomedian" else statistics.mean
+        return _decide(claim, n, statistics.map_test(values, claim.margin))
+    test = (
+        statistics.pseudomedian_test if claim.estimand == "pseudomedian" else statistics.mean_test
+    )
     return _decide(claim, n, test(values, claim.test, claim.margin))
 
 
 def _always(values: np.ndarray) -> _Outcome:
     """True for every unit; the interval is Clopper and Pearson's for the share of units for which it is."""
     n, held = len(values), int(values.sum())
-    found = statistics.share(held, n, 1.0)._replace(
+    found = statistics.share_test(held, n, 1.0)._replace(
         effect_size=math.nan, p=math.nan, p_against=math.nan
     )
     if held == n:

@@ -1,15 +1,18 @@
-"""The tests behind the verdicts, on plain arrays of one number (or one map) for each prompt.
+"""The tests behind the verdicts, on arrays of one number, or one map, for each prompt.
 
-Every p is two-sided: twice the smaller chance of the data, at most 1, so that false verdicts of *either* direction together
-stay at alpha. How often they do is measured in reports/published/calibration.md. No test of a mean holds for all
-distributions (Bahadur & Savage 1956, Ann. Math. Stat. 27); these hold for the ones in that table.
+A claim can be supported or refuted, so it is tested in two directions. Each p is twice the
+one-sided p of its direction, at most 1. False verdicts of *both* kinds together then stay at alpha.
+The project's calibration report (reports/published/calibration.md) measures how often they occur.
+
+No test of a mean holds for all distributions (Bahadur & Savage 1956, Ann. Math. Stat. 27). These
+tests hold for the distributions of that report.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -17,28 +20,40 @@ import numpy as np
 from scipy import stats
 
 Direction = Literal["greater", "less", "equivalent"]
+# From values [n] to the one-sided p that their centre is above 0, and that it is below.
+OneSided = Callable[[np.ndarray], tuple[float, float]]
 
-# p = (b + 1) / (m + 1) (Phipson & Smyth 2010): the smallest two-sided p is 2e-4, fine enough for families of up to 50.
+# p = (b + 1) / (m + 1) (Phipson & Smyth 2010). The smallest two-sided p is 2e-4, which is fine
+# enough for families of up to 50 claims.
 NUM_RESAMPLES = 9999
-SEED = 20_261_123  # of permutation and bootstrap only; the same data give the same finding
-# Nothing is calibrated below ten units, and with nine no family of more than a dozen claims could ever be decided.
+# Of permutations and bootstrap samples only, so that the same data give the same finding.
+SEED = 20_261_123
+# Nothing is calibrated below ten units. With nine, no family of more than a dozen claims could
+# ever be decided.
 MIN_UNITS = 10
-# Cochran's rule (1977, Sampling Techniques, 2.15): n > 25 g1^2 for a mean's tails to be near enough to normal.
+# Cochran's rule (1977, Sampling Techniques, 2.15): the tails of a mean are near enough to normal
+# if n > 25 g1^2, where g1 is the skewness.
 COCHRAN = 25
-# Of a sum's size: two resamples whose values are equal but for rounding count as tied.
+# Relative to the size of a sum. Two resamples that differ by rounding only count as tied.
 TIE = 1e-12
 CONFIDENCE = 0.95
-# Of the Wilcoxon test against the t test, at worst over all symmetric distributions (Hodges & Lehmann 1956).
+# The efficiency of the Wilcoxon test relative to the t test is never lower than this for symmetric
+# distributions (Hodges & Lehmann 1956).
 LEAST_EFFICIENCY = 0.864
-LARGEST_NUM = 1_000_000  # of units that `num_for_share` tries
+# `num_for_share` gives up at this many units.
+LARGEST_NUM = 1_000_000
 
 
 class Result(NamedTuple):
-    """An estimate with its 95 % interval and effect size, the two-sided p for what was asked and for its opposite.
+    """An estimate with its interval and effect size, and the p-values of both directions.
 
-    effect_size: mean / standard deviation (Cohen's dz) of a mean, rank-biserial correlation of a pseudomedian, Cohen's h
-        against the margin of a share.
-    note: why a direction could not be tested, if so. details: what is peculiar to the test.
+    estimate, low, high: the estimate and its 95 % interval.
+    effect_size: of a mean, mean / standard deviation (Cohen's dz). Of a pseudomedian, the
+        rank-biserial correlation. Of a share, Cohen's h against the margin.
+    p: the two-sided p of the direction that was asked for.
+    p_against: the two-sided p of the opposite direction.
+    note: why one direction could not be tested, or empty.
+    details: what only this test reports, such as the cell of a map.
     """
 
     estimate: float
@@ -51,56 +66,103 @@ class Result(NamedTuple):
     details: dict[str, Any] | None = None
 
 
-def mean(values: np.ndarray, direction: Direction, margin: float) -> Result:
-    """The mean of `values` [n] against `margin`: sign flips and studentised bootstrap, with a BCa interval.
+def mean_test(values: np.ndarray, direction: Direction, margin: float) -> Result:
+    """Test of the mean of `values` [n] against `margin`, with a BCa bootstrap interval.
 
-    Each direction's p is the larger of two: sign flips are exact where the distribution is symmetric, at any n, and the
-    bootstrap is second-order right where it is skewed (Hall 1988). A direction against the long tail is not tested at all
-    where the tail is too long for so few values (`skew_note`).
+    Each direction's p is the larger one of two tests. Sign flips are exact at any n if the
+    distribution is symmetric. The studentised bootstrap is second-order correct if it is skewed
+    (Hall 1988). With too few values the direction against a long tail is not tested, see
+    `skew_note`.
+
+    direction: `greater` or `less` than the margin, or `equivalent`: within plus or minus it.
+
+    >>> found = mean_test(np.linspace(0.1, 1.9, 20), "greater", margin=0.5)
+    >>> round(found.estimate, 6), found.p < 0.05, found.p_against
+    (1.0, True, 1.0)
     """
     p, against = _directed(one_sided_mean, values, direction, margin)
     scaled = _scaled(values)
-    effect = float(scaled.mean() / scaled.std(ddof=1))
+    low, high = bca_interval(values)
     return Result(
-        float(values.mean()), *bca_interval(values), effect, p, against, skew_note(values)
+        estimate=float(values.mean()),
+        low=low,
+        high=high,
+        effect_size=float(scaled.mean() / scaled.std(ddof=1)),
+        p=p,
+        p_against=against,
+        note=skew_note(values),
     )
 
 
-def pseudomedian(values: np.ndarray, direction: Direction, margin: float) -> Result:
-    """The pseudomedian of `values` [n], the median of all pairs' means, against `margin`: Wilcoxon's signed-rank test.
+def pseudomedian_test(values: np.ndarray, direction: Direction, margin: float) -> Result:
+    """Test of the pseudomedian of `values` [n] against `margin`: Wilcoxon's signed-rank test.
 
-    Estimate and interval are Hodges and Lehmann's. It says what is so for a typical prompt, whatever a few extreme ones do.
+    The pseudomedian is the median of the means of all pairs. It describes a typical prompt, and a
+    few extreme prompts do not move it. Estimate and interval are those of Hodges and Lehmann.
+
+    direction: `greater` or `less` than the margin, or `equivalent`: within plus or minus it.
+
+    >>> values = np.append(np.linspace(-0.9, 1.1, 19), 1000.0)  # one extreme prompt
+    >>> found = pseudomedian_test(values, "less", margin=1.0)
+    >>> found.estimate < 0.3, found.p < 0.05
+    (True, True)
     """
     p, against = _directed(one_sided_ranks, values, direction, margin)
     edge = margin if direction != "equivalent" else 0.0
     ranks = stats.rankdata(np.abs(values - edge)) * np.sign(values - edge)
-    effect = float(ranks.sum() / max(np.abs(ranks).sum(), TIE))
-    return Result(*hodges_lehmann(values), effect, p, against)
-
-
-def share(held: int, n: int, margin: float) -> Result:
-    """The share `held` / `n` against `margin`: exact binomial tests and Clopper and Pearson's interval."""
-    interval = stats.binomtest(held, n).proportion_ci(CONFIDENCE, "exact")
-    above, below = (
-        float(stats.binomtest(held, n, margin, side).pvalue) for side in ("greater", "less")
-    )
-    effect = 2 * (math.asin(math.sqrt(held / n)) - math.asin(math.sqrt(margin)))
+    estimate, low, high = hodges_lehmann(values)
     return Result(
-        held / n,
-        float(interval.low),
-        float(interval.high),
-        effect,
-        min(1.0, 2 * above),
-        min(1.0, 2 * below),
+        estimate=estimate,
+        low=low,
+        high=high,
+        effect_size=float(ranks.sum() / max(np.abs(ranks).sum(), TIE)),
+        p=p,
+        p_against=against,
     )
 
 
-def somewhere(maps: np.ndarray, margin: float) -> Result:
-    """Whether the mean exceeds `margin` in any cell of `maps` [n, ...]: max-T over cells (Westfall & Young 1993).
+def share_test(held: int, n: int, margin: float) -> Result:
+    """Exact binomial test of the share `held` / `n` against `margin`.
 
-    Estimate: the mean in the cell with the largest t, with a simultaneous 95 % interval. `p` is corrected for all cells;
-    `p_against`: that every cell's mean is below the margin (intersection-union). Both are the larger of sign flips and
-    studentised bootstrap, as for one mean: sign flips alone give skewed cells false verdicts nearly always.
+    The interval is that of Clopper and Pearson.
+
+    held: for how many of the n units the statement was true.
+
+    >>> found = share_test(9, 10, margin=0.5)
+    >>> found.estimate, round(found.p, 4), found.p_against  # 2 * (10 + 1) / 2**10
+    (0.9, 0.0215, 1.0)
+    """
+    interval = stats.binomtest(held, n).proportion_ci(CONFIDENCE, "exact")
+    above = float(stats.binomtest(held, n, margin, "greater").pvalue)
+    below = float(stats.binomtest(held, n, margin, "less").pvalue)
+    return Result(
+        estimate=held / n,
+        low=float(interval.low),
+        high=float(interval.high),
+        effect_size=2 * (math.asin(math.sqrt(held / n)) - math.asin(math.sqrt(margin))),
+        p=min(1.0, 2 * above),
+        p_against=min(1.0, 2 * below),
+    )
+
+
+def map_test(maps: np.ndarray, margin: float) -> Result:
+    """Test whether the mean exceeds `margin` in any cell of `maps` [n, ...]: max-T over the cells.
+
+    The estimate is the mean in the cell with the largest t, with a simultaneous 95 % interval.
+    `p` is corrected for the search over all cells. `p_against` says that the mean of *every* cell
+    is below the margin (an intersection-union test). As for one mean, both are the larger p of
+    sign flips and studentised bootstrap. Sign flips alone give false verdicts on skewed cells
+    nearly always.
+
+    `details` hold the cell's index, the number of cells, and the number of significant ones.
+
+    Source: Westfall & Young 1993, Resampling-Based Multiple Testing.
+
+    >>> maps = np.random.default_rng(0).normal(0, 1, (40, 3, 4))  # 40 prompts, 3 layers, 4 heads
+    >>> maps[:, 1, 2] += 2.0
+    >>> found = map_test(maps, margin=0.5)
+    >>> found.p < 0.05, found.details
+    (True, {'cell': [1, 2], 'cells': 12, 'significant': 1})
     """
     n = len(maps)
     cells = maps.reshape(n, -1).astype(np.float64) - margin
@@ -109,64 +171,110 @@ def somewhere(maps: np.ndarray, margin: float) -> Result:
         flat = float(cells.mean()) + margin
         return Result(flat, flat, flat, math.nan, 1.0, 1.0, "no cell has any spread")
     scale = _largest(cells[:, varied])
-    centred = cells[:, varied] / scale
+    centred = cells[:, varied] / scale  # [n, C], 0 is the margin
     t = _t(centred.mean(axis=0), (centred**2).mean(axis=0), n)
+    flipped, booted = _resampled_ts(centred)
+
+    # above the margin somewhere: compare each cell with the largest t of each resample
+    corrected = np.max([_tail(null.max(axis=1)[:, None], t) for null in (flipped, booted)], axis=0)
+    p = min(1.0, 2 * float(corrected.min()))
+    # below the margin everywhere: the least convincing cell decides
+    below = np.max([_tail(-null, -t) for null in (flipped, booted)], axis=0)
+    unvaried_below = bool((cells[:, ~varied] < 0).all())
+    against = min(1.0, 2 * float(below.max())) if unvaried_below else 1.0
+
+    best = int(t.argmax())
+    cell = np.unravel_index(np.flatnonzero(varied)[best], maps.shape[1:])
+    sd = float(centred[:, best].std(ddof=1))
+    estimate = float(centred[:, best].mean()) * scale + margin
+    half = _simultaneous_half_width(booted, sd, n) * scale
+    return Result(
+        estimate=estimate,
+        low=estimate - half,
+        high=estimate + half,
+        effect_size=estimate / scale / sd,
+        p=p,
+        p_against=against,
+        details={
+            "cell": [int(index) for index in cell],
+            "cells": cells.shape[1],
+            "significant": int((2 * corrected < 1 - CONFIDENCE).sum()),
+        },
+    )
+
+
+def _resampled_ts(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each cell's t under no effect, by sign flips and by bootstrap: [NUM_RESAMPLES, C] each."""
+    n = len(centred)
     rng = np.random.default_rng(SEED)
     signs = rng.choice([-1.0, 1.0], size=(NUM_RESAMPLES, n))
     flipped = _t(signs @ centred / n, (centred**2).mean(axis=0), n)
     residuals = centred - centred.mean(axis=0)
     counts = rng.multinomial(n, np.full(n, 1 / n), size=NUM_RESAMPLES)
     booted = _t(counts @ residuals / n, counts @ residuals**2 / n, n)
-    corrected = np.max([_tail(null.max(axis=1)[:, None], t) for null in (flipped, booted)], axis=0)
-    below = np.max([_tail(-null, -t) for null in (flipped, booted)], axis=0)
-    unvaried_below = bool((cells[:, ~varied] < 0).all())
-    best = int(t.argmax())
-    at = np.unravel_index(np.flatnonzero(varied)[best], maps.shape[1:])
+    return flipped, booted
+
+
+def _simultaneous_half_width(booted: np.ndarray, sd: float, n: int) -> float:
+    """Half the width of an interval that covers all cells at once, NaN if it is unbounded."""
     widest = np.nan_to_num(np.abs(booted), nan=np.inf, posinf=np.inf).max(axis=1)
-    half = (
-        float(np.quantile(widest, CONFIDENCE, method="higher"))
-        * float(centred[:, best].std(ddof=1))
-        / math.sqrt(n)
-    )
-    half = half * scale if math.isfinite(half) else math.nan
-    estimate = float(centred[:, best].mean()) * scale + margin
-    details = {
-        "cell": [int(i) for i in at],
-        "cells": cells.shape[1],
-        "significant": int((2 * corrected < 1 - CONFIDENCE).sum()),
-    }
-    p = min(1.0, 2 * float(corrected.min()))
-    against = min(1.0, 2 * float(below.max())) if unvaried_below else 1.0
-    effect = estimate / scale / float(centred[:, best].std(ddof=1))
-    return Result(estimate, estimate - half, estimate + half, effect, p, against, details=details)
+    half = float(np.quantile(widest, CONFIDENCE, method="higher")) * sd / math.sqrt(n)
+    return half if math.isfinite(half) else math.nan
 
 
 def one_sided_mean(values: np.ndarray) -> tuple[float, float]:
-    """One-sided p that the mean of `values` [n] exceeds 0, and that it is below; 1 where it cannot be tested."""
+    """One-sided p that the mean of `values` [n] is above 0, and that it is below.
+
+    p is 1 for a direction that cannot be tested on data this skewed.
+
+    >>> skewed = np.array([0.0] * 9 + [1.0])  # the mean is 0.1, and the long tail is above it
+    >>> one_sided_mean(skewed - 0.5)[1]  # ten such values cannot show that it is below 0.5
+    1.0
+    """
     scaled = _scaled(values)
-    greater, less = (max(pair) for pair in zip(sign_flip(scaled), bootstrap_t(scaled), strict=True))
+    flips, bootstrap = sign_flip(scaled), bootstrap_t(scaled)
+    above, below = max(flips[0], bootstrap[0]), max(flips[1], bootstrap[1])
     if skew_note(values):
-        return (greater, 1.0) if _skewness(values) > 0 else (1.0, less)
-    return greater, less
+        return (above, 1.0) if _skewness(values) > 0 else (1.0, below)
+    return above, below
 
 
 def sign_flip(values: np.ndarray) -> tuple[float, float]:
-    """One-sided p of the mean of `values` [n] above and below 0 by sign flips; exact for few units."""
-    rng = np.random.default_rng(SEED)
+    """One-sided p that the mean of `values` [n] is above 0, and that it is below, by sign flips.
+
+    Few values are flipped in all ways, so that p is exact. Otherwise NUM_RESAMPLES are drawn.
+
+    >>> sign_flip(np.array([1.0, 2.0, 3.0]))  # the largest sum of all 2**3 sign patterns
+    (0.125, 1.0)
+    """
     found = stats.permutation_test(
-        (values,), lambda sample, axis: sample.mean(axis=axis), permutation_type="samples", vectorized=True,
-        n_resamples=NUM_RESAMPLES, alternative="greater", rng=rng,
-    )  # fmt: skip
+        (values,),
+        lambda sample, axis: sample.mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=NUM_RESAMPLES,
+        alternative="greater",
+        rng=np.random.default_rng(SEED),
+    )
     null, observed = found.null_distribution, found.statistic
-    added = 0 if len(null) == 2 ** len(values) else 1  # all sign patterns include the one observed
+    # the set of all sign patterns already includes the observed one
+    added = 0 if len(null) == 2 ** len(values) else 1
     slack = TIE * float(np.abs(values).mean())
-    tails = (null >= observed - slack).sum(), (null <= observed + slack).sum()
-    greater, less = (float(tail + added) / (len(null) + added) for tail in tails)
-    return greater, less
+    num_above = (null >= observed - slack).sum()
+    num_below = (null <= observed + slack).sum()
+    total = len(null) + added
+    return float(num_above + added) / total, float(num_below + added) / total
 
 
 def bootstrap_t(values: np.ndarray) -> tuple[float, float]:
-    """One-sided p of the mean of `values` [n] above and below 0 by the studentised bootstrap (Efron & Tibshirani 1993, 16.4)."""
+    """One-sided p that the mean of `values` [n] is above 0, and below, by studentised bootstrap.
+
+    Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, 16.4.
+
+    >>> above, below = bootstrap_t(np.linspace(0.1, 1.9, 20))
+    >>> above < 0.001, below > 0.999
+    (True, True)
+    """
     n, residuals = len(values), values - values.mean()
     drawn = residuals[np.random.default_rng(SEED).integers(n, size=(NUM_RESAMPLES, n))]
     null = _t(drawn.mean(axis=1), (drawn**2).mean(axis=1), n)
@@ -175,86 +283,130 @@ def bootstrap_t(values: np.ndarray) -> tuple[float, float]:
 
 
 def one_sided_ranks(values: np.ndarray) -> tuple[float, float]:
-    """One-sided p that the pseudomedian of `values` [n] exceeds 0, and that it is below: Wilcoxon's signed ranks.
+    """One-sided p that the pseudomedian of `values` [n] is above 0, and that it is below.
 
-    The statistic is the number of pairs' means beyond 0 (Tukey 1949), which also for tied data is about the pseudomedian;
-    means of exactly 0 count against. Its distribution is exact where the data are symmetric. Skewed data vary more than that
-    (5.7 % instead of 5 % for an exponential), so the larger p counts of that and of the statistic over its own spread.
+    The statistic of Wilcoxon's signed ranks is the number of pairs whose mean is beyond 0 (Tukey
+    1949). Counted like this it is about the pseudomedian even if values are tied. Means of exactly
+    0 count against the claim.
+
+    Its distribution is exact if the data are symmetric. Skewed data vary more than that: an
+    exponential gave 5.7 % instead of 5 %. The statistic is therefore also compared with its own
+    spread, and the larger p counts.
+
+    >>> one_sided_ranks(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))[0]  # one of 2**5 sign patterns
+    0.03125
     """
-    pairs, chances = _pair_means(values), _signed_rank_chances(len(values))
+    n = len(values)
+    pairs, chances = _pair_means(values), _signed_rank_chances(n)
     slack = TIE * float(np.abs(values).max())
-    counts = int((pairs > slack).sum()), int((pairs < -slack).sum())
-    exact = [min(1.0, float(chances[count:].sum())) for count in counts]
+    num_above, num_below = int((pairs > slack).sum()), int((pairs < -slack).sum())
+    exact_above = min(1.0, float(chances[num_above:].sum()))
+    exact_below = min(1.0, float(chances[num_below:].sum()))
     signs = np.sign(values[:, None] + values).mean(axis=1)
     with np.errstate(divide="ignore"):
-        t = signs.mean() / (2 * signs.std(ddof=1) / math.sqrt(len(values))) if signs.any() else 0.0
-    return max(exact[0], float(stats.t.sf(t, len(values) - 1))), max(
-        exact[1], float(stats.t.cdf(t, len(values) - 1))
-    )
+        t = signs.mean() / (2 * signs.std(ddof=1) / math.sqrt(n)) if signs.any() else 0.0
+    spread_above, spread_below = float(stats.t.sf(t, n - 1)), float(stats.t.cdf(t, n - 1))
+    return max(exact_above, spread_above), max(exact_below, spread_below)
 
 
 def bca_interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % BCa bootstrap interval of the mean over units (NaN where the bootstrap cannot say)."""
-    rng = np.random.default_rng(SEED)
+    """95 % BCa bootstrap interval of the mean of `values` [n], NaN if there is none.
+
+    >>> low, high = bca_interval(np.linspace(0.1, 1.9, 20))
+    >>> low < 1.0 < high
+    True
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of degenerate data: the NaN says it
+        # of degenerate data, which the NaN reports
+        warnings.simplefilter("ignore")
         found = stats.bootstrap(
             (_scaled(values),),
             np.mean,
             n_resamples=NUM_RESAMPLES,
             confidence_level=CONFIDENCE,
             method="BCa",
-            rng=rng,
+            rng=np.random.default_rng(SEED),
         )
-    scale = _largest(values)
-    return float(found.confidence_interval.low) * scale, float(
-        found.confidence_interval.high
-    ) * scale
+    interval, scale = found.confidence_interval, _largest(values)
+    return float(interval.low) * scale, float(interval.high) * scale
 
 
 def hodges_lehmann(values: np.ndarray) -> tuple[float, float, float]:
-    """The median of all pairs' means of `values` [n], n >= 6, and its exact 95 % interval."""
+    """The pseudomedian of `values` [n], n >= 6, and its exact 95 % interval.
+
+    >>> hodges_lehmann(np.arange(1.0, 11.0))
+    (5.5, 3.0, 8.0)
+    """
     pairs = _pair_means(values)
-    cut = int((np.cumsum(_signed_rank_chances(len(values))) < (1 - CONFIDENCE) / 2).sum())
+    cumulative = np.cumsum(_signed_rank_chances(len(values)))
+    cut = int((cumulative < (1 - CONFIDENCE) / 2).sum())
     return float(np.median(pairs)), float(pairs[cut - 1]), float(pairs[len(pairs) - cut])
 
 
 def skew_note(values: np.ndarray) -> str:
-    """Why the direction against the long tail of `values` [n] cannot be tested; empty if it can."""
+    """Why `values` [n] cannot show a mean on the far side of their long tail, or an empty string.
+
+    >>> skew_note(np.array([0.0] * 9 + [1.0])).split(" (")[0]
+    'too few for data this skewed to show that the mean is below anything'
+    """
     n, skewness = len(values), _skewness(values)
     if n > COCHRAN * skewness**2:
         return ""
     side = "below" if skewness > 0 else "above"
     needed = math.floor(COCHRAN * skewness**2) + 1
-    return f"too few for data this skewed to show that the mean is {side} anything (skewness {skewness:.2g} asks for {needed})"
+    return (
+        f"too few for data this skewed to show that the mean is {side} anything "
+        f"(skewness {skewness:.2g} asks for {needed})"
+    )
 
 
 def holm(ps: Sequence[float], size: int) -> list[float]:
-    """p-values corrected by Holm (1979) for a family of `size`; members without a p here count as the least significant."""
+    """p-values corrected by Holm (1979) for a family of `size` claims, in the order given.
+
+    Members of the family that have no p here count as the least significant ones.
+
+    >>> holm([0.01, 0.25], size=4)  # 4 * 0.01 and 3 * 0.25
+    [0.04, 0.75]
+    """
     corrected, running = [0.0] * len(ps), 0.0
-    for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+    by_size = sorted(range(len(ps)), key=lambda i: ps[i])
+    for rank, i in enumerate(by_size):
         running = max(running, min(1.0, ps[i] * (max(size, len(ps)) - rank)))
         corrected[i] = running
     return corrected
 
 
 def num_for_mean(distance: float, sd: float, alpha: float, power: float) -> int:
-    """Units for a two-sided test to show a mean `distance` from the margin with this power (Guenther 1981)."""
+    """How many units a two-sided test of a mean needs for this power (Guenther 1981).
+
+    distance: how far the true mean is from the margin.
+    sd: standard deviation over units, in the same unit as `distance`.
+
+    >>> num_for_mean(0.5, sd=1.0, alpha=0.05, power=0.8)
+    34
+    """
     z = float(stats.norm.ppf(1 - alpha / 2))
     needed = ((z + float(stats.norm.ppf(power))) * sd / distance) ** 2 + z**2 / 2
     return max(MIN_UNITS, math.ceil(needed))
 
 
 def num_for_share(planned: float, margin: float, alpha: float, power: float) -> int:
-    """Units for the exact binomial test to tell a share of `planned` from `margin` with this power."""
+    """How many units the exact binomial test needs to tell two shares apart with this power.
+
+    planned: the share that is expected.
+    margin: the share that it is tested against.
+
+    >>> num_for_share(planned=1.0, margin=0.5, alpha=0.05, power=0.9)
+    10
+    """
     n = MIN_UNITS
     while n < LARGEST_NUM:
         if planned > margin:
-            least = (
-                stats.binom.isf(alpha / 2, n, margin) + 1
-            )  # the smallest count that is significant
+            # the smallest significant count
+            least = stats.binom.isf(alpha / 2, n, margin) + 1
             reached = stats.binom.sf(least - 1, n, planned)
         else:
+            # the largest significant count
             most = stats.binom.ppf(alpha / 2, n, margin)
             most -= stats.binom.cdf(most, n, margin) >= alpha / 2
             reached = stats.binom.cdf(most, n, planned)
@@ -265,28 +417,36 @@ def num_for_share(planned: float, margin: float, alpha: float, power: float) -> 
 
 
 def _directed(
-    one_sided: Any, values: np.ndarray, direction: Direction, margin: float
+    one_sided: OneSided, values: np.ndarray, direction: Direction, margin: float
 ) -> tuple[float, float]:
-    """Two-sided p for a direction and against it, from a test against 0 of both sides."""
+    """Two-sided p for a direction and against it, from a test against 0 in both directions."""
     above, below = one_sided(values - margin)
     if direction == "greater":
         p, against = above, below
     elif direction == "less":
         p, against = below, above
-    else:  # two one-sided tests (Schuirmann 1987); against: beyond either edge
+    else:
+        # Two one-sided tests (Schuirmann 1987). The opposite is to lie beyond either edge.
         above_low, below_low = one_sided(values + margin)
         p, against = max(above_low, below), min(above, below_low)
     return min(1.0, 2 * p), min(1.0, 2 * against)
 
 
 def _pair_means(values: np.ndarray) -> np.ndarray:
-    """The means of all n (n + 1) / 2 pairs of `values` [n], each with itself too, in rising order."""
-    return np.sort(((values[:, None] + values) / 2)[np.triu_indices(len(values))])
+    """The means of all n (n + 1) / 2 pairs of `values` [n], in rising order.
+
+    Each value is paired with itself too.
+    """
+    means = (values[:, None] + values) / 2
+    return np.sort(means[np.triu_indices(len(values))])
 
 
 @cache
 def _signed_rank_chances(n: int) -> np.ndarray:
-    """The distribution of the sum of those of the ranks 1..n that a fair coin each picks, [n (n + 1) / 2 + 1]."""
+    """The null distribution of the signed-rank statistic, [n (n + 1) / 2 + 1].
+
+    A fair coin picks each of the ranks 1 to n or not. Entry s is the chance that they sum to s.
+    """
     chances = np.zeros(n * (n + 1) // 2 + 1)
     chances[0] = 1.0
     for rank in range(1, n + 1):
@@ -295,7 +455,10 @@ def _signed_rank_chances(n: int) -> np.ndarray:
 
 
 def _t(means: Any, squares: Any, n: int) -> Any:
-    """Student's t from means and mean squares; infinite where there is no spread, NaN where there is no mean either."""
+    """Student's t from means and mean squares.
+
+    It is infinite if there is no spread, and NaN if the mean is 0 as well.
+    """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         variance = squares - means**2
         variance = np.where(variance > TIE * squares, variance, 0.0)
@@ -303,13 +466,16 @@ def _t(means: Any, squares: Any, n: int) -> Any:
 
 
 def _tail(null: Any, observed: Any) -> Any:
-    """(b + 1) / (m + 1) for `null` [m, ...] at least `observed` [...]; what is no number counts, so that it never helps."""
+    """(b + 1) / (m + 1), where b counts those of `null` [m, ...] that reach `observed` [...].
+
+    NaN counts as reached, so that it never makes a result more significant.
+    """
     slack = TIE * np.abs(np.nan_to_num(observed, posinf=0.0, neginf=0.0))
     return ((~(null < observed - slack)).sum(axis=0) + 1) / (len(null) + 1)
 
 
 def _largest(values: np.ndarray) -> float:
-    """The largest size among `values`, never 0: what they are divided by, so that no square over- or underflows."""
+    """The largest absolute value, never 0. Division by it keeps squares from over- or underflow."""
     return max(float(np.abs(values).max()), float(np.finfo(np.float64).tiny))
 
 

@@ -17,15 +17,15 @@ from tempo.statistics import (
     bootstrap_t,
     hodges_lehmann,
     holm,
-    mean,
+    map_test,
+    mean_test,
     num_for_share,
     one_sided_mean,
     one_sided_ranks,
-    pseudomedian,
-    share,
+    pseudomedian_test,
+    share_test,
     sign_flip,
     skew_note,
-    somewhere,
 )
 
 
@@ -130,15 +130,18 @@ def test_a_pseudomedian_is_the_median_of_all_pairs_means():
     values = sample(11)
     pairs = [(values[i] + values[j]) / 2 for i in range(11) for j in range(i, 11)]
     assert math.isclose(hodges_lehmann(values)[0], np.median(pairs))
-    assert pseudomedian(values, "greater", 0.0).estimate != mean(values, "greater", 0.0).estimate
+    assert (
+        pseudomedian_test(values, "greater", 0.0).estimate
+        != mean_test(values, "greater", 0.0).estimate
+    )
 
 
 def test_a_share_has_the_exact_binomial_p_doubled():
-    found = share(9, 10, 0.5)
+    found = share_test(9, 10, 0.5)
     assert math.isclose(found.p, 2 * 11 / 1024)
     assert found.p_against == 1.0
-    assert share(1, 10, 0.5).p_against == found.p
-    assert share(5, 10, 0.5).p == 1.0
+    assert share_test(1, 10, 0.5).p_against == found.p
+    assert share_test(5, 10, 0.5).p == 1.0
 
 
 @pytest.mark.parametrize(("planned", "margin"), [(0.4, 0.05), (1.0, 0.95), (0.1, 0.5), (0.0, 0.05)])
@@ -146,7 +149,7 @@ def test_so_many_units_tell_two_shares_apart_and_one_fewer_do_not(planned, margi
     def power(n):
         right = [
             (f.p if planned > margin else f.p_against) < 0.05
-            for f in (share(held, n, margin) for held in range(n + 1))
+            for f in (share_test(held, n, margin) for held in range(n + 1))
         ]
         return stats.binom.pmf(np.arange(n + 1), n, planned)[right].sum()
 
@@ -158,7 +161,7 @@ def test_so_many_units_tell_two_shares_apart_and_one_fewer_do_not(planned, margi
 def test_an_equivalence_is_the_worse_of_two_tests_and_its_opposite_the_better():
     values = sample(60, 0.2)
     upper, lower = one_sided_mean(values - 0.5), one_sided_mean(values + 0.5)
-    found = mean(values, "equivalent", 0.5)
+    found = mean_test(values, "equivalent", 0.5)
     assert found.p == min(1.0, 2 * max(upper[1], lower[0]))
     assert found.p_against == min(1.0, 2 * min(upper[0], lower[1]))
 
@@ -177,7 +180,7 @@ def test_the_direction_against_a_long_tail_is_not_tested_on_few_values():
 
 def test_the_best_of_one_cell_is_the_test_of_its_mean():
     values = sample(30, 0.5)
-    found = somewhere(values[:, None, None], 0.0)
+    found = map_test(values[:, None, None], 0.0)
     alone = [max(pair) for pair in zip(sign_flip(values), bootstrap_t(values), strict=True)]
     assert np.allclose((found.p, found.p_against), [min(1, 2 * p) for p in alone], atol=0.01)
 
@@ -185,13 +188,13 @@ def test_the_best_of_one_cell_is_the_test_of_its_mean():
 def test_the_best_of_many_cells_needs_more_than_the_best_of_one():
     cells = np.random.default_rng(0).normal(0, 1, (40, 20, 10))
     best = cells.mean(axis=0).argmax()
-    assert 2 * sign_flip(cells.reshape(40, -1)[:, best])[0] < 0.05 < somewhere(cells, 0.0).p
+    assert 2 * sign_flip(cells.reshape(40, -1)[:, best])[0] < 0.05 < map_test(cells, 0.0).p
 
 
 def test_sign_flips_alone_would_find_something_in_skewed_maps_of_nothing():
     rng = np.random.default_rng(0)
     maps = [1 - rng.exponential(1, (20, 30, 9)) for _ in range(10)]
-    assert not any(somewhere(each, 0.0).p < 0.05 for each in maps)
+    assert not any(map_test(each, 0.0).p < 0.05 for each in maps)
     t_largest = [max(stats.ttest_1samp(each.reshape(20, -1), 0).statistic) for each in maps]
     signs = rng.choice([-1.0, 1.0], (500, 20))[:, :, None]
     flips = [
