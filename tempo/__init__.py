@@ -1,10 +1,18 @@
 """tempo: how language models handle parallel tokens, tested with evidence.
 
-TEMPO decoding appends at each step every token whose probability reaches a threshold, all at one rotary position.
+TEMPO decoding appends, at each step, every token whose probability reaches a threshold.
+All tokens of a step share one rotary position.
+
+    lm = tempo.load_model("smollm2-135m")
+    trace = tempo.generate(lm, "The cat sat on the", threshold=0.1)
+    print(trace.text)
+
+`import tempo` is cheap: torch and transformers are imported when a name that needs them is used.
 """
 
-from tempo import reference
-from tempo.engine import generate, generate_batch, stream
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from tempo.errors import (
     MemoryBudgetError,
     ModelError,
@@ -13,9 +21,13 @@ from tempo.errors import (
     TempoError,
     TraceError,
 )
-from tempo.models import LanguageModel, load_model, wrap_model
-from tempo.spec import RunSpec
-from tempo.trace import Step, Trace, load_trace
+
+if TYPE_CHECKING:
+    from tempo import claims, metrics, reference
+    from tempo.engine import generate, generate_batch, stream
+    from tempo.models import LanguageModel, load_model, wrap_model
+    from tempo.spec import RunSpec
+    from tempo.trace import Step, Trace, load_trace
 
 __version__ = "0.1.0"
 
@@ -30,11 +42,62 @@ __all__ = [
     "TempoError",
     "Trace",
     "TraceError",
+    "claims",
     "generate",
     "generate_batch",
     "load_model",
     "load_trace",
+    "metrics",
     "reference",
     "stream",
     "wrap_model",
 ]
+
+# The module of each public name that is imported on first use (PEP 562).
+_HOMES = {
+    "LanguageModel": "models",
+    "RunSpec": "spec",
+    "Step": "trace",
+    "Trace": "trace",
+    "generate": "engine",
+    "generate_batch": "engine",
+    "load_model": "models",
+    "load_trace": "trace",
+    "stream": "engine",
+    "wrap_model": "models",
+}
+# `tempo.metrics` and the like work after `import tempo` alone.
+_MODULES = {
+    "attention",
+    "cache",
+    "capture",
+    "claims",
+    "engine",
+    "layout",
+    "metrics",
+    "models",
+    "records",
+    "reference",
+    "selection",
+    "spec",
+    "statistics",
+    "store",
+    "support",
+    "text",
+    "trace",
+    "wheels",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return import_module(f"tempo.{name}")
+    if name in _HOMES:
+        value = getattr(import_module(f"tempo.{_HOMES[name]}"), name)
+        globals()[name] = value  # the next use finds it without this function
+        return value
+    raise AttributeError(f"module 'tempo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | _HOMES.keys() | _MODULES)
