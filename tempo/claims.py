@@ -1,7 +1,8 @@
-"""Claims registered before the data, and the verdicts that the data give them.
+"""Claims that are registered before the data, and the verdicts that the data give them.
 
-The unit of analysis is the prompt: layers, heads and steps of one prompt are not independent, so a claim's statistic is
-one number for each prompt. "No difference" is an equivalence test against a margin, never a failure to reject.
+The unit of analysis is the prompt. Layers, heads and steps of one prompt are not independent of
+each other, so a claim's statistic is one number for each prompt. "No difference" is shown by an
+equivalence test against a margin. A failure to find a difference shows nothing.
 """
 
 from __future__ import annotations
@@ -22,32 +23,49 @@ Verdict = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE"]
 Test = Literal["always", "greater", "less", "equivalent", "proportion", "somewhere"]
 Estimand = Literal["mean", "pseudomedian"]
 Case = Mapping[str, Any]  # what an experiment measured on one prompt
-Statistic = Callable[[Case], Any]  # a number, a truth value, a map of numbers, or None
+Statistic = Callable[[Case], Any]  # gives a number, a truth value, a map of numbers, or None
 
 ALPHA = 0.05
-POWER = 0.9  # what a claim's number of prompts is planned for
-SCHEMA = 2  # of a finding's record; a reader refuses any other
+# The number of prompts is planned so that a true claim is supported with this probability.
+POWER = 0.9
+# The version of a finding's record. A reader refuses any other.
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement, and how data decide it.
+    """A statement about a model, and the rule by which data decide it.
 
-    values: the statistic of one prompt's case (None: the prompt has nothing to say, e.g. it never branched).
-    test: `always`: true for every prompt, an invariant whose violation fails the test;
-        `greater` / `less`: the mean over prompts exceeds / stays under the margin;
-        `equivalent`: the mean lies within plus or minus the margin;
-        `proportion`: the share of prompts for which it is true exceeds the margin;
-        `somewhere`: the statistic is a map, such as layers by heads, and the mean exceeds the margin in some cell of it.
-    margin: the smallest effect that would matter, with its reason.
-    control: the same statistic where the claim must *not* hold; if it does there too, the check proves nothing.
-    estimand: what `greater`, `less` and `equivalent` are about: the mean, or the pseudomedian, which is about a typical
-        prompt and is not moved by a few extreme ones.
-    family: claims corrected together (Holm), whether or not all of them were selected to run.
-    alpha: the chance of a false verdict, of either kind together.
-    planned_effect, planned_sd, planned_from: the mean (or share) the claim is meant to detect, the spread over prompts that
-        was expected, and where both come from; `num_needed` tells from them how many prompts it takes.
+    id: the name of the claim, unique among all claims.
+    statement: what is claimed, as a sentence.
+    statistic: what `values` computes, in words.
+    values: computes the statistic from one prompt's case. None leaves the prompt out, for example
+        because it never branched.
+    test: what must be true of the statistic for the claim to be supported.
+        `always`: it is true for every prompt. Such a claim is an invariant: a single violation
+        fails the test.
+        `greater`, `less`: its mean over prompts is above, or below, the margin.
+        `equivalent`: its mean is within plus or minus the margin.
+        `proportion`: it is true for a share of prompts above the margin.
+        `somewhere`: it is a map, such as layers by heads, whose mean is above the margin in at
+        least one cell.
+    refuted_by: what the data would look like if the claim were wrong.
+    control: the same statistic in a situation where the claim must *not* hold. If the data support
+        the claim there as well, the check cannot fail and so proves nothing.
+    control_statement: what the control is, in words.
+    margin, margin_reason: the smallest effect that would matter, and why.
+    estimand: what `greater`, `less` and `equivalent` compare with the margin. `mean` is the average
+        prompt. `pseudomedian` is the typical prompt, which a few extreme ones do not move.
+    family: the claims that are corrected together (Holm), whether or not all of them were run.
+        Empty: the claim is a family of its own.
+    unit: what one value belongs to. It appears in messages.
+    alpha: the chance of a false verdict, SUPPORTED and REFUTED together.
+    planned_effect, planned_sd: the mean (or share) that the claim is meant to detect, and its
+        expected standard deviation over prompts. `num_needed` computes the number of prompts.
+    planned_from: where these two numbers come from.
     cells: how many cells a map is expected to have, for `num_needed`.
+
+    Raises SpecError if the fields contradict each other.
     """
 
     id: str
@@ -70,41 +88,48 @@ class Claim:
     cells: int = 1
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("test", self.test, get_args(Test)),
-            ("estimand", self.estimand, get_args(Estimand)),
-        ):
-            if value not in allowed:
-                raise SpecError(
-                    f"claim {self.id}: {name}={value!r}, expected one of {', '.join(allowed)}"
-                )
+        self._check_choice("test", self.test, get_args(Test))
+        self._check_choice("estimand", self.estimand, get_args(Estimand))
         if not 0 < self.alpha < 1:
             raise SpecError(
-                f"claim {self.id}: alpha={self.alpha!r}, expected a chance between 0 and 1 such as 0.05"
+                f"claim {self.id}: alpha={self.alpha!r}, expected a chance between 0 and 1, "
+                "such as 0.05"
             )
         if self.test == "proportion" and not 0 <= self.margin <= 1:
             raise SpecError(
-                f"claim {self.id}: margin={self.margin!r}, expected a share from 0 to 1"
+                f"claim {self.id}: margin={self.margin!r}, expected a share from 0 to 1; "
+                "test='proportion' compares a share of prompts with the margin"
             )
         if self.test == "equivalent" and not self.margin > 0:
             raise SpecError(
-                f"claim {self.id}: margin={self.margin!r}; nothing is shown to be within 0, give the smallest effect that matters"
+                f"claim {self.id}: margin={self.margin!r}, but nothing is shown to be within 0; "
+                "give the smallest difference that would matter"
             )
-        if self.planned_effect is None:
-            return
-        if not (self.planned_from and (self.planned_sd > 0 or self.test == "proportion")):
+        if self.planned_effect is not None:
+            self._check_plan(self.planned_effect)
+
+    def _check_choice(self, name: str, value: str, allowed: Sequence[str]) -> None:
+        if value not in allowed:
             raise SpecError(
-                f"claim {self.id}: planned_effect needs planned_sd above 0 and planned_from, which says where they come from"
+                f"claim {self.id}: {name}={value!r}, expected one of {', '.join(allowed)}"
             )
-        if self.margin == (
-            abs(self.planned_effect) if self.test == "equivalent" else self.planned_effect
-        ):
+
+    def _check_plan(self, planned: float) -> None:
+        has_spread = self.planned_sd > 0 or self.test == "proportion"
+        if not (self.planned_from and has_spread):
             raise SpecError(
-                f"claim {self.id}: the planned effect is the margin, and no number of {self.unit}s tells them apart"
+                f"claim {self.id}: planned_effect needs planned_sd above 0 and planned_from; "
+                "planned_from says where both numbers come from, such as a pilot run"
+            )
+        if self.margin == (abs(planned) if self.test == "equivalent" else planned):
+            raise SpecError(
+                f"claim {self.id}: the planned effect is the margin ({self.margin:g}), so no "
+                f"number of {self.unit}s tells them apart; plan an effect on one side of it"
             )
 
     @property
     def kind(self) -> str:
+        """`invariant` if the claim must hold for every prompt, else `empirical`."""
         return "invariant" if self.test == "always" else "empirical"
 
     def __str__(self) -> str:
@@ -113,7 +138,29 @@ class Claim:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the data said about a claim. Every p is two-sided; the corrected ones decide the verdict."""
+    """What the data said about a claim.
+
+    Fields not listed here are those of the `Claim`.
+
+    claim: the claim's id.
+    kind: `invariant` or `empirical`.
+    verdict, reason: the verdict, and what led to it.
+    estimate, low, high: the estimate and its 95 % interval.
+    effect_size: Cohen's dz of a mean, rank-biserial correlation of a pseudomedian, Cohen's h of a
+        share.
+    n: how many prompts had a value.
+    p: how likely data this favourable to the claim would be if it were false. SUPPORTED needs it
+        below alpha.
+    p_against: how likely data this unfavourable would be if the claim were true. REFUTED needs it
+        below alpha.
+    p_corrected, p_against_corrected: both, corrected for the claim's family. They decide the
+        verdict. Every p is two-sided.
+    control: what the control was, in words.
+    control_estimate: the estimate of the control.
+    control_holds: whether the control worked, which means that it did *not* support the claim.
+    details: of a map, its largest cell, the number of cells, and how many are significant.
+    context: the experiment, config, variant and model.
+    """
 
     claim: str
     statement: str
@@ -121,90 +168,126 @@ class Finding:
     verdict: Verdict
     reason: str
     estimate: float
-    low: float  # 95 % interval of the estimate
+    low: float
     high: float
-    effect_size: float  # Cohen's dz of a mean, rank-biserial correlation of a pseudomedian, Cohen's h of a share
+    effect_size: float
     n: int
     unit: str
     statistic: str
     test: str
     margin: float
     margin_reason: str
-    p: float  # that the claim's opposite would look like this; SUPPORTED needs it below alpha
+    p: float
     p_corrected: float
-    p_against: float  # that the claim itself would look like this; REFUTED needs it below alpha
+    p_against: float
     p_against_corrected: float
     family: str
     control: str
     control_estimate: float
-    control_holds: bool  # the control did what it must: it did not support the claim
+    control_holds: bool
     estimand: str = "mean"
     alpha: float = ALPHA
     refuted_by: str = ""
-    details: dict[str, Any] = field(
-        default_factory=dict
-    )  # of a map: its largest cell, how many are significant
-    context: dict[str, Any] = field(default_factory=dict)  # experiment, config, variant, model
+    details: dict[str, Any] = field(default_factory=dict)
+    context: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        """The claim's id, and which of an experiment's configs it was decided on if there are several."""
-        return (
-            f"{self.claim} ({self.context['variant']})"
-            if self.context.get("variant")
-            else self.claim
-        )
+        """The claim's id, followed by the variant if its experiment has several configs."""
+        variant = self.context.get("variant")
+        return f"{self.claim} ({variant})" if variant else self.claim
 
     def record(self) -> dict[str, Any]:
-        """The finding as JSON-ready values with the schema's version: NaN becomes None."""
-        values = {
-            k: None if isinstance(v, float) and math.isnan(v) else v
-            for k, v in asdict(self).items()
-        }
-        return {"schema": SCHEMA, **values}
+        """The finding as JSON-ready values, with the schema's version. NaN becomes None."""
+        record: dict[str, Any] = {"schema": SCHEMA}
+        for name, value in asdict(self).items():
+            is_nan = isinstance(value, float) and math.isnan(value)
+            record[name] = None if is_nan else value
+        return record
 
 
 def judge(claim: Claim, cases: Sequence[Case], context: Mapping[str, Any] | None = None) -> Finding:
-    """The finding of one claim over `cases`, before correction for its family."""
+    """The finding of one claim over `cases`, before the correction for its family (`correct`).
+
+    cases: what was measured, one for each prompt.
+    context: kept in the finding, such as the experiment's and the model's name.
+    Raises SpecError if the claim's statistic gives values that its test cannot use.
+
+    >>> claim = Claim(
+    ...     id="seen",
+    ...     statement="Siblings get more attention than the margin.",
+    ...     statistic="mean attention weight",
+    ...     values=lambda case: case["visible"],
+    ...     test="greater",
+    ...     margin=0.01,
+    ...     refuted_by="a mean below 0.01",
+    ...     control=lambda case: case["isolated"],
+    ...     control_statement="isolated mode",
+    ... )
+    >>> cases = [{"visible": 0.1 + 0.01 * i, "isolated": 0.0} for i in range(12)]
+    >>> finding = judge(claim, cases)
+    >>> finding.verdict, round(finding.estimate, 3), finding.n
+    ('SUPPORTED', 0.155, 12)
+    """
     result = _test(claim, _values(claim, claim.values, cases))
     control = _test(claim, _values(claim, claim.control, cases))
     holds = control.verdict != "SUPPORTED"
     verdict, reason = result.verdict, result.reason
     if verdict == "SUPPORTED" and control.n == 0:
-        verdict, reason = (
-            "INCONCLUSIVE",
-            "nothing its control could act on, so it could not have failed",
-        )
+        verdict = "INCONCLUSIVE"
+        reason = "its control had no data, so the claim could not have failed"
     elif verdict == "SUPPORTED" and not holds:
-        verdict, reason = (
-            "INCONCLUSIVE",
-            f"the control supports it as well ({claim.control_statement})",
-        )
+        verdict = "INCONCLUSIVE"
+        reason = f"the control supports it as well ({claim.control_statement})"
     found = result.found
     return Finding(
-        claim=claim.id, statement=claim.statement, kind=claim.kind, verdict=verdict, reason=reason,
-        estimate=found.estimate, low=found.low, high=found.high, effect_size=found.effect_size, n=result.n,
-        unit=claim.unit, statistic=claim.statistic, test=claim.test, margin=claim.margin, margin_reason=claim.margin_reason,
-        p=found.p, p_corrected=found.p, p_against=found.p_against, p_against_corrected=found.p_against,
-        family=claim.family or claim.id, control=claim.control_statement, control_estimate=control.found.estimate,
-        control_holds=holds, estimand=claim.estimand, alpha=claim.alpha, refuted_by=claim.refuted_by,
-        details=dict(found.details or {}), context=dict(context or {}),
-    )  # fmt: skip
+        claim=claim.id,
+        statement=claim.statement,
+        kind=claim.kind,
+        verdict=verdict,
+        reason=reason,
+        estimate=found.estimate,
+        low=found.low,
+        high=found.high,
+        effect_size=found.effect_size,
+        n=result.n,
+        unit=claim.unit,
+        statistic=claim.statistic,
+        test=claim.test,
+        margin=claim.margin,
+        margin_reason=claim.margin_reason,
+        p=found.p,
+        p_corrected=found.p,
+        p_against=found.p_against,
+        p_against_corrected=found.p_against,
+        family=claim.family or claim.id,
+        control=claim.control_statement,
+        control_estimate=control.found.estimate,
+        control_holds=holds,
+        estimand=claim.estimand,
+        alpha=claim.alpha,
+        refuted_by=claim.refuted_by,
+        details=dict(found.details or {}),
+        context=dict(context or {}),
+    )
 
 
 def correct(findings: Sequence[Finding], declared: Mapping[str, int]) -> list[Finding]:
-    """The findings with Holm-corrected p over their declared family; a verdict that does not survive is INCONCLUSIVE.
+    """The findings with p-values corrected by Holm, each over its declared family.
 
-    `declared`: how many empirical claims each family has, run or not. A claim that was not run counts as the least
-    significant, which makes the correction of the others no weaker than it would be with it. The p for and those against
-    are corrected apart; as each is two-sided, false verdicts of both kinds together stay at alpha.
+    A verdict that does not survive the correction becomes INCONCLUSIVE.
+
+    declared: how many empirical claims each family has, whether they were run or not
+        (`declared_sizes`). A claim that was not run counts as the least significant one. So a
+        selection of claims is never corrected less than the whole family would be.
+
+    `p` and `p_against` are corrected separately. As each is two-sided, false verdicts of both kinds
+    together stay at alpha.
     """
     out = list(findings)
     for family in {finding.family for finding in findings}:
         members = [
-            i
-            for i, f in enumerate(findings)
-            if f.family == family and f.kind == "empirical" and not math.isnan(f.p)
+            i for i, finding in enumerate(findings) if finding.family == family and _has_p(finding)
         ]
         size = declared.get(family, 0)
         supporting = statistics.holm([findings[i].p for i in members], size)
@@ -214,8 +297,12 @@ def correct(findings: Sequence[Finding], declared: Mapping[str, int]) -> list[Fi
     return out
 
 
+def _has_p(finding: Finding) -> bool:
+    return finding.kind == "empirical" and not math.isnan(finding.p)
+
+
 def _survivor(finding: Finding) -> Finding:
-    """The finding with its verdict, if that survived the correction."""
+    """The finding, INCONCLUSIVE if its verdict did not survive the correction."""
     raw, corrected = {
         "SUPPORTED": (finding.p, finding.p_corrected),
         "REFUTED": (finding.p_against, finding.p_against_corrected),
@@ -228,15 +315,18 @@ def _survivor(finding: Finding) -> Finding:
 
 
 def declared_sizes(claims: Iterable[Claim]) -> dict[str, int]:
-    """How many empirical claims each family declares."""
+    """How many empirical claims each family declares, by the family's name."""
     return dict(Counter(claim.family or claim.id for claim in claims if claim.kind == "empirical"))
 
 
 def num_needed(claim: Claim, family_size: int = 1, power: float = POWER) -> int | None:
-    """How many units decide the claim with this power if the planned effect is true, in a family of so many claims.
+    """How many prompts decide the claim with this power, if the planned effect is true.
 
-    The verdict to be reached is SUPPORTED if the planned effect is on the claim's side of the margin, else REFUTED. Holm's
-    correction is taken at its worst, Bonferroni's. None for an invariant and for a claim without a planned effect.
+    The expected verdict is SUPPORTED if the planned effect is on the claim's side of the margin,
+    else REFUTED. Holm's correction is taken at its strictest, which is Bonferroni's.
+
+    family_size: how many claims are corrected together.
+    Returns None for an invariant, and for a claim without a planned effect.
     """
     if claim.kind == "invariant" or claim.planned_effect is None:
         return None
@@ -245,24 +335,25 @@ def num_needed(claim: Claim, family_size: int = 1, power: float = POWER) -> int 
         return statistics.num_for_share(claim.planned_effect, claim.margin, alpha, power)
     if claim.test == "equivalent":
         distance = claim.margin - abs(claim.planned_effect)
-        # in the middle of the margins either side can fail, each with half of what is left
-        power = 1 - (1 - power) / 2 if claim.planned_effect == 0 else power
+        if claim.planned_effect == 0:
+            # In the middle of the margins either side can fail, each with half of the chance.
+            power = 1 - (1 - power) / 2
     else:
         distance = claim.planned_effect - claim.margin
     if claim.test == "somewhere":
         alpha /= claim.cells
     needed = statistics.num_for_mean(abs(distance), claim.planned_sd, alpha, power)
-    return (
-        math.ceil(needed / statistics.LEAST_EFFICIENCY)
-        if claim.estimand == "pseudomedian"
-        else needed
-    )
+    if claim.estimand == "pseudomedian":
+        return math.ceil(needed / statistics.LEAST_EFFICIENCY)
+    return needed
 
 
 _NOTHING = Result(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
 
 
 class _Outcome(NamedTuple):
+    """What the data say about one statistic, before the control is considered."""
+
     verdict: Verdict
     reason: str
     n: int
@@ -270,73 +361,74 @@ class _Outcome(NamedTuple):
 
 
 def _values(claim: Claim, statistic: Statistic, cases: Sequence[Case]) -> np.ndarray:
-    """The statistic of every case that has something to say: [n], or [n, ...] of maps."""
+    """The statistic of each case that has one: [n], or [n, ...] of maps."""
     found = [value for value in map(statistic, cases) if value is not None]
     try:
         values = np.array(found, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise SpecError(
-            f"claim {claim.id}: its statistic gives no numbers, or maps of different shapes ({error})"
+            f"claim {claim.id}: its statistic gives no numbers, or maps of different shapes "
+            f"({error}); return a number, a truth value, or a map of one shape for all prompts"
         ) from None
-    if (
-        claim.test in ("always", "proportion")
-        and not np.isin(values[np.isfinite(values)], (0, 1)).all()
-    ):
+    is_true_or_false = np.isin(values[np.isfinite(values)], (0, 1)).all()
+    if claim.test in ("always", "proportion") and not is_true_or_false:
         raise SpecError(
-            f"claim {claim.id}: test={claim.test!r} needs a statistic that is true or false, got {values[:3].tolist()}"
+            f"claim {claim.id}: test={claim.test!r} needs a statistic that is true or false, "
+            f"got {values[:3].tolist()}"
         )
-    if len(values) and (values.ndim > 1) != (claim.test == "somewhere"):
+    is_map = values.ndim > 1
+    if len(values) and is_map != (claim.test == "somewhere"):
         raise SpecError(
-            f"claim {claim.id}: test={claim.test!r} with values of shape {values.shape[1:]}; `somewhere` is for maps, only maps"
+            f"claim {claim.id}: test={claim.test!r} got values of shape {values.shape[1:]}; "
+            "test `somewhere` is for maps, every other test is for one number a prompt"
         )
     return values
 
 
 def _test(claim: Claim, values: np.ndarray) -> _Outcome:
+    """The outcome of the claim's test, or the reason why these values decide nothing."""
     n = len(values)
     if n == 0:
         return _Outcome("INCONCLUSIVE", "no prompt has anything to say about it", n)
-    if not np.isfinite(values).all():
-        return _Outcome(
-            "INCONCLUSIVE",
-            f"{int((~np.isfinite(values)).sum())} of {values.size} values are not finite",
-            n,
-        )
+    num_not_finite = int((~np.isfinite(values)).sum())
+    if num_not_finite:
+        reason = f"{num_not_finite} of {values.size} values are not finite"
+        return _Outcome("INCONCLUSIVE", reason, n)
     if claim.test == "always":
         return _always(values)
     if n < MIN_UNITS:
         found = _NOTHING._replace(estimate=float(values.mean()))
-        return _Outcome(
-            "INCONCLUSIVE", f"{n} {claim.unit}s, at least {MIN_UNITS} are needed", n, found
-        )
+        reason = f"{n} {claim.unit}s, at least {MIN_UNITS} are needed"
+        return _Outcome("INCONCLUSIVE", reason, n, found)
     if claim.test == "proportion":
         return _decide(claim, n, statistics.share_test(int(values.sum()), n, claim.margin))
     if np.ptp(values) <= statistics.TIE * np.abs(values).max():
         same = float(values.flat[0])
         found = _NOTHING._replace(estimate=same, low=same, high=same)
-        return _Outcome(
-            "INCONCLUSIVE", f"all {n} values are {same:.3g}: no spread to judge by", n, found
-        )
+        reason = f"all {n} values are {same:.3g}: no spread to judge by"
+        return _Outcome("INCONCLUSIVE", reason, n, found)
     if claim.test == "somewhere":
         return _decide(claim, n, statistics.map_test(values, claim.margin))
-    test = (
-        statistics.pseudomedian_test if claim.estimand == "pseudomedian" else statistics.mean_test
-    )
-    return _decide(claim, n, test(values, claim.test, claim.margin))
+    if claim.estimand == "pseudomedian":
+        return _decide(claim, n, statistics.pseudomedian_test(values, claim.test, claim.margin))
+    return _decide(claim, n, statistics.mean_test(values, claim.test, claim.margin))
 
 
 def _always(values: np.ndarray) -> _Outcome:
-    """True for every unit; the interval is Clopper and Pearson's for the share of units for which it is."""
+    """The outcome of an invariant. One violation refutes it.
+
+    The interval is Clopper and Pearson's, of the share of prompts for which it is true.
+    """
     n, held = len(values), int(values.sum())
-    found = statistics.share_test(held, n, 1.0)._replace(
-        effect_size=math.nan, p=math.nan, p_against=math.nan
-    )
+    found = statistics.share_test(held, n, 1.0)
+    found = found._replace(effect_size=math.nan, p=math.nan, p_against=math.nan)
     if held == n:
         return _Outcome("SUPPORTED", f"true for all {n}", n, found)
     return _Outcome("REFUTED", f"violated by {n - held} of {n}", n, found)
 
 
 def _decide(claim: Claim, n: int, found: Result) -> _Outcome:
+    """The verdict of an empirical claim from its p-values, with the reason in words."""
     wanted = {
         "greater": f"above {claim.margin:g}",
         "less": f"below {claim.margin:g}",
@@ -345,12 +437,17 @@ def _decide(claim: Claim, n: int, found: Result) -> _Outcome:
         "somewhere": f"above {claim.margin:g} somewhere",
     }[claim.test]
     if found.details:
-        wanted += f" ({found.details['significant']} of {found.details['cells']} cells, most in {found.details['cell']})"
+        significant, cells = found.details["significant"], found.details["cells"]
+        wanted += f" ({significant} of {cells} cells, most in {found.details['cell']})"
     if found.p < claim.alpha:
         return _Outcome("SUPPORTED", f"{wanted} (p = {found.p:.2g})", n, found)
     if found.p_against < claim.alpha:
-        return _Outcome(
-            "REFUTED", f"not {wanted}: the opposite is (p = {found.p_against:.2g})", n, found
-        )
-    reason = f"neither {wanted} (p = {found.p:.2g}) nor the opposite (p = {found.p_against:.2g}) is shown"
-    return _Outcome("INCONCLUSIVE", reason + (f"; {found.note}" if found.note else ""), n, found)
+        reason = f"not {wanted}: the opposite is (p = {found.p_against:.2g})"
+        return _Outcome("REFUTED", reason, n, found)
+    reason = (
+        f"neither {wanted} (p = {found.p:.2g}) "
+        f"nor the opposite (p = {found.p_against:.2g}) is shown"
+    )
+    if found.note:
+        reason += f"; {found.note}"
+    return _Outcome("INCONCLUSIVE", reason, n, found)
