@@ -7,9 +7,11 @@ import hashlib
 import json
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -31,61 +33,127 @@ Weighting = Literal["none", "count", "probability"]
 IsolatedMass = Literal["spread", "self"]
 Capture = Literal["attention", "siblings", "logits", "kv"]
 
-VISIBILITIES: tuple[str, ...] = get_args(Visibility)
-POSITIONS: tuple[str, ...] = get_args(Positions)
-READOUTS: tuple[str, ...] = get_args(Readout)
-WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
-CAPTURES: tuple[str, ...] = get_args(Capture)
+VISIBILITIES: tuple[Visibility, ...] = get_args(Visibility)
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
+READOUTS: tuple[Readout, ...] = get_args(Readout)
+WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
+CAPTURES: tuple[Capture, ...] = get_args(Capture)
+
+# What is taken as a prompt: text, token ids, or what a tokenizer returns (see `plain_prompt`).
+Prompt: TypeAlias = str | Iterable[Any]
+
+LONGEST_REPR = 40  # characters of one value that the repr of a spec shows
+LONGEST_SEEN = 80  # characters of a refused value that a message shows
+
+
+def plain_prompt(value: Any) -> Any:
+    """A prompt as text or as a tuple of token ids, from any form that tokenizers give.
+
+    Taken are text, token ids, an array or tensor [P] or [1, P], a list of one list, and a mapping
+    that holds such `input_ids`: what `tokenizer(...)` or `apply_chat_template` returns. A value
+    that is none of these is returned as it is, for the caller to refuse.
+
+    Raises:
+        SpecError: if there are several rows, if the tokens are padded, or if a mapping has no
+            `input_ids`.
+    """
+    if isinstance(value, Mapping):
+        value = _input_ids(value)
+    if not _is_row(value):
+        return value
+    items = _items(value)
+    if any(map(_is_row, items)):
+        if len(items) != 1:
+            raise SpecError(
+                f"holds {len(items)} rows, and a run has one prompt; "
+                "for several prompts use generate_batch with one RunSpec each"
+            )
+        items = _items(items[0])
+    return tuple(map(_integer, items))
+
+
+def _input_ids(encoding: Mapping[str, Any]) -> Any:
+    """The token ids of what a tokenizer returned."""
+    if "input_ids" not in encoding:
+        raise SpecError(
+            f"is a mapping with the keys {sorted(map(str, encoding))}; "
+            "expected text, token ids, or what a tokenizer returns, which holds input_ids"
+        )
+    mask = encoding.get("attention_mask")
+    if mask is not None:
+        rows = [_items(row) if _is_row(row) else [row] for row in _items(mask)]
+        if any(entry == 0 for row in rows for entry in row):
+            raise SpecError(
+                "is padded (its attention_mask holds zeros), and a run would read the padding; "
+                "call the tokenizer without padding"
+            )
+    return encoding["input_ids"]
+
+
+def _is_row(value: Any) -> bool:
+    """Whether this is a sequence of something, and not text or a single number."""
+    if isinstance(value, str | bytes | Mapping) or getattr(value, "ndim", 1) == 0:
+        return False
+    return isinstance(value, Iterable)
+
+
+def _items(row: Any) -> list[Any]:
+    # tolist() gives plain numbers, and brings a tensor from the device at once
+    return row.tolist() if hasattr(row, "tolist") else list(row)
+
+
+def _integer(item: Any) -> Any:
+    """An integer of any library as int; anything else is left for pydantic to refuse."""
+    if isinstance(item, bool):  # Python takes True for 1; in a prompt it is a mistake
+        return item
+    try:
+        return operator.index(item)
+    except TypeError:
+        return item
 
 
 def _token_ids(value: Any) -> Any:
-    """Integers of any kind (NumPy's too) as a tuple of int; anything else is left for pydantic to refuse."""
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        return value
-    items = list(value)
-    if any(isinstance(item, bool) or not hasattr(item, "__index__") for item in items):
-        return tuple(items)
-    return tuple(operator.index(item) for item in items)
+    """Integers of any kind as a tuple of int; anything else is left for pydantic to refuse."""
+    return tuple(map(_integer, _items(value))) if _is_row(value) else value
+
+
+def _replayed_sets(value: Any) -> Any:
+    """The sets of a trace, or nested integers, as tuples of int."""
+    if hasattr(value, "steps"):  # a Trace, which this module cannot import
+        value = [step.tokens for step in value.steps]
+    return _token_sets(value)
 
 
 def _token_sets(value: Any) -> Any:
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        return value
-    return tuple(_token_ids(item) for item in value)
+    """Nested integers as tuples of int; anything else is left for pydantic to refuse."""
+    return tuple(map(_token_ids, value)) if _is_row(value) else value
 
 
 def _weight_sets(value: Any) -> Any:
-    """Nested sequences of numbers as tuples of float; anything else is left for pydantic to refuse."""
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+    """Nested numbers as tuples of float; anything else is left for pydantic to refuse."""
+    if not _is_row(value):
         return value
-    return tuple(
-        tuple(map(float, row))
-        if isinstance(row, Iterable) and not isinstance(row, str | bytes)
-        else row
-        for row in value
-    )
+    return tuple(tuple(map(float, _items(row))) if _is_row(row) else row for row in value)
 
 
 def _names(value: Any) -> Any:
-    """One name or several, without repetition, in the order of `CAPTURES` so that equal specs compare equal."""
-    names = (
-        [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else value
-    )
-    if isinstance(names, list) and all(isinstance(name, str) for name in names):
-        known = [name for name in CAPTURES if name in names]
-        return tuple(known + [name for name in names if name not in CAPTURES])
-    return names
+    """One name or several, each once, in the order of `CAPTURES`: then equal specs compare equal."""
+    if isinstance(value, str):
+        names: Any = [value]
+    else:
+        names = list(value) if isinstance(value, Iterable) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return names
+    known = [name for name in CAPTURES if name in names]
+    return (*known, *(name for name in names if name not in CAPTURES))
 
 
 TokenIds = Annotated[tuple[int, ...], BeforeValidator(_token_ids)]
-TokenSets = Annotated[tuple[TokenIds, ...], BeforeValidator(_token_sets)]
-WeightSets = Annotated[tuple[tuple[float, ...], ...], BeforeValidator(_weight_sets)]
-LayerRange = Annotated[tuple[int, int], BeforeValidator(_token_ids)]
 Captures = Annotated[tuple[Capture, ...], BeforeValidator(_names)]
 
 
 class Strict(BaseModel):
-    """A frozen pydantic model whose errors are `SpecError`s that name the key, the value and the remedy."""
+    """A frozen pydantic model whose errors are SpecErrors: they name key, value and remedy."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -97,29 +165,55 @@ class Strict(BaseModel):
 
 
 class RunSpec(Strict):
-    """All settings of one TEMPO run.
+    """All settings of one TEMPO run: frozen, checked when it is made, and comparable.
 
-    prompt: text, or a list of token ids.
-    threshold: every token with at least this probability joins the set, in (0, 1].
-    max_steps: how many sets a free run generates at most; a replay always runs all its sets.
-    visibility: which siblings a sibling attends to: none (`isolated`), all (`visible`), earlier slots (`causal`).
-    positions: one rotary position for a whole set (`shared`), or one for each slot (`sequential`, the control).
-    readout: how the members' logits become the one next distribution.
-    weighting: added to the attention logits of keys in sets wider than one: nothing, -log n, or +log w_i.
-    max_width: keep only this many of the most probable members.
-    stop_at_eos: end after a set led by an end-of-sequence token, and never append one that does not lead.
-    replay: token sets to force, one a step, instead of choosing; their order is the order of the slots. A set may hold
-        copies of one token, which no free run does.
-    replay_positions: with a replay, the rotary position of each member of each set, instead of what `positions` gives.
-    replay_weights: with a replay, how much each member of each set weighs (1: as it is), instead of what `weighting` gives:
-        its logarithm is added to the attention logits of that key.
-    isolated_layers: [first, end) of the layers in which siblings are isolated, whatever `visibility` says.
-    isolated_mass: where a sibling's attention goes in those layers: over all it may still see (`spread`, what removing
-        edges does), or to itself (`self`: its own key counts for the whole set, +log n, so that the set keeps about its mass).
-    capture: any of "attention", "siblings" (of attention the columns of a set's own members only), "logits", "kv".
+    Attributes:
+        prompt: Text, or token ids in any form that a tokenizer or `lm.chat` returns: a list, an
+            array or tensor [P] or [1, P], a list of one list, or a mapping with `input_ids`.
+        threshold: Every token with at least this probability joins the set; above 0, at most 1.
+        max_steps: A free run generates at most this many sets. A replay runs all its sets.
+        visibility: Which siblings a sibling attends to: none (`isolated`), all (`visible`), or
+            those in earlier slots (`causal`).
+        positions: One rotary position for a whole set (`shared`), or the next position for each
+            token (`sequential`, the control).
+        readout: How the members' logits become the one next distribution: the mixture of their
+            softmaxes by probability (`mixture`), the softmax of their mean (`mean_logits`), or
+            the softmax of one member (`last`, `first`).
+        weighting: What is added to the attention logits of keys in sets wider than one: nothing
+            (`none`), -log n for n members (`count`), or the log of the member's share
+            (`probability`).
+        max_width: Only this many of the most probable tokens join a set; None sets no limit.
+        stop_at_eos: Whether a run ends after a set that an end-of-sequence token leads. Such a
+            token that does not lead is then never appended.
+        replay: Token sets to force, one a step, instead of choosing; or a Trace, whose sets are
+            taken. Their order is the order of the slots. A set may hold one token twice.
+        replay_positions: With a replay, the rotary position of each member of each set, instead
+            of what `positions` gives.
+        replay_weights: With a replay, the weight of each member of each set (1 leaves it as it
+            is), instead of what `weighting` gives. Its log is added to that key's attention
+            logits.
+        isolated_layers: The layers (first, end), end excluded, in which siblings are isolated
+            whatever `visibility` says.
+        isolated_mass: Where a sibling's attention goes in those layers: to all it still sees
+            (`spread`), or to itself (`self`: its own key counts for all n members, +log n).
+        capture: What to record beside the sets, one name or several: "attention" [L, H, w, N],
+            "siblings" (the set's own columns of attention, [L, H, w, w]), "logits" [w, V], "kv"
+            (keys and values [L, Hkv, N, D]).
+
+    Raises:
+        SpecError: if a setting is unknown or cannot be run; the message names every problem.
+
+    Example:
+        >>> import tempo
+        >>> spec = tempo.RunSpec(prompt="The cat", threshold=0.05)
+        >>> spec.but(visibility="visible")
+        RunSpec(prompt='The cat', threshold=0.05, visibility='visible')
+        >>> tempo.RunSpec(prompt="The cat", treshold=0.05)
+        Traceback (most recent call last):
+        tempo.errors.SpecError: RunSpec: unknown key 'treshold'; did you mean 'threshold'?
     """
 
-    prompt: str | TokenIds
+    prompt: str | tuple[int, ...]
     threshold: float = 0.1
     max_steps: int = Field(default=10, ge=1)
     visibility: Visibility = "isolated"
@@ -128,12 +222,19 @@ class RunSpec(Strict):
     weighting: Weighting = "none"
     max_width: int | None = Field(default=None, ge=1)
     stop_at_eos: bool = True
-    replay: TokenSets | None = None
-    replay_positions: TokenSets | None = None
-    replay_weights: WeightSets | None = None
-    isolated_layers: LayerRange | None = None
+    replay: tuple[tuple[int, ...], ...] | None = None
+    replay_positions: tuple[tuple[int, ...], ...] | None = None
+    replay_weights: tuple[tuple[float, ...], ...] | None = None
+    isolated_layers: tuple[int, int] | None = None
     isolated_mass: IsolatedMass = "spread"
-    capture: Captures = ()
+    capture: tuple[Capture, ...] = ()
+
+    _plain_prompt = field_validator("prompt", mode="before")(plain_prompt)
+    _plain_sets = field_validator("replay", mode="before")(_replayed_sets)
+    _plain_positions = field_validator("replay_positions", mode="before")(_token_sets)
+    _plain_weights = field_validator("replay_weights", mode="before")(_weight_sets)
+    _plain_layers = field_validator("isolated_layers", mode="before")(_token_ids)
+    _plain_captures = field_validator("capture", mode="before")(_names)
 
     @field_validator("prompt")
     @classmethod
@@ -193,38 +294,40 @@ class RunSpec(Strict):
                 raise ValueError(
                     f"{name} needs a replay: it says something about each member of its sets"
                 )
-            if [len(row) for row in rows] != [len(tokens) for tokens in self.replay]:
+            given, needed = [len(row) for row in rows], [len(tokens) for tokens in self.replay]
+            if given != needed:
                 raise ValueError(
-                    f"{name} has rows of {[len(row) for row in rows]} numbers, the replay sets of {[len(t) for t in self.replay]} tokens; "
+                    f"{name} has rows of {given} numbers, the replay sets of {needed} tokens; "
                     "give one number for each token"
                 )
-        if any(position < 0 for row in self.replay_positions or () for position in row):
+        positions = [position for row in self.replay_positions or () for position in row]
+        if any(position < 0 for position in positions):
             raise ValueError(
-                "replay_positions holds a negative position; positions count from 0, the first prompt token"
+                "replay_positions holds a negative position; "
+                "positions count from 0, the first prompt token"
             )
-        if any(
-            not (math.isfinite(weight) and weight > 0)
-            for row in self.replay_weights or ()
-            for weight in row
-        ):
+        weights = [weight for row in self.replay_weights or () for weight in row]
+        if not all(math.isfinite(weight) and weight > 0 for weight in weights):
             raise ValueError(
-                "replay_weights holds a weight that is not above 0; its logarithm is added to attention logits"
+                "replay_weights holds a weight that is not above 0; "
+                "its logarithm is added to attention logits"
             )
         if self.isolated_mass == "self" and self.isolated_layers is None:
             raise ValueError(
-                "isolated_mass='self' says what isolated_layers do with the attention; give isolated_layers as well"
+                "isolated_mass='self' says what isolated_layers do with the attention; "
+                "give isolated_layers as well"
             )
         return self
 
     def but(self, **changes: Any) -> RunSpec:
-        """This spec with some settings changed, checked again. `replay` also takes a `Trace`."""
-        replay = changes.get("replay")
-        if replay is not None and hasattr(replay, "steps"):
-            changes["replay"] = [step.tokens for step in replay.steps]
+        """This spec with some settings changed, checked again."""
         return RunSpec(**{**self.model_dump(), **changes})
 
     def key(self, *, with_capture: bool = True) -> str:
-        """A short stable hash of the settings; without capture, runs that compute the same thing share it."""
+        """A short hash of the settings, the same in every process.
+
+        Without capture, runs that compute the same thing share it.
+        """
         settings = self.model_dump(mode="json", exclude=None if with_capture else {"capture"})
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -240,15 +343,34 @@ class RunSpec(Strict):
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> RunSpec:
-        """The spec in a YAML file (`Path`) or YAML text (`str`). Raises SpecError naming file, key and nearest key."""
+        """The spec in a YAML file (`Path`) or in YAML text (`str`).
+
+        Raises:
+            SpecError: which names the file, the key and the nearest key.
+        """
         return load_yaml(cls, source)
+
+    def __repr__(self) -> str:
+        """The settings that differ from their defaults; long values are cut."""
+        shown = []
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if field.is_required() or value != field.default:
+                shown.append(f"{name}={_cut(repr(value), LONGEST_REPR)}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    __str__ = __repr__
 
 
 S = TypeVar("S", bound=Strict)
 
 
 def load_yaml(kind: type[S], source: str | Path) -> S:
-    """A `Strict` model read from a YAML file (`Path`) or YAML text (`str`); SpecError names the file and the key."""
+    """A `Strict` model read from a YAML file (`Path`) or from YAML text (`str`).
+
+    Raises:
+        SpecError: which names the file and the key.
+    """
     where = str(source) if isinstance(source, Path) else "the YAML text"
     try:
         settings = yaml.safe_load(
@@ -262,7 +384,8 @@ def load_yaml(kind: type[S], source: str | Path) -> S:
         raise SpecError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, Mapping):
         raise SpecError(
-            f"{where} holds {type(settings).__name__}, expected keys and values such as 'threshold: 0.1'"
+            f"{where} holds {type(settings).__name__}, "
+            "expected keys and values such as 'threshold: 0.1'"
         )
     try:
         return kind(**{str(key): value for key, value in settings.items()})
@@ -270,32 +393,59 @@ def load_yaml(kind: type[S], source: str | Path) -> S:
         raise SpecError(f"{where}: {error}") from None
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def spell_checked(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, but a keyword that it does not know is a SpecError with the nearest name."""
+    names = list(signature(function).parameters)
+
+    @wraps(function)
+    def checked(*args: P.args, **keywords: P.kwargs) -> R:
+        for name in keywords:
+            if name not in names:
+                raise SpecError(f"{function.__name__}: {_unknown_key(name, names)}")
+        return function(*args, **keywords)
+
+    return checked
+
+
+def _unknown_key(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(known)}"
+    return f"unknown key '{key}'; {hint}"
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
 def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """All problems of a pydantic error, one a line: key, what was seen, what is expected."""
     lines = []
     for problem in error.errors():
         key = str(problem["loc"][0]) if problem["loc"] else ""
-        seen = repr(problem["input"])
-        seen = seen if len(seen) <= 80 else seen[:77] + "..."
+        # the repr of an array has several lines
+        seen = _cut(" ".join(repr(problem["input"]).split("\n")), LONGEST_SEEN)
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, kind.model_fields, n=1)
-            hint = (
-                f"did you mean '{near[0]}'?"
-                if near
-                else f"valid keys: {', '.join(kind.model_fields)}"
-            )
-            line = f"unknown key '{key}'; {hint}"
+            line = _unknown_key(key, list(kind.model_fields))
         elif problem["type"] == "missing":
             line = f"'{key}' is missing"
         else:
             line = (f"{key}={seen}: " if key else "") + problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "literal_error" and isinstance(problem["input"], str):
-                choices = [
-                    str(choice)
-                    for choice in get_args(kind.model_fields[key].annotation) or CAPTURES
-                ]
+                choices = _choices(kind.model_fields[key].annotation)
                 near = difflib.get_close_matches(problem["input"], choices, n=1)
                 line += f"; did you mean '{near[0]}'?" if near else ""
         if line not in lines:
             lines.append(line)
     return f"{kind.__name__}: " + "\n  ".join(lines)
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The words of a Literal, or of a Literal inside another type."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return [str(part) for part in parts]
+    return [choice for part in parts for choice in _choices(part)]
