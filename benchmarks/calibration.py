@@ -1,7 +1,8 @@
 """How often the verdicts of tempo.claims are false, and how often they find what is there.
 
-`python -m benchmarks.calibration [RESULTS]` simulates every test on null data, on planted effects and at the margin, reads the
-cases that `pytest test_experiments` left in RESULTS (default: results), and writes reports/published/calibration.json and .md.
+`python -m benchmarks.calibration [RESULTS]` simulates every test on null data, on planted effects
+and at the margin. It also reads the cases that `pytest test_experiments` left in RESULTS (default:
+results). It writes reports/published/calibration.json and calibration.md.
 """
 
 from __future__ import annotations
@@ -41,27 +42,34 @@ TARGET = Path("reports/published")
 Row = Mapping[str, Any]
 
 INTRODUCTION = f"""\
-Made by `python -m benchmarks.calibration`. Alpha is {ALPHA:g}, for false verdicts of either kind together. The data have their mean
-(pseudomedian, share) exactly on the margin, where every verdict is false; "left": the long tail is on the left; n counts
-prompts. There are {SIMULATIONS} simulations a cell ({FEWER} of maps and of power), whose error ({STANDARD_ERRORS} standard errors)
-allows {limit(SIMULATIONS):.1%} ({limit(FEWER):.1%}); what is beyond is **bold**. "proportion" is summed exactly. No test of a mean
-holds for all distributions (Bahadur & Savage 1956): these rates are for the distributions listed."""
+Made by `python -m benchmarks.calibration`. Alpha is {ALPHA:g}, for false verdicts of both kinds
+together. The mean of the data (or their pseudomedian, or share) lies exactly on the margin, so that
+every verdict is false. "Left" means that the long tail is on the left. n counts prompts.
+
+Each cell has {SIMULATIONS} simulations; cells of maps and of power have {FEWER}. The simulation
+error ({STANDARD_ERRORS} standard errors) allows a share of {limit(SIMULATIONS):.1%}
+({limit(FEWER):.1%}). Larger shares are **bold**. "Proportion" is summed exactly, not simulated.
+No test of a mean holds for all distributions (Bahadur & Savage 1956). These rates are for the distributions listed."""
 SIGN_FLIPS_ALONE = """\
-What sign flips alone would have done for the mean, without the studentised bootstrap and the guard against skewness:"""
+Sign flips alone, without the studentised bootstrap and the guard against skewness, would give these
+shares for the mean:"""
 REGISTERED = """\
-For the effect that each claim registers, corrected for its whole family; "needed": prompts for a power of 0.9; "real shape":
-values as measured on SmolLM2-135M, shifted and scaled to the planned effect and spread."""
+Power is for the effect that each claim plans, corrected for its whole family. "Needed" is the
+number of prompts for a power of 0.9. "Real shape" takes the values measured on SmolLM2-135M,
+shifted and scaled to the planned effect and spread."""
 REAL = """\
-A mode against itself on random parts of the suite, and paired measures with the labels of random prompts exchanged: the share of
-verdicts that say there is a difference."""
+Two kinds of data in which there is no difference: a mode against itself on random parts of the
+suite, and paired measures with the labels of random prompts exchanged. The table shows the share of
+verdicts that find a difference."""
 
 
 def statistics_sha256() -> str:
-    """Names the code whose calibration this is."""
+    """The hash of tempo/statistics.py, to know which code was calibrated."""
     return hashlib.sha256(Path(statistics.__file__).read_bytes()).hexdigest()
 
 
 def _cell(job: tuple[str, Scenario]) -> dict[str, Any]:
+    """One row of the null or the power table."""
     kind, scenario = job
     statistics.NUM_RESAMPLES = RESAMPLES
     row = {
@@ -80,20 +88,25 @@ def _cell(job: tuple[str, Scenario]) -> dict[str, Any]:
 
 def main(results: Path) -> None:
     """Measure, print, write."""
-    cases, made_by = (
-        read_cases(results),
-        statistics_sha256(),
-    )  # at once, as the file may be edited during the run
+    cases = read_cases(results)
+    # now, because the file may be edited during the run
+    made_by = statistics_sha256()
     jobs = [("null", s) for s in null_scenarios()] + [("power", s) for s in power_scenarios()]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         registered, real = pool.submit(registered_power, cases), pool.submit(real_model, cases)
         found = list(pool.map(_cell, jobs))
         report = {
-            "statistics_sha256": made_by, "alpha": ALPHA, "standard_errors": STANDARD_ERRORS, "resamples": RESAMPLES,
-            "numpy": np.__version__, "scipy": scipy.__version__,
+            "statistics_sha256": made_by,
+            "alpha": ALPHA,
+            "standard_errors": STANDARD_ERRORS,
+            "resamples": RESAMPLES,
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
             "null": [r for r in found if r.pop("kind") == "null"] + exact_share_rates(),
-            "power": found[len(null_scenarios()) :], "registered": registered.result(), "real": real.result(),
-        }  # fmt: skip
+            "power": found[len(null_scenarios()) :],
+            "registered": registered.result(),
+            "real": real.result(),
+        }
     TARGET.mkdir(parents=True, exist_ok=True)
     (TARGET / "calibration.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (TARGET / "calibration.md").write_text(markdown(report), encoding="utf-8")
@@ -111,13 +124,14 @@ def markdown(report: Mapping[str, Any]) -> str:
         *(_by_size(null, test, "false", ALPHA) for test in tests),
         SIGN_FLIPS_ALONE,
         _by_size(null, "mean", "sign_flips_alone", ALPHA),
-        "## At alpha 0.01, which Holm's correction asks for in a family of five",
+        "## False verdicts at alpha 0.01, which Holm's correction requires in a family of five",
         *(_by_size(null, test, "false_at_01", 0.01) for test in tests),
         "## 95 % intervals that miss the truth",
         *(_by_size(null, test, "missed", ALPHA) for test in tests),
-        "## One direction not tested, as the data are too skewed",
+        "## One direction not tested, because the data are too skewed",
         _by_size(null, "mean", "too_skewed", 1.0),
-        "## Power for a mean so many standard deviations above the margin (alpha 0.05, a family of one)",
+        "## Power for a mean above the margin, in standard deviations "
+        "(alpha 0.05, a family of one)",
         _power_table(report["power"]),
         "## Power of the registered claims at 160 prompts",
         REGISTERED,
@@ -130,55 +144,41 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, numbers to the right."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _by_size(rows: Sequence[Row], test: str, key: str, alpha: float) -> str:
-    """One row a distribution, one column a size."""
+    """One line a distribution, one column a size."""
     found: dict[str, dict[int, str]] = {}
     for row in rows:
         if row["test"] == test and key in row:
             allowed = limit(row["simulations"], alpha) if row["simulations"] else alpha
             share = f"{row[key]:.1%}"
-            found.setdefault(row["draw"], {})[row["n"]] = (
-                share if row[key] <= allowed + 1e-9 else f"**{share}**"
-            )
-    return _table(
-        [test, *(f"n = {n}" for n in SIZES)],
-        [[draw, *(cells[n] for n in SIZES)] for draw, cells in found.items()],
-    )
+            cell = share if row[key] <= allowed + 1e-9 else f"**{share}**"
+            found.setdefault(row["draw"], {})[row["n"]] = cell
+    lines = [[draw, *(cells[n] for n in SIZES)] for draw, cells in found.items()]
+    return _table([test, *(f"n = {n}" for n in SIZES)], lines)
 
 
 def _power_table(rows: Sequence[Row]) -> str:
+    """One line a distribution and size, one column an effect."""
     found: dict[tuple[str, int], list[str]] = {}
     for row in rows:
         found.setdefault((row["draw"], row["n"]), []).append(f"{row['supported']:.2f}")
-    ordered = sorted(
-        found.items(),
-        key=lambda item: (
-            list(dict.fromkeys(r["draw"] for r in rows)).index(item[0][0]),
-            item[0][1],
-        ),
-    )
-    by_effect = {key: [cells[i] for i in range(len(EFFECTS))] for key, cells in ordered}
-    return _table(
-        ["distribution, n", *(f"{e:g} sd" for e in EFFECTS)],
-        [[f"{d}, {n}", *cells] for (d, n), cells in by_effect.items()],
-    )
+    # distributions in the order of the rows, sizes rising
+    draws = list(dict.fromkeys(row["draw"] for row in rows))
+    ordered = sorted(found, key=lambda place: (draws.index(place[0]), place[1]))
+    lines = []
+    for draw, n in ordered:
+        cells = found[draw, n]
+        lines.append([f"{draw}, {n}", *(cells[i] for i in range(len(EFFECTS)))])
+    return _table(["distribution, n", *(f"{e:g} sd" for e in EFFECTS)], lines)
 
 
 def _registered_table(rows: Sequence[Row]) -> str:
-    def cells(row: Row) -> list[str]:
-        shape = f"{row['power_real_shape']:.2f}" if "power_real_shape" in row else "n/a"
-        numbers = [
-            f"{row['effect']:.3g}",
-            f"{row['sd']:.3g}" if row["sd"] else "n/a",
-            str(row["family"]),
-            str(row["needed"]),
-        ]
-        return [row["claim"], *numbers, f"{row['power']:.2f}", shape]
-
+    """One line a claim."""
     head = [
         "claim",
         "planned effect",
@@ -188,16 +188,28 @@ def _registered_table(rows: Sequence[Row]) -> str:
         "power, normal",
         "power, real shape",
     ]
-    return _table(head, [cells(row) for row in rows])
+    lines = []
+    for row in rows:
+        line = [
+            row["claim"],
+            f"{row['effect']:.3g}",
+            f"{row['sd']:.3g}" if row["sd"] else "n/a",
+            str(row["family"]),
+            str(row["needed"]),
+            f"{row['power']:.2f}",
+            f"{row['power_real_shape']:.2f}" if "power_real_shape" in row else "n/a",
+        ]
+        lines.append(line)
+    return _table(head, lines)
 
 
 def _real_table(rows: Sequence[Row]) -> str:
+    """One line a kind of data, one column a size."""
     found: dict[str, list[str]] = {}
     for row in rows:
         found.setdefault(row["data"], []).append(f"{row['false']:.1%}")
-    return _table(
-        ["data", *(f"n = {n}" for n in SIZES)], [[data, *cells] for data, cells in found.items()]
-    )
+    lines = [[data, *cells] for data, cells in found.items()]
+    return _table(["data", *(f"n = {n}" for n in SIZES)], lines)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Engine against oracle on the real model: every visibility, positions, readout and weighting, and isolated layers, over twenty prompts.
+"""Compare the engine with the oracle on the real model, over twenty prompts.
 
+All settings are run: every visibility, positions, readout and weighting, and isolated layers.
 `python -m benchmarks.conformance [COMPARISON ...]` prints the largest deviations and writes them to
 reports/published/conformance.json.
 """
@@ -29,24 +30,27 @@ SETTINGS = [
     {"visibility": "visible", "isolated_layers": (10, 20), "isolated_mass": mass}
     for mass in ("spread", "self")
 ]
-# Both in float32: two roundings, each up to 4e-5 in attention from float64, but partly the same.
+# Both sides are float32. Each is up to 4e-5 in attention from float64, and partly in the same
+# direction.
 BOUNDS = {"probabilities": 1e-5, "logits": 1e-3, "attention": 5e-5, "kv": 2e-3}
-# transformers computes softmax and norms in float32 even in a float64 model, so 1e-6 is what can be had.
+# transformers computes softmax and norms in float32 even in a float64 model. So about 1e-6 is the
+# best there is.
 FLOAT64_BOUNDS = dict.fromkeys(BOUNDS, 1e-5) | {"logits": 1e-4, "kv": 1e-4}
-# name: (engine, oracle, every which setting, bounds). The middle one says how far float32 is from the truth, and has none.
+# name: (engine, oracle, one setting in how many, bounds)
+# The middle one only says how far float32 is from the truth. It has no bounds.
 COMPARISONS: dict[str, tuple[str, str, int, dict[str, float]]] = {
     "float32": ("float32", "float32", 1, BOUNDS),
     "float32 against float64": ("float32", "float64", 1, {}),
     "float64": ("float64", "float64", 6, FLOAT64_BOUNDS),
 }
-# Another set, or another order, is rounding only if the token that makes the difference has the threshold's probability, or the
-# one it changes places with, but for this.
+# Rounding may add or drop a token whose probability is this near the threshold.
+# It may exchange two tokens whose probabilities are this near each other.
 TIE = 1e-5
 NUM_PROMPTS, NUM_STEPS, THRESHOLD = 20, 3, 0.06
 
 
 def specs(prompt: str, settings: Sequence[dict[str, Any]]) -> list[RunSpec]:
-    """One run for each of the settings, everything captured."""
+    """One run for each of the settings, with everything captured."""
     common = {
         "prompt": prompt,
         "threshold": THRESHOLD,
@@ -57,31 +61,38 @@ def specs(prompt: str, settings: Sequence[dict[str, Any]]) -> list[RunSpec]:
 
 
 def deviations(oracle: LanguageModel, run: Trace) -> dict[str, Any]:
-    """The largest differences of a run from the oracle's, each having chosen its sets freely."""
+    """The largest differences of a run from the oracle's, each having chosen its sets freely.
+
+    If the sets differ, nothing after that step can be compared. Then `from_a_tie` says how far the
+    oracle is from a tie there, which rounding may decide either way.
+    """
     exact = tempo.reference.generate(oracle, **run.spec.model_dump())
     if run.sets != exact.sets:
-        # nothing after that step can be compared; a tie but for rounding (with the threshold, with the next token) may fall on either side
         return {"same_sets": False, "from_a_tie": _from_a_tie(run, exact)}
     pairs = list(zip(run.steps, exact.steps, strict=True))
+    cached = [(getattr(run, n), getattr(exact, n)) for n in ("keys", "values", "raw_keys")]
     return {
         "same_sets": True,
         "widest": max(run.widths),
-        "probabilities": max(
-            float(np.abs(a.distribution - b.distribution).max()) for a, b in pairs
-        ),
-        "logits": max(float(np.abs(a.logits - b.logits).max()) for a, b in pairs),
-        "attention": max(float(np.abs(a.attention - b.attention).max()) for a, b in pairs),
-        "kv": max(
-            float(np.abs(getattr(run, n) - getattr(exact, n)).max())
-            for n in ("keys", "values", "raw_keys")
-        ),
+        "probabilities": max(_largest_gap(a.distribution, b.distribution) for a, b in pairs),
+        "logits": max(_largest_gap(a.logits, b.logits) for a, b in pairs),
+        "attention": max(_largest_gap(a.attention, b.attention) for a, b in pairs),
+        "kv": max(_largest_gap(a, b) for a, b in cached),
         "forbidden": _largest_forbidden(run),
     }
 
 
+def _largest_gap(one: Any, other: Any) -> float:
+    return float(np.abs(one - other).max())
+
+
 def _from_a_tie(run: Trace, exact: Trace) -> float:
-    """How far the oracle is from a tie, where the two differ first: the tokens that one of them lacks from the threshold, or, if
-    only their order differs, the tokens at each place from each other, in probability."""
+    """How far the oracle is from a tie in the first step where the two differ, in probability.
+
+    For tokens that only one of them has, it is the distance from the threshold. If only the order
+    differs, it is the distance between the tokens at the same place. It is infinite if no step
+    differs.
+    """
     for one, other in zip(run.steps, exact.steps, strict=False):
         if one.tokens != other.tokens:
             p = other.distribution
@@ -107,7 +118,7 @@ def _largest_forbidden(run: Trace) -> float:
 
 
 def main() -> int:
-    """Measure, print, write; 1 if something is beyond its bound."""
+    """Measure, print, write; 1 if a run breaks its bound."""
     prompts = [prompt for _, prompt in suite_prompts(NUM_PROMPTS)]
     target = Path("reports/published/conformance.json")
     report: dict[str, Any] = (
@@ -142,31 +153,26 @@ def measure(
     settings: Sequence[dict[str, Any]],
     bounds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The largest deviations over all prompts and settings, and how many runs are beyond a bound."""
+    """The largest deviations over all prompts and settings, and how many runs break a bound."""
     began = time.perf_counter()
     found = []
     for prompt in track(prompts, description=str(lm.dtype), disable=not sys.stderr.isatty()):
-        found += [
-            deviations(oracle, run)
-            for run in tempo.generate_batch(lm, specs(prompt, settings), max_rows=24)
-        ]
+        runs = tempo.generate_batch(lm, specs(prompt, settings), max_rows=24)
+        found += [deviations(oracle, run) for run in runs]
     matched = [f for f in found if f["same_sets"]]
+    ties = [f["from_a_tie"] for f in found if not f["same_sets"]]
+    quantities = ("probabilities", "logits", "attention", "kv", "forbidden")
+    over = [f for f in matched if any(f[name] > bound for name, bound in bounds.items())]
     return {
         "oracle": str(oracle.dtype).removeprefix("torch."),
         "runs": len(found),
-        "other_sets": len(found) - len(matched),
-        "other_sets_from_a_tie": max(
-            (f["from_a_tie"] for f in found if not f["same_sets"]), default=None
-        ),
+        "other_sets": len(ties),
+        "other_sets_from_a_tie": max(ties, default=None),
         "runs_with_a_wide_set": sum(f["widest"] > 1 for f in matched),
-        **{
-            name: max(f[name] for f in matched)
-            for name in ("probabilities", "logits", "attention", "kv", "forbidden")
-        },
+        **{name: max(f[name] for f in matched) for name in quantities},
         "beyond_1e-5": sum(max(f["probabilities"], f["attention"]) > 1e-5 for f in matched),
         "bounds": dict(bounds),
-        "beyond_a_bound": sum(f.get("from_a_tie", 0.0) > TIE for f in found)
-        + sum(any(f[name] > bound for name, bound in bounds.items()) for f in matched),
+        "beyond_a_bound": sum(tie > TIE for tie in ties) + len(over),
         "seconds": round(time.perf_counter() - began),
         **lm.provenance(),
     }

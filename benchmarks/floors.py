@@ -1,7 +1,8 @@
-"""Rounding floors: how far apart the same run comes out in other batch shapes, orders and thread counts, by dtype.
+"""Rounding floors by dtype: how far a run differs in other batches, orders and thread counts.
 
-Nothing is called identical that was not compared with these. `python -m benchmarks.floors` measures them on SmolLM2-135M
-and writes test_experiments/floors.json, which the experiments read.
+No two runs are called identical unless they were compared with these floors.
+`python -m benchmarks.floors` measures them on SmolLM2-135M. It writes test_experiments/floors.json,
+which the experiments read.
 """
 
 from __future__ import annotations
@@ -28,24 +29,27 @@ CAPTURE = ("attention", "logits", "kv")
 
 
 def in_batches(lm: LanguageModel, specs: Sequence[RunSpec]) -> list[Trace]:
-    """What every variant is compared with: sixteen runs at a time, in the order given."""
+    """The base of every comparison: sixteen runs at a time, in the order given."""
     return tempo.generate_batch(lm, specs, max_rows=ROWS)
 
 
 def alone(lm: LanguageModel, specs: Sequence[RunSpec]) -> list[Trace]:
+    """One run at a time."""
     return [tempo.generate_batch(lm, [spec])[0] for spec in specs]
 
 
 def few_at_a_time(lm: LanguageModel, specs: Sequence[RunSpec]) -> list[Trace]:
+    """Three runs at a time."""
     return tempo.generate_batch(lm, specs, max_rows=3)
 
 
 def backwards(lm: LanguageModel, specs: Sequence[RunSpec]) -> list[Trace]:
+    """Sixteen runs at a time, in the reverse order."""
     return tempo.generate_batch(lm, specs[::-1], max_rows=ROWS)[::-1]
 
 
 def other_threads(lm: LanguageModel, specs: Sequence[RunSpec]) -> list[Trace]:
-    """With one thread if there are several, else with two."""
+    """One thread if there are several, else two."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if before > 1 else 2)
     try:
@@ -55,41 +59,51 @@ def other_threads(lm: LanguageModel, specs: Sequence[RunSpec]) -> list[Trace]:
 
 
 def other_mode(lm: LanguageModel, specs: Sequence[RunSpec]) -> list[Trace]:
-    """No floor but an effect, to see them side by side: visible instead of isolated siblings."""
+    """Visible siblings instead of isolated ones.
+
+    This is an effect and no floor. It is measured to see both side by side.
+    """
     return in_batches(lm, [spec.but(visibility="visible") for spec in specs])
 
 
 VARIANTS: dict[str, Callable[[LanguageModel, Sequence[RunSpec]], list[Trace]]] = {
-    "again": in_batches, "alone": alone, "few_at_a_time": few_at_a_time, "backwards": backwards, "other_threads": other_threads,
-}  # fmt: skip
+    "again": in_batches,
+    "alone": alone,
+    "few_at_a_time": few_at_a_time,
+    "backwards": backwards,
+    "other_threads": other_threads,
+}
 
 
 def differences(one: Trace, other: Trace) -> dict[str, float]:
     """The largest difference of any step, member, layer and head, by quantity."""
     pairs = list(zip(one.steps, other.steps, strict=True))
+    cached = [(getattr(one, name), getattr(other, name)) for name in ("keys", "values")]
+    moved = [a.distribution.argmax() != b.distribution.argmax() for a, b in pairs]
     return {
         "tv": max(total_variation(a.distribution, b.distribution) for a, b in pairs),
         "kl": max(kl_divergence(a.distribution, b.distribution) for a, b in pairs),
-        "probability": max(float(np.abs(a.distribution - b.distribution).max()) for a, b in pairs),
-        "logit": max(float(np.abs(a.logits - b.logits).max()) for a, b in pairs),
-        "attention": max(float(np.abs(a.attention - b.attention).max()) for a, b in pairs),
-        "kv": max(
-            float(np.abs(getattr(one, name) - getattr(other, name)).max())
-            for name in ("keys", "values")
-        ),
-        "top1_differs": float(
-            np.mean([a.distribution.argmax() != b.distribution.argmax() for a, b in pairs])
-        ),
+        "probability": max(_largest_gap(a.distribution, b.distribution) for a, b in pairs),
+        "logit": max(_largest_gap(a.logits, b.logits) for a, b in pairs),
+        "attention": max(_largest_gap(a.attention, b.attention) for a, b in pairs),
+        "kv": max(_largest_gap(a, b) for a, b in cached),
+        "top1_differs": float(np.mean(moved)),
     }
 
 
+def _largest_gap(one: Any, other: Any) -> float:
+    return float(np.abs(one - other).max())
+
+
 def measure(lm: LanguageModel, specs: Sequence[RunSpec]) -> dict[str, Any]:
-    """{variant: {quantity: largest over prompts}}, their maximum as "floor", and the effect of the mode beside it."""
+    """The floors, the variants they come from, and the effect of visibility beside them.
+
+    `variants`: {variant: {quantity: largest over prompts}}. `floor`: their maximum by quantity.
+    """
     base = in_batches(lm, specs)
     found = {}
-    for name, variant in track(
-        [*VARIANTS.items(), ("effect", other_mode)], str(lm.dtype), disable=not sys.stderr.isatty()
-    ):
+    variants = [*VARIANTS.items(), ("effect", other_mode)]
+    for name, variant in track(variants, str(lm.dtype), disable=not sys.stderr.isatty()):
         pairs = [differences(a, b) for a, b in zip(base, variant(lm, specs), strict=True)]
         found[name] = {key: float(f"{max(pair[key] for pair in pairs):.3g}") for key in pairs[0]}
     effect = found.pop("effect")

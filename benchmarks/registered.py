@@ -1,4 +1,4 @@
-"""The registered claims: their power for the effect they register, and their verdicts on a model compared with itself."""
+"""The registered claims: their power, and their verdicts on a model compared with itself."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from tempo import statistics
 from tempo.claims import Claim, declared_sizes, judge, num_needed
 from tempo.records import read_jsonl
 
-DRAWS = FEWER // 4  # samples for the power of one claim and shape
+# Samples for the power of one claim and shape.
+DRAWS = FEWER // 4
 
 
 def studies() -> list[Study]:
@@ -48,21 +49,22 @@ def read_cases(results: Path) -> dict[str, list[dict[str, Any]]]:
     configs = [family for study in studies() for family in families(study.experiment)]
     found = {}
     for family in configs:
-        cases = [
-            record["case"] for record in read_jsonl(results / family.config.results / "cases.jsonl")
-        ]
-        found[family.name] = list(
-            {case["prompt"]: case for case in cases}.values()
-        )  # the newest of each prompt
+        records = read_jsonl(results / family.config.results / "cases.jsonl")
+        newest = {record["case"]["prompt"]: record["case"] for record in records}
+        found[family.name] = list(newest.values())
     if missing := [name for name, cases in found.items() if not cases]:
         raise SystemExit(
-            f"no cases of {', '.join(missing)} under {results}/; run pytest test_experiments first, or name its --results"
+            f"no cases of {', '.join(missing)} under {results}/; "
+            "run pytest test_experiments first, or name its --results"
         )
     return found
 
 
 def registered_power(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """The power of every registered claim for the effect it registers, at the suite's size, corrected for its whole family."""
+    """The power of every registered claim for its planned effect, at the suite's size.
+
+    It is corrected for the claim's whole family.
+    """
     statistics.NUM_RESAMPLES = RESAMPLES_CORRECTED
     rows = []
     for study in studies():
@@ -75,23 +77,31 @@ def registered_power(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[d
             size = sizes[claim.family or claim.id]
             tested = replace(claim, values=identity, control=far_away, alpha=claim.alpha / size)
             real = [v for case in cases[found[0].name] if (v := claim.values(case)) is not None]
-            rows.append({
-                "claim": claim.id, "effect": claim.planned_effect, "sd": claim.planned_sd, "family": size,
-                "needed": num_needed(claim, size), "draws": DRAWS, **_power(tested, np.array(real, dtype=np.float64)),
-            })  # fmt: skip
-            print(rows[-1], flush=True)
+            row = {
+                "claim": claim.id,
+                "effect": claim.planned_effect,
+                "sd": claim.planned_sd,
+                "family": size,
+                "needed": num_needed(claim, size),
+                "draws": DRAWS,
+                **_power(tested, np.array(real, dtype=np.float64)),
+            }
+            rows.append(row)
+            print(row, flush=True)
     return rows
 
 
 def _power(claim: Claim, real: np.ndarray) -> dict[str, float]:
-    """Shares of the right verdict among samples of 160: of a normal shape, and of the measured values' own shape."""
+    """Shares of the right verdict among samples of 160 prompts.
+
+    `power`: samples of a normal shape. `power_real_shape`: of the measured values' own shape.
+    """
     effect, n = float(claim.planned_effect or 0.0), max(SIZES)
-    inside = (
-        abs(effect) < claim.margin
-        if claim.test == "equivalent"
-        else (effect < claim.margin) == (claim.test == "less")
-    )
-    right = "SUPPORTED" if inside else "REFUTED"
+    if claim.test == "equivalent":
+        holds = abs(effect) < claim.margin
+    else:
+        holds = (effect < claim.margin) == (claim.test == "less")
+    right = "SUPPORTED" if holds else "REFUTED"
     if claim.test == "proportion":
         held = np.arange(n + 1)
         verdicts = [judge(claim, [True] * h + [False] * (n - h)).verdict == right for h in held]
@@ -109,18 +119,21 @@ def _power(claim: Claim, real: np.ndarray) -> dict[str, float]:
                 effect + claim.planned_sd * rng.choice(scaled, n)
             )
     rng = np.random.default_rng(0)
-    return {
-        name: float(np.mean([judge(claim, list(draw(rng))).verdict == right for _ in range(DRAWS)]))
-        for name, draw in shapes.items()
-    }
+    found = {}
+    for name, draw in shapes.items():
+        verdicts = [judge(claim, list(draw(rng))).verdict == right for _ in range(DRAWS)]
+        found[name] = float(np.mean(verdicts))
+    return found
 
 
-SAME_MODE = {  # by config: (what a mode against itself measures, the margin beyond which it would be a difference)
+# {config: (what a mode against itself measures, the margin from which it would be a difference)}
+SAME_MODE = {
     "exp1_attention_weights_isolated": ("context_tv_same_mode", 0.02),
     "exp2_logits_comparison": ("floor_tv", 0.02),
     "exp3_cross_parallel_attention": ("same_mode_kl", 0.005),
 }
-PAIRS = {  # by config: two measures of the same prompt
+# {config: two measures of the same prompt}
+PAIRS = {
     "exp2_logits_comparison": ("reader_tv", "one_step_tv"),
     "exp3_cross_parallel_attention": ("shared_previous_score", "distance_one_score"),
     "exp5_edge_case_high_parallelism": ("mode_tv", "bfloat16_tv"),
@@ -128,34 +141,42 @@ PAIRS = {  # by config: two measures of the same prompt
 
 
 def real_model(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Verdicts on what a real model gave: a mode against itself, and paired measures with their labels shuffled."""
+    """Verdicts on measurements of a real model in which there is no difference to find.
+
+    They are a mode against itself, and paired measures with their labels shuffled.
+    """
     statistics.NUM_RESAMPLES = RESAMPLES
     rng = np.random.default_rng(0)
     rows = []
     for config, (key, margin) in SAME_MODE.items():
         values = np.array([case[key] for case in cases[config] if case[key] is not None])
+        claim = plain_claim("greater", margin=margin)
         for n in SIZES:
-            claim = plain_claim("greater", margin=margin)
-            verdicts = [
-                judge(claim, list(rng.choice(values, n, replace=False))).verdict
-                for _ in range(FEWER)
-            ]
-            rows.append({"data": f"the same mode twice: {config} {key} above {margin:g}", "n": n, "draws": FEWER,
-                         "false": verdicts.count("SUPPORTED") / FEWER, "most": float(values.max())})  # fmt: skip
+            samples = (rng.choice(values, n, replace=False) for _ in range(FEWER))
+            verdicts = [judge(claim, list(sample)).verdict for sample in samples]
+            row = {
+                "data": f"the same mode twice: {config} {key} above {margin:g}",
+                "n": n,
+                "draws": FEWER,
+                "false": verdicts.count("SUPPORTED") / FEWER,
+                "most": float(values.max()),
+            }
+            rows.append(row)
     for config, (one, other) in PAIRS.items():
-        pairs = [
-            (case[one], case[other])
-            for case in cases[config]
-            if case[one] is not None and case[other] is not None
-        ]
-        differences = np.array([a - b for a, b in pairs])
+        pairs = [(case[one], case[other]) for case in cases[config]]
+        differences = np.array([a - b for a, b in pairs if a is not None and b is not None])
         for n in SIZES:
             shuffled = [
                 rng.choice(differences, n, replace=False) * rng.choice([-1.0, 1.0], n)
                 for _ in range(SIMULATIONS)
             ]
             verdicts = [judge(plain_claim("greater"), list(values)).verdict for values in shuffled]
-            rows.append({"data": f"labels shuffled: {config} {one} against {other}", "n": n, "draws": SIMULATIONS,
-                         "false": 1 - verdicts.count("INCONCLUSIVE") / SIMULATIONS})  # fmt: skip
+            row = {
+                "data": f"labels shuffled: {config} {one} against {other}",
+                "n": n,
+                "draws": SIMULATIONS,
+                "false": 1 - verdicts.count("INCONCLUSIVE") / SIMULATIONS,
+            }
+            rows.append(row)
             print(rows[-1], flush=True)
     return rows

@@ -1,4 +1,7 @@
-"""Models and runs of a given size: random Llamas of any number of layers, texts of any length, steps of any width."""
+"""Models and runs of a given size.
+
+Random Llamas of any number of layers, texts of any length, and steps of any width.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,23 @@ import tempo
 from fixtures.study import suite_prompts
 from tempo import LanguageModel, RunSpec
 
-# Below every probability that a float32 softmax gives here, so that a step takes as many tokens as max_width lets it.
+# Below every probability that a float32 softmax gives here. So a step takes `max_width` tokens.
 EVERY_TOKEN = 1e-30
 SEED = 0
 
 LLAMA_7B = {
-    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 32, "max_position_embeddings": 4096,
-}  # fmt: skip
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+}
 
 
 def random_llama(dtype: torch.dtype, device: str, **shape: Any) -> LanguageModel:
-    """A Llama of this shape with random weights, made where it will run."""
+    """A Llama of this shape with random weights, made on the device where it will run."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(SEED)
@@ -38,7 +46,7 @@ def random_llama(dtype: torch.dtype, device: str, **shape: Any) -> LanguageModel
 
 
 def layers_of(lm: LanguageModel, num_layers: int) -> LanguageModel:
-    """A model like this one with so many layers, and random weights."""
+    """A model like this one with `num_layers` layers and random weights."""
     config = copy.deepcopy(lm.model.config)
     config.num_hidden_layers = num_layers
     torch.manual_seed(SEED)
@@ -47,11 +55,14 @@ def layers_of(lm: LanguageModel, num_layers: int) -> LanguageModel:
 
 
 def text_of(lm: LanguageModel, length: int, start: int = 0) -> list[int]:
-    """`length` tokens: the suite's prompts one after another from number `start` on; random ones without a tokenizer."""
+    """`length` tokens of text.
+
+    They are the suite's prompts one after another, from number `start` on. Without a tokenizer
+    they are random tokens, and `start` is the seed.
+    """
     if lm.tokenizer is None:
-        return torch.randint(
-            lm.vocab_size, (length,), generator=torch.Generator().manual_seed(start)
-        ).tolist()
+        seeded = torch.Generator().manual_seed(start)
+        return torch.randint(lm.vocab_size, (length,), generator=seeded).tolist()
     prompts = [prompt for _, prompt in suite_prompts()]
     tokens: list[int] = []
     while len(tokens) < length:

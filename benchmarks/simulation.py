@@ -13,16 +13,21 @@ from tempo import statistics
 from tempo.claims import ALPHA, Claim, judge
 
 SIZES = (10, 40, 160)
-SIMULATIONS = 2000  # a share of 0.05 is then known to 0.005
-FEWER = 500  # for maps, for power and for what is only compared
-# (m + 1) * alpha / 2 is a whole number for alpha 0.05 and 0.01, so that fewer resamples than in use cost no exactness.
+SIMULATIONS = 2000  # the standard error of a share of 0.05 is then 0.005
+# For maps, for power, and for what is only compared.
+FEWER = 500
+# (m + 1) * alpha / 2 is a whole number for alpha 0.05 and 0.01. So having fewer resamples than
+# elsewhere costs no exactness.
 RESAMPLES = 399
-# Of a registered claim's power, where Holm's correction asks for a smaller p than 399 resamples can give.
+# For the power of a registered claim. There Holm's correction asks for a smaller p than 399
+# resamples can give.
 RESAMPLES_CORRECTED = 999
-# One true rate in 740 is seen this far beyond itself.
+# A share measured this far above its true rate has a chance of 1 in 740.
 STANDARD_ERRORS = 3
-MAP = (30, 9)  # layers by heads of the maps that `somewhere` is tried on
-EFFECTS = (0.1, 0.2, 0.3, 0.5, 0.8)  # in standard deviations
+# Layers by heads of the maps that `somewhere` is tried on.
+MAP = (30, 9)
+# In standard deviations.
+EFFECTS = (0.1, 0.2, 0.3, 0.5, 0.8)
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
@@ -48,16 +53,16 @@ SYMMETRIC: dict[str, Draw] = {
     "Student t3": lambda rng, shape: rng.standard_t(3, shape),
     "ties": lambda rng, shape: rng.integers(0, 4, shape) / 3 - 0.5,
 }
-# Every one has mean 0; "..., left" has its long tail on the left.
-DRAWS: dict[str, Draw] = (
-    SYMMETRIC
-    | _right_skewed()
-    | {f"{name}, left": _mirrored(draw) for name, draw in _right_skewed().items()}
-)
+_MIRRORED = {f"{name}, left": _mirrored(draw) for name, draw in _right_skewed().items()}
+# Every one has mean 0. Those named "..., left" have their long tail on the left.
+DRAWS: dict[str, Draw] = SYMMETRIC | _right_skewed() | _MIRRORED
 
 
 class Scenario(NamedTuple):
-    """One cell of the table: a claim's test on n values of a distribution, its mean (or what is estimated) at `shift`."""
+    """One cell of the table: a claim's test on n values of a distribution.
+
+    `shift` is the mean of that distribution, or whatever else the claim estimates.
+    """
 
     claim: Claim
     draw: str
@@ -68,7 +73,10 @@ class Scenario(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Shares of simulations. `false` and `false_at_01`: a verdict of either kind at alpha 0.05 and 0.01."""
+    """Shares of simulations.
+
+    `false` and `false_at_01` count verdicts of either kind, at alpha 0.05 and 0.01.
+    """
 
     supported: float
     refuted: float
@@ -79,11 +87,20 @@ class Rates(NamedTuple):
 
 
 def plain_claim(test: str, **changes: Any) -> Claim:
-    """A claim about the numbers themselves. Its control has no spread, so it is cheap and never in the way."""
+    """A claim about the numbers themselves.
+
+    Its control has no spread. So it costs little and never decides a verdict.
+    """
     fields: dict[str, Any] = {
-        "id": test, "statement": "", "statistic": "", "refuted_by": "", "control_statement": "a constant",
-        "values": identity, "control": far_away, "test": test,
-    }  # fmt: skip
+        "id": test,
+        "statement": "",
+        "statistic": "",
+        "refuted_by": "",
+        "control_statement": "a constant",
+        "values": identity,
+        "control": far_away,
+        "test": test,
+    }
     return Claim(**fields | changes)
 
 
@@ -115,22 +132,27 @@ def simulate(scenario: Scenario) -> Rates:
         finding = judge(claim, list(DRAWS[draw](rng, shape) + shift))
         smaller = np.nanmin([finding.p, finding.p_against, 1.0])
         missed = not math.isnan(finding.low) and not finding.low <= truth <= finding.high
-        found.append((
-            finding.verdict == "SUPPORTED", finding.verdict == "REFUTED", finding.verdict != "INCONCLUSIVE",
-            smaller < 0.01, missed, "skewed" in finding.reason,
-        ))  # fmt: skip
+        rates = Rates(
+            supported=finding.verdict == "SUPPORTED",
+            refuted=finding.verdict == "REFUTED",
+            false=finding.verdict != "INCONCLUSIVE",
+            false_at_01=smaller < 0.01,
+            missed=missed,
+            too_skewed="skewed" in finding.reason,
+        )
+        found.append(rates)
     return Rates(*np.mean(found, axis=0).round(4).tolist())
 
 
 def sign_flips_alone(scenario: Scenario) -> float:
-    """The false verdicts of the plain two-sided sign-flip test on the same data: what the other half of the test is for."""
-    rng = np.random.default_rng(
-        [scenario.seed, scenario.n, *scenario.draw.encode(), *scenario.claim.id.encode()]
-    )
-    flips = [
-        min(statistics.sign_flip(DRAWS[scenario.draw](rng, (scenario.n,))))
-        for _ in range(scenario.simulations)
-    ]
+    """The share of false verdicts of the plain two-sided sign-flip test on the same data.
+
+    It shows what the other half of the test is for.
+    """
+    seed = [scenario.seed, scenario.n, *scenario.draw.encode(), *scenario.claim.id.encode()]
+    rng = np.random.default_rng(seed)
+    draw, shape = DRAWS[scenario.draw], (scenario.n,)
+    flips = [min(statistics.sign_flip(draw(rng, shape))) for _ in range(scenario.simulations)]
     return float(np.mean(2 * np.array(flips) < ALPHA))
 
 
@@ -141,51 +163,56 @@ def limit(simulations: int, alpha: float = ALPHA) -> float:
 
 def null_scenarios() -> list[Scenario]:
     """Data for which every verdict is false: the estimand lies exactly on the margin."""
-    mean, ranks = (
-        plain_claim("greater", id="mean"),
-        plain_claim("greater", id="pseudomedian", estimand="pseudomedian"),
-    )
-    one_tail = [
-        name for name in DRAWS if not name.endswith("left")
-    ]  # both directions are counted, so one side shows both
-    found = [
-        Scenario(claim, draw, n) for claim in (mean, ranks) for draw in one_tail for n in SIZES
-    ]
+    of_mean = plain_claim("greater", id="mean")
+    of_ranks = plain_claim("greater", id="pseudomedian", estimand="pseudomedian")
+    # both directions are counted, so one side of the mirrored pairs shows both
+    one_tail = [name for name in DRAWS if not name.endswith("left")]
+    found = []
+    for claim in (of_mean, of_ranks):
+        found += [Scenario(claim, draw, n) for draw in one_tail for n in SIZES]
     equal = plain_claim("equivalent", id="equivalence", margin=2.0)
-    # its margin is approached from one side only: here from the right, so "left" has the long tail inside
+    # the mean lies on the upper margin, so the long tail of "left" lies between the margins
     both_tails = [*one_tail, "exponential, left", "lognormal 1, left"]
     found += [Scenario(equal, draw, n, shift=2.0) for draw in both_tails for n in SIZES]
     cells = plain_claim("somewhere", id="somewhere")
-    return found + [
-        Scenario(cells, draw, n, simulations=FEWER) for draw in both_tails for n in SIZES
-    ]
+    found += [Scenario(cells, draw, n, simulations=FEWER) for draw in both_tails for n in SIZES]
+    return found
 
 
 def power_scenarios() -> list[Scenario]:
-    """Planted effects, in standard deviations of the data (those of the t3 are infinite-tailed: its scale is 3 ** 0.5)."""
+    """Planted effects, in standard deviations of the data.
+
+    The standard deviation of Student's t3 is 3 ** 0.5.
+    """
     claim = plain_claim("greater", id="mean")
     sds = {"normal": 1.0, "exponential": 1.0, "exponential, left": 1.0, "Student t3": math.sqrt(3)}
-    return [
-        Scenario(claim, d, n, effect * sd, FEWER)
-        for d, sd in sds.items()
-        for effect in EFFECTS
-        for n in SIZES
-    ]
+    found = []
+    for draw, sd in sds.items():
+        for effect in EFFECTS:
+            found += [Scenario(claim, draw, n, effect * sd, FEWER) for n in SIZES]
+    return found
 
 
 def exact_share_rates() -> list[dict[str, Any]]:
-    """False verdicts of the exact binomial test with the share on the margin: summed over all counts, not simulated."""
+    """False verdicts of the exact binomial test with the share on the margin.
+
+    They are summed over all counts, not simulated.
+    """
     rows = []
     for n in SIZES:
         for margin in (0.05, 0.5, 0.95):
             chance = stats.binom.pmf(np.arange(n + 1), n, margin)
             found = [statistics.share_test(held, n, margin) for held in range(n + 1)]
+            smaller = np.array([min(r.p, r.p_against) for r in found])
             missed = [not r.low <= margin <= r.high for r in found]
-            false, at_01 = (
-                [min(r.p, r.p_against) < alpha for r in found] for alpha in (ALPHA, 0.01)
-            )
-            rows.append({
-                "test": "proportion", "draw": f"share {margin:g}", "n": n, "simulations": 0, "false": float(chance[false].sum()),
-                "false_at_01": float(chance[at_01].sum()), "missed": float(chance[missed].sum()),
-            })  # fmt: skip
+            row = {
+                "test": "proportion",
+                "draw": f"share {margin:g}",
+                "n": n,
+                "simulations": 0,
+                "false": float(chance[smaller < ALPHA].sum()),
+                "false_at_01": float(chance[smaller < 0.01].sum()),
+                "missed": float(chance[missed].sum()),
+            }
+            rows.append(row)
     return rows

@@ -1,8 +1,9 @@
-"""Speed and memory as ratios: tempo against transformers, nnsight, TransformerLens, and what the machine allows.
+"""Speed and memory as ratios: tempo against transformers, nnsight, TransformerLens and the machine.
 
-`python -m benchmarks.speed` (`make speed` installs the optional peers first, into an environment of their own) writes
-speed.json, speed.md and speed.svg to reports/published. Seconds depend on the machine; every ratio is of works done in
-alternation in one process, the median over rounds, with the least and the most beside it.
+`python -m benchmarks.speed` writes speed.json, speed.md and speed.svg to reports/published.
+`make speed` first installs the optional peers into an environment of their own.
+Seconds depend on the machine. Every ratio compares works done in alternation in one process. It is
+the median over rounds, with the least and the most beside it.
 """
 
 from __future__ import annotations
@@ -43,41 +44,71 @@ from tempo.attention import installed
 from tempo.reporting.figures import save
 
 SIBLINGS = 16
-# What was demanded before measuring: how many times as fast as each peer (in float32), and what siblings and capture may cost.
+# These bounds were set before measuring.
+# How many times as fast as each peer tempo has to be, in float32.
 PEERS_AT_LEAST = {"generate": 6.0, "nnsight": 6.0, "TransformerLens": 12.0, "single": 1.0}
+# What a step of siblings may cost, over a step of one token.
 SIBLINGS_AT_MOST = {torch.float32: 1.5, torch.bfloat16: 1.25}
-CAPTURE_AT_MOST = {"attention": 1.15, "siblings": 1.03}  # in float32
+# What capture may cost, over a run without, in float32.
+CAPTURE_AT_MOST = {"attention": 1.15, "siblings": 1.03}
 TARGET = Path("reports/published")
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done: runs, steps and prompt tokens of a sweep, rounds of sweeps and of shorter works."""
+    """How much is done: runs, steps and prompt tokens of a sweep, and rounds."""
 
     runs: int = 16
     steps: int = 12
     context: int = 12
     sweep_rounds: int = 3
+    # Rounds of everything shorter than a sweep.
     rounds: int = 5
 
 
 QUICK = (
     Size(runs=2, steps=2, context=6, sweep_rounds=1, rounds=1),
     Scale(
-        runs=(1, 2, 4), width=(1, 2, 4), slots=(64, 96, 128), layers=(1, 2), siblings=8, context=8, steps=2, rounds=1,
-        base=Point(runs=2, width=4, context=16, steps=2), memory_context=(16, 32), memory_steps=(1, 2),
+        runs=(1, 2, 4),
+        width=(1, 2, 4),
+        slots=(64, 96, 128),
+        layers=(1, 2),
+        siblings=8,
+        context=8,
+        steps=2,
+        rounds=1,
+        base=Point(runs=2, width=4, context=16, steps=2),
+        memory_context=(16, 32),
+        memory_steps=(1, 2),
         large=Point(runs=2, width=8, context=16, steps=4),
     ),
-)  # fmt: skip
+)
 
 
-def in_float32(demanded: dict[str, float], lm: LanguageModel) -> dict[str, float]:
-    """What is demanded of float32; of other dtypes nothing."""
-    return demanded if lm.dtype == torch.float32 else {}
+# (name of the ratio, what it compares, the peer): each over tempo
+SWEEPS = (
+    ("transformers, eager", "generate with output_attentions, one run after another", "generate"),
+    ("transformers, one batch", "the same with all runs in one batch", "generate, one batch"),
+    (
+        "transformers, sdpa",
+        "generate that captures nothing, one run after another",
+        "generate, no capture",
+    ),
+    ("nnsight", "its traced generate, one run after another", "nnsight"),
+    ("TransformerLens", "a loop of run_with_cache, one run after another", "TransformerLens"),
+)
+
+
+def in_float32(bounds: dict[str, float], lm: LanguageModel) -> dict[str, float]:
+    """The bounds if the model is in float32; no bounds for other dtypes."""
+    return bounds if lm.dtype == torch.float32 else {}
 
 
 def sweep(lm: LanguageModel, size: Size, *, every: bool) -> list[dict[str, Any]]:
-    """The same runs by tempo and transformers, or by every library, attention and logits captured."""
+    """The same runs by tempo and by transformers, attention and logits captured.
+
+    With `every`, also by the optional peers and by transformers without capture.
+    """
     prompts = [text_of(lm, size.context, run) for run in range(size.runs)]
     peers = {
         "tempo": with_tempo(lm, size.steps),
@@ -85,54 +116,24 @@ def sweep(lm: LanguageModel, size: Size, *, every: bool) -> list[dict[str, Any]]
         "generate, one batch": with_generate(lm, size.steps, together=True),
     }
     if every:
-        peers |= {
-            "generate, no capture": with_generate(lm, size.steps, capture=False)
-        } | optional_peers(lm, size.steps)
+        peers["generate, no capture"] = with_generate(lm, size.steps, capture=False)
+        peers |= optional_peers(lm, size.steps)
     tokens = {name: peer(prompts[:1]).tokens for name, peer in peers.items()}  # warms up
-    demanded = in_float32(PEERS_AT_LEAST, lm)
-    ratios = [
-        Ratio(name, what, over, "tempo", at_least=demanded.get(over))
-        for name, what, over in (
-            (
-                "transformers, eager",
-                "generate with output_attentions, one run after another",
-                "generate",
-            ),
-            (
-                "transformers, one batch",
-                "the same with all runs in one batch",
-                "generate, one batch",
-            ),
-            (
-                "transformers, sdpa",
-                "generate that captures nothing, one run after another",
-                "generate, no capture",
-            ),
-            ("nnsight", "its traced generate, one run after another", "nnsight"),
-            (
-                "TransformerLens",
-                "a loop of run_with_cache, one run after another",
-                "TransformerLens",
-            ),
-        )
-    ]
 
     def decode(name: str) -> None:
         found: Captured = peers[name](prompts)
         tokens[name] = found.tokens
 
-    times = alternate(
-        {name: partial(clock, decode, name) for name in peers}, size.sweep_rounds, warm_up=False
-    )
-    same = {
-        name: sum(a == b for a, b in zip(tokens[name], tokens["tempo"], strict=True))
-        for name in peers
-    }
-    return [
-        ratio.row(times) | {"same_runs": f"{same[ratio.over]} of {size.runs}"}
-        for ratio in ratios
-        if ratio.over in peers
-    ]
+    works = {name: partial(clock, decode, name) for name in peers}
+    times = alternate(works, size.sweep_rounds, warm_up=False)
+    bounds = in_float32(PEERS_AT_LEAST, lm)
+    rows = []
+    for name, what, peer in SWEEPS:
+        if peer in peers:
+            ratio = Ratio(name, what, peer, "tempo", at_least=bounds.get(peer))
+            same = sum(a == b for a, b in zip(tokens[peer], tokens["tempo"], strict=True))
+            rows.append(ratio.row(times) | {"same_runs": f"{same} of {size.runs}"})
+    return rows
 
 
 def single(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
@@ -144,45 +145,77 @@ def single(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
     }
     what = "generate with sdpa over one run capped at width 1, neither with capture"
     at_least = in_float32(PEERS_AT_LEAST, lm).get("single")
-    return [
-        Ratio("single run", what, "generate", "tempo", at_least=at_least).row(
-            alternate(works, size.rounds)
-        )
-    ]
+    ratio = Ratio("single run", what, "generate", "tempo", at_least=at_least)
+    return [ratio.row(alternate(works, size.rounds))]
 
 
 def steps(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
-    """A step of many siblings, a step of one, and the bounds: the model by itself, and its weights read once."""
+    """A step of many siblings, a step of one, and two lower bounds of a step.
+
+    The bounds are the model by itself, and its weights read once.
+    """
     prompt = text_of(lm, size.context)
     step = partial(step_seconds, lm, prompt)
+    model = partial(model_seconds, lm, prompt)
+    captured = {name: f"{name} of {SIBLINGS}" for name in CAPTURE_AT_MOST}
     works: dict[str, Work] = {
         "one": partial(step, 1, size.steps),
         "siblings": partial(step, SIBLINGS, size.steps),
         **{
-            f"{name} of {SIBLINGS}": partial(step, SIBLINGS, size.steps, capture=(name,))
-            for name in CAPTURE_AT_MOST
+            work: partial(step, SIBLINGS, size.steps, capture=(name,))
+            for name, work in captured.items()
         },
-        "model, one": partial(model_seconds, lm, prompt, 1, size.steps),
-        "model, siblings": partial(model_seconds, lm, prompt, SIBLINGS, size.steps),
+        "model, one": partial(model, 1, size.steps),
+        "model, siblings": partial(model, SIBLINGS, size.steps),
         "weights": weights_read(lm),
     }
     times = alternate(works, size.rounds)
-    demanded = in_float32(CAPTURE_AT_MOST, lm)
     ratios = [
-        Ratio(f"{SIBLINGS} siblings", f"a step of {SIBLINGS} siblings over a step of one", "siblings", "one",
-              at_most=SIBLINGS_AT_MOST[lm.dtype]),
-        Ratio("model alone", f"transformers' forward pass of {SIBLINGS} tokens over that of one", "model, siblings", "model, one"),
-        Ratio("one over model", "a step of one over transformers' forward pass of one token", "one", "model, one"),
-        Ratio("siblings over model", f"a step of {SIBLINGS} siblings over the pass of {SIBLINGS} tokens", "siblings", "model, siblings"),
-        Ratio("bound", "a step of one over reading as many bytes as the weights have", "one", "weights"),
-        *(Ratio(f"capture {name}, {SIBLINGS} siblings", f"the step of {SIBLINGS} with {name} captured over without",
-                f"{name} of {SIBLINGS}", "siblings", at_most=demanded.get(name)) for name in CAPTURE_AT_MOST),
-    ]  # fmt: skip
+        Ratio(
+            f"{SIBLINGS} siblings",
+            f"a step of {SIBLINGS} siblings over a step of one",
+            "siblings",
+            "one",
+            at_most=SIBLINGS_AT_MOST[lm.dtype],
+        ),
+        Ratio(
+            "model alone",
+            f"transformers' forward pass of {SIBLINGS} tokens over that of one",
+            "model, siblings",
+            "model, one",
+        ),
+        Ratio(
+            "one over model",
+            "a step of one over transformers' forward pass of one token",
+            "one",
+            "model, one",
+        ),
+        Ratio(
+            "siblings over model",
+            f"a step of {SIBLINGS} siblings over the pass of {SIBLINGS} tokens",
+            "siblings",
+            "model, siblings",
+        ),
+        Ratio(
+            "bound",
+            "a step of one over reading as many bytes as the weights have",
+            "one",
+            "weights",
+        ),
+    ]
+    bounds = in_float32(CAPTURE_AT_MOST, lm)
+    for name, work in captured.items():
+        what = f"the step of {SIBLINGS} with {name} captured over without"
+        title = f"capture {name}, {SIBLINGS} siblings"
+        ratios.append(Ratio(title, what, work, "siblings", at_most=bounds.get(name)))
     return [ratio.row(times) for ratio in ratios]
 
 
 def model_seconds(lm: LanguageModel, prompt: Sequence[int], width: int, num_steps: int) -> float:
-    """Seconds of one forward pass of `width` tokens of the model as transformers runs it, with sdpa and a cache of its own."""
+    """Seconds of one forward pass of `width` tokens as transformers runs it.
+
+    It uses sdpa and a cache of its own, which grows with each pass.
+    """
     with installed(lm.model, "sdpa"), torch.inference_mode():
         options: dict[str, Any] = {
             "use_cache": True,
@@ -194,20 +227,25 @@ def model_seconds(lm: LanguageModel, prompt: Sequence[int], width: int, num_step
 
 
 def weights_read(lm: LanguageModel) -> Work:
-    """Reads as many bytes as a pass must: all weights, less an input embedding that is not the output's as well."""
+    """A work that reads as many bytes as a pass must.
+
+    These are all weights, less an input embedding that does not serve as output weights as well.
+    """
     tied = lm.model.get_input_embeddings().weight is lm.model.get_output_embeddings().weight
     num_bytes = sum(parameter.nbytes for parameter in lm.model.parameters())
     num_bytes -= 0 if tied else lm.model.get_input_embeddings().weight.nbytes
-    numbers = torch.ones(
-        num_bytes // 4, device=lm.device
-    )  # float32 in any case: the sum of bfloat16 is slower than reading it
+    # float32 for every model, because the sum of bfloat16 is slower than reading it
+    numbers = torch.ones(num_bytes // 4, device=lm.device)
     return partial(clock, numbers.sum)
 
 
 def capture(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
-    """The sweep with attention captured over the same number of passes without, and whether it changed a bit."""
+    """The sweep with attention captured over as many passes without.
+
+    `same_bits` says whether capture left every bit of the runs as it was.
+    """
     prompts = [text_of(lm, size.context, run) for run in range(size.runs)]
-    # what is captured of the last set takes a pass, which a run without capture spends on one more step
+    # capture of the last set takes a pass, which a run without capture spends on one more step
     without = [greedy(prompt, size.steps + 1) for prompt in prompts]
     captured = {
         name: [spec.but(max_steps=size.steps, capture=(name,)) for spec in without]
@@ -219,36 +257,28 @@ def capture(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
     }
     times = alternate(works, size.rounds)
     wide_runs = [wide(prompt, SIBLINGS, size.steps) for prompt in prompts[:2]]
-
-    def same(pairs: Sequence[tuple[Sequence[RunSpec], Sequence[RunSpec]]]) -> bool:
-        return all(
-            a.tokens == b.tokens and np.array_equal(a.distribution, b.distribution)
-            for plain, full in pairs
-            for one, other in zip(
-                tempo.generate_batch(lm, plain), tempo.generate_batch(lm, full), strict=True
-            )
-            for a, b in zip(one.steps, other.steps, strict=False)  # the extra step has no partner
-        )
-
-    demanded = in_float32(CAPTURE_AT_MOST, lm)
+    bounds = in_float32(CAPTURE_AT_MOST, lm)
     rows = []
     for name in CAPTURE_AT_MOST:
-        row = Ratio(
-            f"capture {name}",
-            f"the sweep with {name} captured over as many passes without",
-            name,
-            "without",
-            at_most=demanded.get(name),
-        )
-        bits = same(
-            [
-                (without, captured[name]),
-                (wide_runs, [spec.but(capture=(name, "logits")) for spec in wide_runs]),
-            ]
-        )
-        row = row.row(times) | {"same_bits": bits}
+        what = f"the sweep with {name} captured over as many passes without"
+        ratio = Ratio(f"capture {name}", what, name, "without", at_most=bounds.get(name))
+        wide_captured = [spec.but(capture=(name, "logits")) for spec in wide_runs]
+        bits = same_bits(lm, without, captured[name]) and same_bits(lm, wide_runs, wide_captured)
+        row = ratio.row(times) | {"same_bits": bits}
         rows.append(row | {"met": bits and row["met"]})
     return rows
+
+
+def same_bits(lm: LanguageModel, plain: Sequence[RunSpec], full: Sequence[RunSpec]) -> bool:
+    """Whether runs with capture choose from the same distributions as runs without, to the bit."""
+    runs = tempo.generate_batch(lm, plain)
+    captured = tempo.generate_batch(lm, full)
+    for one, other in zip(runs, captured, strict=True):
+        # a run without capture may have one step more
+        for a, b in zip(one.steps, other.steps, strict=False):
+            if a.tokens != b.tokens or not np.array_equal(a.distribution, b.distribution):
+                return False
+    return True
 
 
 def ratios_of(lm: LanguageModel, size: Size, *, every: bool) -> dict[str, Any]:
@@ -259,11 +289,10 @@ def ratios_of(lm: LanguageModel, size: Size, *, every: bool) -> dict[str, Any]:
 
 
 def on_gpu(size: Size) -> dict[str, Any]:
-    """The ratios of a random Llama of seven billion weights in bfloat16."""
+    """The ratios of a random Llama of seven billion weights in bfloat16, or why there are none."""
     if not torch.cuda.is_available():
-        return {
-            "skipped": f"torch {torch.__version__} sees no CUDA device; there a random Llama of the shape of 7B would be measured"
-        }
+        missing = f"torch {torch.__version__} sees no CUDA device"
+        return {"skipped": f"{missing}, so a random Llama of the shape of 7B was not measured"}
     with random_llama(torch.bfloat16, "cuda", **LLAMA_7B) as lm:
         return ratios_of(lm, size, every=True) | {"device": torch.cuda.get_device_name()}
 
@@ -271,12 +300,16 @@ def on_gpu(size: Size) -> dict[str, Any]:
 def measure(
     model: str, size: Size, scale: Scale, keep: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """The whole report; `keep` is given what there is of it after each part."""
+    """The whole report. After each part, `keep` gets the report so far."""
     began = time.perf_counter()
     report: dict[str, Any] = {
-        "runs": size.runs, "steps": size.steps, "rounds": {"sweeps": size.sweep_rounds, "others": size.rounds},
-        "threads": torch.get_num_threads(), "peers": versions(), "models": [],
-    }  # fmt: skip
+        "runs": size.runs,
+        "steps": size.steps,
+        "rounds": {"sweeps": size.sweep_rounds, "others": size.rounds},
+        "threads": torch.get_num_threads(),
+        "peers": versions(),
+        "models": [],
+    }
     for dtype in ("float32", "bfloat16"):
         with tempo.load_model(model, dtype=dtype) as lm:
             print(f"{model} in {dtype}", file=sys.stderr, flush=True)
@@ -297,17 +330,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument(
-        "--folder", type=Path, default=TARGET, help="where speed.json, speed.md and speed.svg go"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="every measurement once and small: does it run at all?"
-    )
+    where = "where speed.json, speed.md and speed.svg go"
+    parser.add_argument("--folder", type=Path, default=TARGET, help=where)
+    once = "make every measurement once and small, to see whether it runs"
+    parser.add_argument("--quick", action="store_true", help=once)
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     so_far = options.folder / "speed.unfinished.json"
-    quick = QUICK if options.quick else (Size(), Scale())
-    report = measure(options.model, *quick, keep=lambda part: _write(so_far, part))
+    scales = QUICK if options.quick else (Size(), Scale())
+    report = measure(options.model, *scales, keep=lambda part: _write(so_far, part))
     publish(report, options.folder)
     so_far.unlink()
     Console().print(Markdown(markdown(report)))
@@ -317,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def publish(report: dict[str, Any], folder: Path) -> None:
-    """The numbers, the table and the plot."""
+    """Write the numbers, the table and the plot."""
     _write(folder / "speed.json", report)
     (folder / "speed.md").write_text(markdown(report), encoding="utf-8")
     save(replace(picture_of(report), png=b""), folder)
