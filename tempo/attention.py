@@ -1,11 +1,11 @@
 """The attention function registered with transformers, and what one packed forward pass tells it.
 
-One forward pass carries the new tokens of many runs, packed into one row, so that a linear layer sees exactly as many
-tokens as there are and no padding. Only here is the pack undone: queries are laid out by run, and attend to the
-slots of their own run under the run's mask.
+One forward pass carries the new tokens of many runs, packed into one row without padding. So a
+linear layer processes exactly as many tokens as there are. Only the attention function undoes the
+packing: it lays queries out by run, and each attends to the slots of its own run under its mask.
 
-Shapes: T packed tokens, R cache rows (one a run), w widest set of the pass, N slots, H query heads, Hkv key heads,
-G = H / Hkv, D head size, V value size.
+Shapes: T packed tokens, R cache rows (one for each run), w widest set of the pass, N slots,
+L layers, H query heads, Hkv key heads, G = H / Hkv, D head size, V value size.
 """
 
 from __future__ import annotations
@@ -27,24 +27,41 @@ from tempo.support import attention_implementations
 
 NAME = "tempo"
 
-# Keyword arguments that models pass on to every attention function and that change nothing here: positions and masks
-# come from `PassContext`, inference has no dropout, and the rest asks for outputs that capture provides.
+# Keyword arguments that models pass to every attention function and that change nothing here.
+# Positions and masks come from `PassContext`, inference has no dropout, and the others ask for
+# outputs that capture provides.
 HARMLESS = frozenset(
-    {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "dropout", "is_causal",
-     "position_embeddings", "return_dict", "cache", "past_key_values", "past_key_value", "output_router_logits"}
-)  # fmt: skip
+    {
+        "cache",
+        "cache_position",
+        "dropout",
+        "is_causal",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "past_key_value",
+        "past_key_values",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "use_cache",
+    }
+)
 
-
-# How many products of queries and keys may wait for their softmax: about what a processor's cache holds.
+# How many products of queries and keys may wait for their softmax: about what the cache of a
+# processor holds.
 WAITING = 2**18
 
 
 class AttentionCall(NamedTuple):
-    """One call of the attention function in a forward pass, as seen when the model was loaded."""
+    """One call of the attention function in a forward pass, as seen when the model was loaded.
+
+    window: keys this many positions back, or more, are hidden. None if there is no window.
+    """
 
     module: nn.Module
     layer: int
-    window: int | None  # keys this many positions back, or more, are hidden
+    window: int | None
     num_heads: int
     num_key_value_heads: int
     key_size: int
@@ -53,64 +70,69 @@ class AttentionCall(NamedTuple):
 
 @dataclass
 class Recording:
-    """Where a pass leaves its attention weights: each run's own array, or one for all if it is but what sets give themselves.
+    """Where a pass leaves its attention weights.
 
-    A layer costs one product; softmax and copying are done for several layers at once, which is what makes recording cheap.
+    A layer costs one product. Softmax and copying are done for several layers at once, which is
+    what makes recording cheap.
+
+    parts: the cache row and the array [L, H, w, N] float32 of each run that records all weights.
+    own: one array [L, R, H, w, w] float32 for all runs, if they only record the weights between
+        members of one set. Replaces `parts`.
+    own_slots: the slots of the pass's own tokens, [R, w].
     """
 
-    parts: Sequence[tuple[int, np.ndarray]]  # cache row, and [L, H, w, N] float32 of its run
-    own: np.ndarray | None  # [L, R, H, w, w] float32, if no run records more
-    own_slots: Tensor  # [R, w] slots of the pass's own tokens
-    _products: list[Tensor] = field(
-        default_factory=list
-    )  # [R, Hkv, G*w, N] of the layers that wait
-    _scale: float = 1.0  # what these layers have in common
+    parts: Sequence[tuple[int, np.ndarray]]
+    own: np.ndarray | None
+    own_slots: Tensor
+    # [R, Hkv, G*w, N] of the layers that wait for their softmax
+    _products: list[Tensor] = field(default_factory=list)
+    # the scale and the mask of all layers that wait
+    _scale: float = 1.0
     _mask: Tensor | None = None
-    _num_kept: int = 0  # layers whose weights are where they belong
+    # layers whose weights are in their array
+    _num_kept: int = 0
 
     def take(self, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> None:
-        """Keep the next layer's weights, the softmax of scale * query key + mask."""
+        """Record the next layer's weights, the softmax of scale * query key + mask."""
         wide = torch.promote_types(query.dtype, torch.float32)
         product = query.to(wide) @ key.to(wide).transpose(-1, -2)
-        if self._products and (product.shape, scale, id(mask)) != (
-            self._products[0].shape,
-            self._scale,
-            id(self._mask),
-        ):
-            self.flush()
+        if self._products:
+            # only layers of one shape, scale and mask share a softmax
+            waiting = self._products[0].shape, self._scale, id(self._mask)
+            if waiting != (product.shape, scale, id(mask)):
+                self.flush()
         self._scale, self._mask = scale, mask
         self._products.append(product)
         if len(self._products) * product.numel() >= WAITING:
             self.flush()
 
     def take_weights(self, weights: Tensor) -> None:
-        """Keep the next layer's weights [R, Hkv, G*w, N]."""
+        """Record the next layer's weights [R, Hkv, G*w, N] as they are."""
         self.flush()
         self._keep(weights[None])
 
     def flush(self) -> None:
-        """Put the weights of all layers that have been taken where they belong."""
-        if self._products:
-            scores = (
-                torch.stack(self._products) if len(self._products) > 1 else self._products[0][None]
-            ).mul_(self._scale)
-            self._products.clear()
-            self._keep(
-                torch.softmax(scores if self._mask is None else scores.add_(self._mask), dim=-1)
-            )
+        """Write the weights of all layers that wait to their arrays."""
+        if not self._products:
+            return
+        products = self._products
+        scores = torch.stack(products) if len(products) > 1 else products[0][None]
+        products.clear()
+        scores.mul_(self._scale)
+        if self._mask is not None:
+            scores.add_(self._mask)
+        self._keep(torch.softmax(scores, dim=-1))
 
     def _keep(self, weights: Tensor) -> None:
+        """Write the weights [layers, R, Hkv, G*w, N] of the next layers to their arrays."""
         num_layers, num_rows, _, _, num_slots = weights.shape
         layers = slice(self._num_kept, self._num_kept + num_layers)
         self._num_kept = layers.stop
         width = self.own_slots.shape[1]
         weights = weights.reshape(num_layers, num_rows, -1, width, num_slots)
         if self.own is not None:
-            self.own[layers] = (
-                weights.gather(-1, self.own_slots[:, None, None].expand(*weights.shape[:4], width))
-                .cpu()
-                .numpy()
-            )
+            columns = self.own_slots[:, None, None].expand(*weights.shape[:4], width)
+            self.own[layers] = weights.gather(-1, columns).cpu().numpy()
             return
         kept = weights.cpu().numpy()
         for row, part in self.parts:
@@ -119,39 +141,51 @@ class Recording:
 
 @dataclass
 class PassContext:
-    """What one forward pass means: which run, slot and position each packed token has, and who may see whom."""
+    """What one forward pass means: each packed token's run and slot, and who may see whom.
 
-    rows: Tensor  # [T] cache row of each token
-    offsets: Tensor  # [T] index of each token among those its run appends in this pass
-    slots: Tensor  # [T] slot each token is written to
-    allowed: Tensor  # [R, w, N] bool, query by key
-    bias: Tensor | None  # [R, w, N] float32, added to the attention logits of allowed keys
-    expected: Sequence[
-        AttentionCall
-    ]  # the attention calls of the pass, as the model made them when it was loaded
-    query_positions: Tensor | None = None  # [R, w], where a layer has a window
-    slot_positions: Tensor | None = None  # [R, N], where a layer has a window
-    isolated: Tensor | None = None  # [R, w, N] bool, `allowed` in the layers that isolate siblings
-    isolated_bias: Tensor | None = None  # [R, w, N], `bias` there
-    isolated_layers: Mapping[int, tuple[int, int]] = field(
-        default_factory=dict
-    )  # of each row that has some: first, end
-    only: range | None = None  # slots of the tokens, if there is but one row
-    copies: tuple[Tensor, Tensor, Tensor] | None = (
-        None  # rows and slots that also hold a packed token, and which it is
-    )
+    rows, slots: the cache row and the slot that each token is written to, [T].
+    offsets: the index of each token among those that its run appends in this pass, [T].
+    allowed: which slots a query may attend to, [R, w, N] bool.
+    bias: added to the attention logits of allowed keys, [R, w, N] float32. None for nothing.
+    expected: the attention calls of the pass, as the model made them when it was loaded.
+    query_positions, slot_positions: [R, w] and [R, N]. Only given if a layer has a window.
+    isolated, isolated_bias: `allowed` and `bias` in the layers that isolate siblings.
+    isolated_layers: of each row that has such layers, the first and the one after the last.
+    only: the slots of the tokens, if there is only one row.
+    copies: rows and slots that also hold a packed token, and which token it is.
+    recording: where attention weights go. None if no run records any.
+    num_calls: the attention calls made so far.
+    """
+
+    rows: Tensor
+    offsets: Tensor
+    slots: Tensor
+    allowed: Tensor
+    bias: Tensor | None
+    expected: Sequence[AttentionCall]
+    query_positions: Tensor | None = None
+    slot_positions: Tensor | None = None
+    isolated: Tensor | None = None
+    isolated_bias: Tensor | None = None
+    isolated_layers: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    only: range | None = None
+    copies: tuple[Tensor, Tensor, Tensor] | None = None
     recording: Recording | None = None
-    num_calls: int = 0  # made so far
+    num_calls: int = 0
     _masks: dict[tuple, Tensor] = field(default_factory=dict)
 
     @property
     def num_slots(self) -> int:
+        """N, the number of slots in use once the pass is done."""
         return self.allowed.shape[-1]
 
     def take_call(
         self, module: nn.Module, sliding_window: int | None
     ) -> tuple[int, int | None, bool]:
-        """Layer and window of the next call, and whether it is the first of its layer; ModelError if it was not expected."""
+        """Layer and window of the next call, and whether it is the first call of its layer.
+
+        Raises ModelError if the model did not make this call when it was loaded.
+        """
         index, self.num_calls = self.num_calls, self.num_calls + 1
         known = self.expected[index] if index < len(self.expected) else None
         if (
@@ -159,50 +193,61 @@ class PassContext:
             or known.module is not module
             or (known.window and sliding_window not in (None, known.window))
         ):
+            if known is None:
+                at_load = "there was no such call"
+            else:
+                at_load = f"it was {type(known.module).__name__} with window {known.window}"
             raise ModelError(
-                f"attention call {index} of a pass came from {type(module).__name__} with window {sliding_window}, at load it was "
-                f"{known and (type(known.module).__name__, known.window)}; the model has changed since: load or wrap it again"
+                f"attention call {index} of a pass came from {type(module).__name__} with window "
+                f"{sliding_window}, at load {at_load}; the model has changed since: load or wrap "
+                "it again"
             )
-        # a layer may ask several times with the same queries and keys (differential attention): its weights are one set
-        return (
-            known.layer,
-            known.window,
-            index == 0 or self.expected[index - 1].layer != known.layer,
-        )
+        # A layer may call several times with the same queries and keys (differential attention).
+        # Its weights are recorded once.
+        is_first = index == 0 or self.expected[index - 1].layer != known.layer
+        return known.layer, known.window, is_first
 
     def mask(
         self, layer: int, window: int | None, groups: int, dtype: torch.dtype
     ) -> Tensor | None:
-        """The mask of one layer, [R, 1, G*w, N], the same for each of the G query heads that share a key head.
+        """The additive mask of one layer, [R, 1, G*w, N] in `dtype`.
 
-        Additive in `dtype`: the bias, or 0, where a query may attend, else -inf. None for a single token that sees all there
-        is. A window counts positions, not slots.
+        It holds the bias, or 0, where a query may attend, and -inf elsewhere. The G query heads
+        that share a key head have the same mask. None stands for a single token that may attend to
+        every slot.
+
+        window: counted in positions, not slots.
+        groups: G.
         """
         if self.only is not None and len(self.only) == 1 and self.bias is None and window is None:
             return None
-        inside = tuple(
+        isolating = tuple(
             row for row, (first, end) in self.isolated_layers.items() if first <= layer < end
         )
-        key = (inside, window, groups, dtype)
+        key = isolating, window, groups, dtype
         if key not in self._masks:
-            allowed, bias = self.allowed, self.bias
-            if inside:
-                assert self.isolated is not None
-                allowed = allowed.index_copy(
-                    0, (rows := torch.tensor(inside, device=allowed.device)), self.isolated[rows]
-                )
-                if bias is not None and self.isolated_bias is not None:
-                    bias = bias.index_copy(0, rows, self.isolated_bias[rows])
-            if window is not None:
-                assert self.query_positions is not None
-                assert self.slot_positions is not None
-                distance = self.query_positions[:, :, None] - self.slot_positions[:, None, :]
-                allowed = allowed & (distance < window)
-            added = torch.zeros_like(allowed, dtype=dtype) if bias is None else bias.to(dtype)
-            self._masks[key] = (
-                added.masked_fill(~allowed, -torch.inf).repeat(1, groups, 1).unsqueeze(1)
-            )
+            self._masks[key] = self._make_mask(isolating, window, groups, dtype)
         return self._masks[key]
+
+    def _make_mask(
+        self, isolating: Sequence[int], window: int | None, groups: int, dtype: torch.dtype
+    ) -> Tensor:
+        """The mask [R, 1, G*w, N] of a layer in which the rows `isolating` isolate siblings."""
+        allowed, bias = self.allowed, self.bias
+        if isolating:
+            assert self.isolated is not None
+            rows = torch.tensor(isolating, device=allowed.device)
+            allowed = allowed.index_copy(0, rows, self.isolated[rows])
+            if bias is not None and self.isolated_bias is not None:
+                bias = bias.index_copy(0, rows, self.isolated_bias[rows])
+        if window is not None:
+            assert self.query_positions is not None
+            assert self.slot_positions is not None
+            distance = self.query_positions[:, :, None] - self.slot_positions[:, None, :]
+            allowed = allowed & (distance < window)
+        added = torch.zeros_like(allowed, dtype=dtype) if bias is None else bias.to(dtype)
+        mask = added.masked_fill(~allowed, -torch.inf)  # [R, w, N]
+        return mask.repeat(1, groups, 1).unsqueeze(1)
 
 
 def tempo_attention(
@@ -210,41 +255,48 @@ def tempo_attention(
     query: Tensor,  # [1, H, T, D]
     key: Tensor,  # [R, Hkv, N, D], rotated and cached
     value: Tensor,  # [R, Hkv, N, V]
-    attention_mask: Tensor
-    | None,  # a placeholder that stops transformers from making one of its own
+    # a placeholder, so that transformers makes no mask of its own
+    attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    s_aux: Tensor
-    | None = None,  # [H] attention sinks: a logit in the softmax's sum without a value
+    # [H], attention sinks: each adds to the sum of the softmax, but has no value
+    s_aux: Tensor | None = None,
     tempo_pass: PassContext | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention outputs [1, T, H, V] of the packed queries, each over the slots its run allows it."""
+    """Attention outputs [1, T, H, V] of the packed queries.
+
+    Each query attends to the slots that its run allows it. The signature is that of transformers.
+
+    Raises ModelError if tempo's context does not arrive, or if the model passes an argument that
+    could change the result and is not known here.
+    """
     if tempo_pass is None:
         raise ModelError(
-            f"{type(module).__name__} does not pass keyword arguments on to its attention function, so tempo's masks "
-            "would never arrive; use a model of transformers whose attention goes through AttentionInterface"
+            f"{type(module).__name__} does not pass keyword arguments on to its attention "
+            "function, so tempo's masks would never arrive; use a model of transformers whose "
+            "attention goes through AttentionInterface"
         )
     unknown = sorted(
         name for name, given in kwargs.items() if given is not None and name not in HARMLESS
     )
     if unknown:
         raise ModelError(
-            f"{type(module).__name__} passes {', '.join(unknown)} to its attention function, which tempo does not know; "
-            "ignoring it could be silently wrong, so this model is refused"
+            f"{type(module).__name__} passes {', '.join(unknown)} to its attention function, which "
+            "tempo does not know; ignoring it could be silently wrong, so this model is refused"
         )
     num_rows, num_key_heads, _, head_size = key.shape
-    num_heads, (_, width, _) = query.shape[1], tempo_pass.allowed.shape
+    num_heads, width = query.shape[1], tempo_pass.allowed.shape[1]
     groups = num_heads // num_key_heads
     if tempo_pass.only is None:
-        padded = query.new_zeros(num_rows, width, num_heads, head_size)
-        padded[tempo_pass.rows, tempo_pass.offsets] = query[0].transpose(0, 1)
-        padded = padded.transpose(1, 2)
+        by_run = query.new_zeros(num_rows, width, num_heads, head_size)
+        by_run[tempo_pass.rows, tempo_pass.offsets] = query[0].transpose(0, 1)
+        by_run = by_run.transpose(1, 2)
     else:
-        padded = query  # one row needs no layout
-    # the G heads that share keys become extra queries, so that keys are read once and never repeated
-    grouped = padded.reshape(num_rows, num_key_heads, groups * width, head_size)
+        by_run = query  # a single row is laid out already
+    # The G heads that share keys become extra queries. So keys are read once and never repeated.
+    grouped = by_run.reshape(num_rows, num_key_heads, groups * width, head_size)
     layer, window, is_first = tempo_pass.take_call(module, sliding_window)
     mask = tempo_pass.mask(layer, window, groups, query.dtype)
     scale = head_size**-0.5 if scaling is None else scaling
@@ -272,7 +324,7 @@ def _weights(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Softmax weights [R, Hkv, G*w, N] in float32 at least; a forbidden entry is exactly 0."""
+    """Softmax weights [R, Hkv, G*w, N], in float32 or wider. A masked entry is exactly 0."""
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = (query.to(wide) @ key.to(wide).transpose(-1, -2)).mul_(scaling)
     if softcap is not None:
@@ -281,25 +333,29 @@ def _weights(
         scores.add_(mask)
     if sinks is None:
         return torch.softmax(scores, dim=-1)
-    num_key_heads, rows = scores.shape[1], scores.shape[2]
+    # each query head's sink becomes one more column, which is dropped after the softmax
+    num_key_heads, num_queries = scores.shape[1], scores.shape[2]
     groups = sinks.numel() // num_key_heads
-    sink = (
-        sinks.to(wide).view(1, num_key_heads, groups, 1).repeat_interleave(rows // groups, dim=-1)
-    )
-    sink = sink.reshape(1, num_key_heads, rows, 1).expand(scores.shape[0], -1, -1, -1)
+    sink = sinks.to(wide).view(1, num_key_heads, groups, 1)
+    sink = sink.repeat_interleave(num_queries // groups, dim=-1)
+    sink = sink.reshape(1, num_key_heads, num_queries, 1).expand(scores.shape[0], -1, -1, -1)
     return torch.softmax(torch.cat([scores, sink], dim=-1), dim=-1)[..., :-1]
 
 
 @contextmanager
 def installed(model: PreTrainedModel, name: str = NAME) -> Iterator[None]:
-    """Within the block the model's attention is the one registered as `name`; afterwards it is what it was."""
+    """Within the block the model uses the attention registered as `name`, afterwards its own.
+
+    Raises ModelError if the model does not let its attention be replaced.
+    """
     before = attention_implementations(model)
     model.set_attn_implementation(name)
     try:
         if model.config._attn_implementation != name:
             raise ModelError(
-                f"{type(model).__name__} does not let its attention be replaced (its source never asks transformers' "
-                "AttentionInterface); use an architecture that does, such as Llama, Qwen, Mistral or Gemma"
+                f"{type(model).__name__} does not let its attention be replaced (its source never "
+                "asks transformers' AttentionInterface); use an architecture that does, such as "
+                "Llama, Qwen, Mistral or Gemma"
             )
         yield
     finally:
@@ -307,5 +363,6 @@ def installed(model: PreTrainedModel, name: str = NAME) -> Iterator[None]:
 
 
 AttentionInterface.register(NAME, tempo_attention)
-# Without a mask function of the same name transformers would prepare none and the model would run non-causally.
+# Without a mask function of the same name transformers prepares no mask, and the model runs
+# non-causally.
 AttentionMaskInterface.register(NAME, sdpa_mask)

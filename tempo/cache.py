@@ -1,6 +1,9 @@
-"""A key-value cache addressed by slot: rows of runs, written by index, never copied from step to step.
+"""A key-value cache addressed by slot.
 
-Shapes: R rows, Hkv key heads, C capacity in slots, N slots in use, D key size, V value size, T packed tokens.
+Each run has a row. Keys and values are written by row and slot, and never copied from step to step.
+
+Shapes: R rows, Hkv key heads, C capacity in slots, N slots in use, D key size, V value size,
+T packed tokens.
 """
 
 from __future__ import annotations
@@ -13,9 +16,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tempo.attention import PassContext
 
-FIRST_CAPACITY = (
-    64  # slots; doubled when full, so that growing costs a constant amount for each slot
-)
+# In slots. It is doubled when full, so that growing costs a constant amount for each slot.
+FIRST_CAPACITY = 64
 
 
 class SlotLayer(CacheLayerMixin):
@@ -28,18 +30,25 @@ class SlotLayer(CacheLayerMixin):
         self.cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make room for states of this size, dtype and device."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = (
-            # zeros, not empty: a masked slot is multiplied by a weight of exactly 0, which only a finite value survives
-            states.new_zeros(self.cache.num_rows, states.shape[1], FIRST_CAPACITY, states.shape[-1])
-            for states in (key_states, value_states)
-        )
+        self.keys, self.values = self._room_for(key_states), self._room_for(value_states)
         self.is_initialized = True
+
+    def _room_for(self, states: Tensor) -> Tensor:
+        # Zeros, not empty: a masked slot is multiplied by a weight of exactly 0. The product is 0
+        # only if what the slot holds is finite.
+        shape = self.cache.num_rows, states.shape[1], FIRST_CAPACITY, states.shape[-1]
+        return states.new_zeros(shape)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write the packed states [1, Hkv, T, .] to their slots; the first N slots of all rows come back as views."""
+        """Keys and values of the first N slots, [R, Hkv, N, .], after writing the new ones.
+
+        key_states, value_states: those of the packed tokens, [1, Hkv, T, .].
+        What is returned are views of the cache.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         step = self.cache.step
@@ -75,47 +84,56 @@ class SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """One `SlotLayer` for each layer; `step` says where the tokens of the coming forward pass go."""
+    """The keys and values of all layers and rows.
+
+    step: where the tokens of the coming forward pass go. The engine sets it before each pass.
+    slot_positions: the position of each slot, [R, C]. Only kept if a layer has a window.
+    """
 
     def __init__(self, num_layers: int, num_rows: int) -> None:
         self.num_rows = num_rows
         self.step: PassContext | None = None
-        self.slot_positions = torch.zeros(
-            num_rows, FIRST_CAPACITY, dtype=torch.long
-        )  # [R, C], kept where a layer has a window
+        self.slot_positions = torch.zeros(num_rows, FIRST_CAPACITY, dtype=torch.long)
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
 
     def place(self, rows: Tensor, slots: Tensor, positions: Tensor) -> None:
-        """Note the positions [T] of the tokens written to these slots."""
-        held = _grown(
-            self.slot_positions.to(positions.device)[:, None, :, None], int(slots.max()) + 1
-        )
+        """Keep the positions [T] of the tokens that are written to these rows and slots."""
+        positions_so_far = self.slot_positions.to(positions.device)
+        # `_grown` expects [R, Hkv, C, D]
+        held = _grown(positions_so_far[:, None, :, None], int(slots.max()) + 1)
         self.slot_positions = held[:, 0, :, 0]
         self.slot_positions[rows, slots] = positions
 
     def copy(self, source: int, target: int, num_slots: int) -> None:
-        """Let one row begin with what the first slots of another hold."""
+        """Make one row start with the first slots of another."""
         self.slot_positions[target, :num_slots] = self.slot_positions[source, :num_slots]
-        layers: list[Any] = [layer for layer in self.layers if layer.is_initialized]  # pyright: ignore[reportAttributeAccessIssue]
-        for held in (held for layer in layers for held in (layer.keys, layer.values)):
-            held[target, :, :num_slots] = held[source, :, :num_slots]
+        for layer in self._initialized_layers():
+            for held in (layer.keys, layer.values):
+                held[target, :, :num_slots] = held[source, :, :num_slots]
 
     def release(self) -> None:
-        """Let go of all keys and values; the layers and their cache hold each other, which the garbage collector finds late."""
+        """Drop all keys and values now.
+
+        The layers and their cache refer to each other. The garbage collector would find them late.
+        """
         self.step = None
         self.layers.clear()
 
     @property
     def sizes(self) -> tuple[tuple[int, int, int], ...]:
-        """(heads, key size, value size) of every layer that holds something."""
-        held: list[Any] = [layer for layer in self.layers if layer.is_initialized]  # pyright: ignore[reportAttributeAccessIssue]
+        """(heads, key size, value size) of each layer that holds something."""
         return tuple(
-            (layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in held
+            (layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3])
+            for layer in self._initialized_layers()
         )
+
+    def _initialized_layers(self) -> list[Any]:
+        layers: list[Any] = list(self.layers)
+        return [layer for layer in layers if layer.is_initialized]
 
 
 def _grown(held: Tensor, num_slots: int) -> Tensor:
-    """`held` itself, or with its capacity doubled until `num_slots` fit."""
+    """`held` [R, Hkv, C, D] itself, or with C doubled until `num_slots` fit."""
     capacity = held.shape[2]
     if num_slots <= capacity:
         return held
