@@ -46,10 +46,11 @@ Made by `python -m benchmarks.calibration`. Alpha is {ALPHA:g}, for false verdic
 together. The mean of the data (or their pseudomedian, or share) lies exactly on the margin, so that
 every verdict is false. "Left" means that the long tail is on the left. n counts prompts.
 
-Each cell has {SIMULATIONS} simulations; cells of maps and of power have {FEWER}. The simulation
-error ({STANDARD_ERRORS} standard errors) allows a share of {limit(SIMULATIONS):.1%}
+Each cell has {SIMULATIONS} simulations; cells of maps and of power have {FEWER}.
+The simulation error ({STANDARD_ERRORS} standard errors) allows a share of {limit(SIMULATIONS):.1%}
 ({limit(FEWER):.1%}). Larger shares are **bold**. "Proportion" is summed exactly, not simulated.
-No test of a mean holds for all distributions (Bahadur & Savage 1956). These rates are for the distributions listed."""
+No test of a mean holds for all distributions (Bahadur & Savage 1956).
+These rates are for the distributions listed."""
 SIGN_FLIPS_ALONE = """\
 Sign flips alone, without the studentised bootstrap and the guard against skewness, would give these
 shares for the mean:"""
