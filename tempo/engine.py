@@ -1,6 +1,7 @@
 """The decode loop: many runs at once, every new token of every run in one packed forward pass.
 
-Shapes: T packed tokens, R cache rows, w widest set of a pass, N slots, L layers, H heads, D head size, V vocabulary.
+Shapes: B runs, T packed tokens, R cache rows, w widest set of a pass, N slots, L layers, H query
+heads, Hkv key heads, D head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,52 +23,177 @@ from tempo.capture import Spool, check_budget, raw_keys, rows_that_fit
 from tempo.errors import ModelError, SpecError
 from tempo.models import LanguageModel
 from tempo.run import Prefix, Run
-from tempo.spec import RunSpec
+from tempo.spec import (
+    Capture,
+    IsolatedMass,
+    Positions,
+    Prompt,
+    Readout,
+    RunSpec,
+    Visibility,
+    Weighting,
+    spell_checked,
+)
 from tempo.store import TraceStore
 from tempo.trace import Trace
 
-# Runs that share a forward pass. On a CPU more rows add little speed and more memory; traces do not depend on it
-# beyond rounding.
+# Runs that share a forward pass. On a CPU more rows add little speed and take more memory.
+# Traces do not depend on it beyond rounding.
 MAX_ROWS = 16
-# New tokens in one forward pass, beyond which a pass is made in parts: bounds the memory that the logits take.
+# A pass of more new tokens than this is made in parts, which bounds the memory of its logits.
 MAX_NEW_TOKENS = 1024
 
 
+@spell_checked
 def generate(
     lm: LanguageModel,
-    prompt: str | Sequence[int],
+    prompt: Prompt,
     *,
+    threshold: float = 0.1,
+    max_steps: int = 10,
+    visibility: Visibility = "isolated",
+    positions: Positions = "shared",
+    readout: Readout = "mixture",
+    weighting: Weighting = "none",
+    max_width: int | None = None,
+    stop_at_eos: bool = True,
+    replay: Sequence[Sequence[int]] | Trace | None = None,
+    replay_positions: Sequence[Sequence[int]] | None = None,
+    replay_weights: Sequence[Sequence[float]] | None = None,
+    isolated_layers: tuple[int, int] | None = None,
+    isolated_mass: IsolatedMass = "spread",
+    capture: Capture | Iterable[Capture] = (),
     memory_budget: int | None = None,
     spool: str | Path | None = None,
     store: str | Path | None = None,
-    **settings: Any,
 ) -> Trace:
-    """The trace of one TEMPO run; `settings` are those of `RunSpec`, `spool` and `store` as in `stream`.
+    """The trace of one TEMPO run.
 
-    Raises SpecError for settings that cannot be run, MemoryBudgetError if what it would record exceeds
-    `memory_budget` bytes (default: half of the free memory), ModelError if the logits are not finite, TraceError if
-    `spool` or `store` cannot be written.
+    At each step, every token whose probability reaches the threshold is appended, and all of them
+    enter the model in one forward pass. docs/semantics.md states the rules.
+
+    Args:
+        lm: The model, from `load_model` or `wrap_model`.
+        prompt: Text, or token ids in any form that a tokenizer or `lm.chat` returns: a list, an
+            array or tensor [P] or [1, P], a list of one list, or a mapping with `input_ids`.
+        threshold: Every token with at least this probability joins the set; above 0, at most 1.
+            If no token reaches it, the most probable one joins alone.
+        max_steps: A free run generates at most this many sets. A replay runs all its sets.
+        visibility: Which siblings a sibling attends to: none (`isolated`), all (`visible`), or
+            those in earlier slots (`causal`).
+        positions: One rotary position for a whole set (`shared`), or the next position for each
+            token (`sequential`, the control).
+        readout: How the members' logits become the one next distribution: the mixture of their
+            softmaxes by probability (`mixture`), the softmax of their mean (`mean_logits`), or
+            the softmax of one member (`last`, `first`).
+        weighting: What is added to the attention logits of keys in sets wider than one: nothing
+            (`none`), -log n for n members (`count`), or the log of the member's share
+            (`probability`).
+        max_width: Only this many of the most probable tokens join a set; None sets no limit.
+        stop_at_eos: Whether a run ends after a set that an end-of-sequence token leads. Such a
+            token that does not lead is then never appended.
+        replay: Token sets to force, one a step, instead of choosing; or a Trace, whose sets are
+            taken. Their order is the order of the slots. A set may hold one token twice.
+        replay_positions: With a replay, the rotary position of each member of each set, instead
+            of what `positions` gives.
+        replay_weights: With a replay, the weight of each member of each set (1 leaves it as it
+            is), instead of what `weighting` gives. Its log is added to that key's attention
+            logits.
+        isolated_layers: The layers (first, end), end excluded, in which siblings are isolated
+            whatever `visibility` says.
+        isolated_mass: Where a sibling's attention goes in those layers: to all it still sees
+            (`spread`), or to itself (`self`: its own key counts for all n members, +log n).
+        capture: What to record beside the sets, one name or several: "attention" [L, H, w, N],
+            "siblings" (the set's own columns of attention, [L, H, w, w]), "logits" [w, V], "kv"
+            (keys and values [L, Hkv, N, D]).
+        memory_budget: Bytes that the run may take; None means half of the free memory.
+        spool: A folder on whose disk the captured arrays are kept instead of in memory. They
+            vanish with the trace.
+        store: A folder where the trace is saved, and from which it is read if the same run is
+            asked for again.
+
+    Returns:
+        A `Trace`: per step the tokens, their probabilities and the distribution [V] float32 that
+        they were chosen from, and the arrays that `capture` names.
+
+    Raises:
+        SpecError: if a setting is unknown or cannot be run.
+        MemoryBudgetError: if the run may need more than `memory_budget`; nothing is computed.
+        ModelError: if logits or captured values are not finite.
+        TraceError: if `spool` or `store` cannot be written.
+
+    Example:
+        >>> import tempo
+        >>> lm = tempo.load_model("tiny")
+        >>> trace = tempo.generate(lm, "The cat", threshold=0.05, max_steps=3, capture="attention")
+        >>> trace
+        <Trace 'The cat' + 3 sets, 13 slots, isolated, tiny>
+        >>> trace.widths
+        [3, 1, 2]
+        >>> trace.steps[0].attention.shape  # (layers, heads, members of the set, slots so far)
+        (3, 4, 3, 10)
     """
     if isinstance(prompt, RunSpec):
         raise SpecError(
-            "generate takes a prompt and settings; a RunSpec is run by generate_batch(lm, [spec])[0]"
+            "generate takes a prompt and settings; "
+            "a RunSpec is run by generate_batch(lm, [spec])[0]"
         )
-    settings["prompt"] = prompt
-    return generate_batch(
-        lm, [RunSpec(**settings)], memory_budget=memory_budget, spool=spool, store=store
-    )[0]
+    settings: dict[str, Any] = {
+        "prompt": prompt,
+        "threshold": threshold,
+        "max_steps": max_steps,
+        "visibility": visibility,
+        "positions": positions,
+        "readout": readout,
+        "weighting": weighting,
+        "max_width": max_width,
+        "stop_at_eos": stop_at_eos,
+        "replay": replay,
+        "replay_positions": replay_positions,
+        "replay_weights": replay_weights,
+        "isolated_layers": isolated_layers,
+        "isolated_mass": isolated_mass,
+        "capture": capture,
+    }
+    spec = RunSpec(**settings)
+    return generate_batch(lm, [spec], memory_budget=memory_budget, spool=spool, store=store)[0]
 
 
 def generate_batch(
     lm: LanguageModel,
-    specs: Sequence[RunSpec],
+    specs: Iterable[RunSpec],
     *,
     max_rows: int = MAX_ROWS,
     memory_budget: int | None = None,
     spool: str | Path | None = None,
     store: str | Path | None = None,
 ) -> list[Trace]:
-    """The traces of `specs`, in their order, computed together. Same errors as `generate`, `spool` and `store` as in `stream`."""
+    """The traces of all specs, in their order, computed together.
+
+    Args:
+        lm: The model, from `load_model` or `wrap_model`.
+        specs: One `RunSpec` a run; prompts and settings may differ.
+        max_rows: At most this many runs are under way at once.
+        memory_budget: Bytes that all runs together may take; None means half of the free memory.
+        spool: A folder on whose disk the captured arrays are kept instead of in memory. They
+            vanish with the trace.
+        store: A folder where each trace is saved, and from which it is read if the same run is
+            asked for again.
+
+    Raises:
+        SpecError: if a spec cannot be run on this model.
+        MemoryBudgetError: if all traces together may need more than `memory_budget`.
+        ModelError: if logits or captured values are not finite.
+        TraceError: if `spool` or `store` cannot be written.
+
+    Example:
+        >>> import tempo
+        >>> lm = tempo.load_model("tiny")
+        >>> spec = tempo.RunSpec(prompt="The cat", threshold=0.05, max_steps=3)
+        >>> isolated, visible = tempo.generate_batch(lm, [spec, spec.but(visibility="visible")])
+        >>> isolated.sets[0] == visible.sets[0]  # no wide set has been read yet
+        True
+    """
     specs = _checked(specs, max_rows)
     check_budget(lm, specs, [len(lm.encode(spec.prompt)) for spec in specs], memory_budget, spool)
     traces = dict(
@@ -78,23 +204,48 @@ def generate_batch(
 
 def stream(
     lm: LanguageModel,
-    specs: Sequence[RunSpec],
+    specs: Iterable[RunSpec],
     *,
     max_rows: int = MAX_ROWS,
     memory_budget: int | None = None,
     spool: str | Path | None = None,
     store: str | Path | None = None,
 ) -> Iterator[tuple[int, Trace]]:
-    """(index, trace) of each spec as its run ends, so that a long sweep need not hold all traces at once.
+    """(index, trace) of each spec as its run ends, so that a sweep need not hold all traces.
 
-    As many runs are under way at any time as the memory budget allows, `max_rows` at most; the next one starts in the pass
-    after one has ended, long prompts first and those of one prompt together. A prompt is forwarded once for runs that follow one
-    another, and runs that are the same so far (two modes before the first wide set) share a pass until they part.
+    As many runs are under way as the memory budget allows, at most `max_rows`. When one ends, the
+    next one starts: long prompts first, equal prompts together. A prompt is forwarded once for
+    runs that follow one another. Runs that are the same so far share a pass until they part, for
+    example two modes before the first wide set.
 
-    spool: a folder on whose disk, in a file without a name, all distributions, logits and attention are kept instead of in
-        memory; the arrays of a trace are then memory maps, and the file is gone when the trace is.
-    store: a folder where each trace is saved as its run ends, and from which it is read when the same run is asked for again
-        (same spec, weights, dtype, device, versions and code).
+    Args:
+        lm: The model, from `load_model` or `wrap_model`.
+        specs: One `RunSpec` a run; prompts and settings may differ.
+        max_rows: At most this many runs are under way at once.
+        memory_budget: Bytes that the runs under way may take; None means half of the free memory.
+        spool: A folder for a file without a name that takes distributions, logits and attention
+            instead of memory. The arrays of a trace are then memory maps; the file is gone when
+            the trace is.
+        store: A folder where each trace is saved as its run ends. A run that is already there is
+            read and not computed, if spec, weights, dtype, device, versions and code are the same.
+
+    Yields:
+        The index of the spec in `specs`, and its trace, in the order in which runs end.
+
+    Raises:
+        SpecError: if a spec cannot be run on this model.
+        MemoryBudgetError: if even one run may need more than `memory_budget`.
+        ModelError: if logits or captured values are not finite.
+        TraceError: if `spool` or `store` cannot be written.
+
+    Example:
+        >>> import tempo
+        >>> lm = tempo.load_model("tiny")
+        >>> specs = [tempo.RunSpec(prompt="ab", max_width=1, max_steps=n) for n in (4, 2)]
+        >>> for index, trace in tempo.stream(lm, specs):
+        ...     print(index, trace.widths)
+        1 [1, 1]
+        0 [1, 1, 1, 1]
     """
     specs = _checked(specs, max_rows)
     runs = [
@@ -115,13 +266,8 @@ def stream(
         memory_budget,
         spool,
     )
-    # packed so that little is padding: in a pass every row is as long as the longest
-    waiting = deque(
-        sorted(
-            runs,
-            key=lambda run: (-run.num_prompt, run.prompt, -sum(map(len, run.spec.replay or ()))),
-        )
-    )
+    # In a pass every row is as long as the longest, so runs of like length go together.
+    waiting = deque(sorted(runs, key=_longest_first))
     runs.clear()  # a run that is over must not be held
     active: list[Run] = []
     finished: list[Run] = []
@@ -160,8 +306,13 @@ def stream(
                 run.spool.close()
 
 
+def _longest_first(run: Run) -> tuple[int, list[int], int]:
+    """A sort key: long prompts first, equal prompts together, then long replays first."""
+    return -run.num_prompt, run.prompt, -sum(map(len, run.spec.replay or ()))
+
+
 def _checked(specs: Iterable[RunSpec], max_rows: int) -> list[RunSpec]:
-    """The specs; SpecError if they are none, or so many rows cannot be had."""
+    """The specs as a list; SpecError if they are no specs, or `max_rows` is no number of rows."""
     if isinstance(specs, RunSpec):
         raise SpecError("specs is one RunSpec; expected a list of tempo.RunSpec, such as [spec]")
     listed = list(specs)
@@ -169,13 +320,14 @@ def _checked(specs: Iterable[RunSpec], max_rows: int) -> list[RunSpec]:
         raise SpecError(f"specs holds {strange[0]!r:.80}; expected a list of tempo.RunSpec")
     if not isinstance(max_rows, int) or max_rows < 1:
         raise SpecError(
-            f"max_rows is {max_rows!r}; expected how many runs may be under way at once, a whole number from 1"
+            f"max_rows is {max_rows!r}; expected a whole number from 1, "
+            "how many runs may be under way at once"
         )
     return listed
 
 
 def _enter(run: Run, row: int, cache: SlotCache, prefixes: dict[int, Prefix]) -> None:
-    """Give a run a row of the cache, with what some row's pass over the same prompt has left, if one has."""
+    """Give a run a row of the cache, and what an earlier pass over its prompt left, if any."""
     run.row = row
     if (known := next(filter(run.fits, prefixes.values()), None)) is not None:
         cache.copy(known.row, row, run.num_prompt)
@@ -196,7 +348,7 @@ def _passes(runs: Sequence[Run]) -> Iterator[list[Run]]:
 
 
 def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
-    """One pass over the new tokens of all runs; leaves each run its logits and what it records."""
+    """Make one pass over the new tokens of all runs; each gets its logits and what it records."""
     began = time.perf_counter()
     groups = _same_so_far(runs)
     packed = [group[0] for group in groups]
@@ -215,7 +367,8 @@ def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
         output = lm.model(
             input_ids=torch.tensor([tokens], device=lm.device),
             position_ids=torch.tensor([positions], device=lm.device),
-            # explicit and 4-D, so that transformers neither makes a mask nor reads shared positions as packed sequences
+            # Explicit and 4-D: else transformers makes a mask of its own, or takes shared
+            # positions for packed sequences.
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=lm.device),
             use_cache=True,
             logits_to_keep=read.to(lm.device),
@@ -226,30 +379,26 @@ def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
         context.recording.flush()
     if context.num_calls != len(lm.attention_calls):
         raise ModelError(
-            f"{lm.name} made {context.num_calls} attention calls in a pass, {len(lm.attention_calls)} at load; load it again"
+            f"{lm.name} made {context.num_calls} attention calls in a pass, "
+            f"{len(lm.attention_calls)} at load; load it again"
         )
-    logits = output.logits[0].cpu()  # all at once: what follows, run by run, waits for no device
+    logits = output.logits[0].cpu()  # all at once, so that no run waits for the device again
     seconds = time.perf_counter() - began
-    for group, end, new_logits in zip(
-        groups, ends, logits.split([run.num_read for run in packed]), strict=True
-    ):
+    parts = logits.split([run.num_read for run in packed])
+    for group, end, new_logits in zip(groups, ends, parts, strict=True):
         for run in group:
             run.new_logits, run.pass_seconds = new_logits, seconds
             run.started = run.started or began
             if "kv" in run.spec.capture:
-                run.raw_keys.append(
-                    torch.cat([keys[:, :, end - run.num_new : end] for keys in raw])
-                )
+                new = slice(end - run.num_new, end)
+                run.raw_keys.append(torch.cat([keys[:, :, new] for keys in raw]))
             if run.layout.new_tokens_are_prompt():
-                run.begin_with(
-                    Prefix(
-                        run.row, run.prompt, new_logits, run.raw_keys[-1] if run.raw_keys else None
-                    )
-                )
+                own_keys = run.raw_keys[-1] if run.raw_keys else None
+                run.begin_with(Prefix(run.row, run.prompt, new_logits, own_keys))
 
 
 def _same_so_far(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs in groups that differ in nothing yet: the first of each is forwarded for all."""
+    """The runs in groups that are equal so far; the first of a group is forwarded for all."""
     groups: dict[tuple[bytes, int, int], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.history, run.layout.start, run.num_read), []).append(run)
@@ -306,7 +455,10 @@ def _pass_context(
 def _recording(
     lm: LanguageModel, context: PassContext, groups: Sequence[Sequence[Run]]
 ) -> Recording | None:
-    """Arrays for the attention of those runs that record it, to be filled from the row that is forwarded for each."""
+    """Arrays for the attention of the runs that record it; None if no run does.
+
+    Each is filled from the row that is forwarded for the run's group.
+    """
     recorded = [(group[0].row, run) for group in groups for run in group if run.records_attention]
     if not recorded:
         return None
@@ -316,33 +468,26 @@ def _recording(
     if not any("attention" in run.spec.capture for _, run in recorded):
         own = np.empty((lm.num_layers, num_rows, lm.num_heads, width, width), np.float32)
         for row, run in recorded:
-            run.attention, run.first_column = (
-                own[:, row, :, : run.num_new, : run.num_new],
-                run.layout.start,
-            )
+            run.attention = own[:, row, :, : run.num_new, : run.num_new]
+            run.first_column = run.layout.start
         return Recording([], own, own_slots)
-    for _, run in recorded:
-        run.attention, run.first_column = (
-            np.empty((lm.num_layers, lm.num_heads, run.num_new, run.layout.num_slots), np.float32),
-            0,
-        )
-    return Recording(
-        [(row, run.attention) for row, run in recorded if run.attention is not None],
-        None,
-        own_slots,
-    )
+    parts = []
+    for row, run in recorded:
+        shape = (lm.num_layers, lm.num_heads, run.num_new, run.layout.num_slots)
+        run.attention, run.first_column = np.empty(shape, np.float32), 0
+        parts.append((row, run.attention))
+    return Recording(parts, None, own_slots)
 
 
 def _copies(
     lm: LanguageModel, groups: Sequence[Sequence[Run]]
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Row and slot of each token that another run's pass makes, and which of the packed tokens it is."""
+    """Row and slot of each token whose pass another run makes, and its index among the packed."""
     found, first = [], 0
     for leader, *others in groups:
         start, width = leader.layout.start, leader.num_new
-        found += [
-            (run.row, start + offset, first + offset) for run in others for offset in range(width)
-        ]
+        for run in others:
+            found += [(run.row, start + offset, first + offset) for offset in range(width)]
         first += width
     if not found:
         return None
@@ -353,14 +498,17 @@ def _copies(
 def _masks(
     runs: Sequence[Run], num_rows: int, width: int, num_slots: int, visibility: str | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Who may see whom [R, w, N], and what is added to the attention logits, if anything is; under another visibility if given."""
+    """Who may see whom [R, w, N], and what is added to the attention logits, if anything is.
+
+    `visibility` stands for that of every run, if it is given.
+    """
     allowed = torch.zeros(num_rows, width, num_slots, dtype=torch.bool)
-    allowed[:, :, 0] = (
-        True  # queries that only pad the block attend to some slot, so that no softmax is empty
-    )
+    # Queries that only fill the block attend to some slot, so that no softmax is empty.
+    allowed[:, :, 0] = True
+    specs = [run.spec for run in runs]
     weighted = any(
-        s.weighting != "none" or s.replay_weights or s.isolated_mass != "spread"
-        for s in (run.spec for run in runs)
+        spec.weighting != "none" or spec.replay_weights or spec.isolated_mass != "spread"
+        for spec in specs
     )
     bias = torch.zeros(num_rows, width, num_slots) if weighted else None
     for run in runs:

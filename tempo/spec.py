@@ -54,14 +54,18 @@ def plain_prompt(value: Any) -> Any:
     that is none of these is returned as it is, for the caller to refuse.
 
     Raises:
-        SpecError: if there are several rows, if the tokens are padded, or if a mapping has no
-            `input_ids`.
+        SpecError: if there are several rows, if the tokens are padded, if a mapping has no
+            `input_ids`, or if the items are messages.
     """
     if isinstance(value, Mapping):
         value = _input_ids(value)
     if not _is_row(value):
         return value
     items = _items(value)
+    if any(isinstance(item, Mapping) for item in items):
+        raise SpecError(
+            "holds messages or other mappings; expected token ids, as lm.chat(messages) gives"
+        )
     if any(map(_is_row, items)):
         if len(items) != 1:
             raise SpecError(
@@ -137,7 +141,7 @@ def _weight_sets(value: Any) -> Any:
 
 
 def _names(value: Any) -> Any:
-    """One name or several, each once, in the order of `CAPTURES`: then equal specs compare equal."""
+    """Names, each once and in the order of `CAPTURES`, so that equal specs compare equal."""
     if isinstance(value, str):
         names: Any = [value]
     else:
@@ -171,6 +175,7 @@ class RunSpec(Strict):
         prompt: Text, or token ids in any form that a tokenizer or `lm.chat` returns: a list, an
             array or tensor [P] or [1, P], a list of one list, or a mapping with `input_ids`.
         threshold: Every token with at least this probability joins the set; above 0, at most 1.
+            If no token reaches it, the most probable one joins alone.
         max_steps: A free run generates at most this many sets. A replay runs all its sets.
         visibility: Which siblings a sibling attends to: none (`isolated`), all (`visible`), or
             those in earlier slots (`causal`).
@@ -426,8 +431,10 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     lines = []
     for problem in error.errors():
         key = str(problem["loc"][0]) if problem["loc"] else ""
-        # the repr of an array has several lines
-        seen = _cut(" ".join(repr(problem["input"]).split("\n")), LONGEST_SEEN)
+        seen = repr(problem["input"])
+        if "\n" in seen:  # of an array
+            seen = " ".join(seen.split())
+        seen = _cut(seen, LONGEST_SEEN)
         if problem["type"] == "extra_forbidden":
             line = _unknown_key(key, list(kind.model_fields))
         elif problem["type"] == "missing":

@@ -1,6 +1,7 @@
 """Trace and Step: everything recorded of one run, and how it is kept on disk without pickle.
 
-Shapes: L layers, H query heads, Hkv key heads, w set width, N slots, N_k slots once set k is in, D head size, V vocabulary.
+Shapes: L layers, H query heads, Hkv key heads, w set width, N slots, N_k slots once set k is in,
+D head size, V vocabulary, P prompt.
 """
 
 from __future__ import annotations
@@ -19,55 +20,125 @@ import numpy as np
 
 from tempo.errors import SpecError, TraceError
 from tempo.spec import RunSpec
+from tempo.text import escaped
 
 FORMAT = 1  # of the saved folder; raised when an older reader would misread it
 STEP_ARRAYS = ("distribution", "logits", "attention", "siblings")
-_ARRAYS, _RECORD = "arrays.npz", "trace.json"
+_ARRAYS, _RECORD = "arrays.npz", "trace.json"  # the files of a saved folder
+_SLOT_ARRAYS = ("slot_token", "slot_position", "slot_step")
+_KV_ARRAYS = ("keys", "values", "raw_keys")
+_STEP_FIELDS = ("tokens", "probabilities", "position", "slots", "texts", "ended", "seconds")
+_TRACE_FIELDS = ("prompt_tokens", "stop_reason", "seconds", "peak_bytes", "provenance")
+
+# What a repr shows at most, so that it fits one line: characters, and members of a set.
+LONGEST_PROMPT = 32
+LONGEST_MODEL = 24
+LONGEST_TEXT = 12
+MOST_MEMBERS = 4
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Step:
-    """One generated set and what it was chosen from."""
+    """One generated set, and what it was chosen from.
 
-    tokens: list[int]  # most probable first (in replay: as given)
-    probabilities: list[float]  # of the tokens, under `distribution`
-    position: int  # the rotary position of the set (of its first member, if sequential)
+    Attributes:
+        tokens: Token ids of the members, most probable first; of a replay, as given.
+        probabilities: Of the members, under `distribution`.
+        position: The rotary position of the set; of sequential positions, of its first member.
+        slots: Where the members stand in the cache.
+        texts: The text of each member.
+        ended: End-of-sequence tokens that reached the threshold but did not lead, and so were not
+            appended.
+        distribution: [V] float32, what the set was chosen from.
+        seconds: Wall time of the pass that gave the distribution, which all runs of a batch share.
+        logits: [w, V] float32, each member's own output; None if not captured.
+        attention: [L, H, w, N_k] float32, what each member gives to each slot; None if not
+            captured.
+        siblings: [L, H, w, w] float32, the last w columns of attention: what members give each
+            other; None if not captured.
+    """
+
+    tokens: list[int]
+    probabilities: list[float]
+    position: int
     slots: list[int]
     texts: list[str]
-    ended: list[
-        int
-    ]  # end-of-sequence tokens that reached the threshold but did not lead, so were not appended
-    distribution: np.ndarray  # [V] float32
-    seconds: float = (
-        0.0  # wall time of the pass that chose the set, shared by all runs in the batch
-    )
-    logits: np.ndarray | None = None  # [w, V] float32, each member's own output
-    attention: np.ndarray | None = None  # [L, H, w, N_k] float32
-    siblings: np.ndarray | None = (
-        None  # [L, H, w, w] float32, the last w columns of attention: what members give each other
-    )
+    ended: list[int]
+    distribution: np.ndarray
+    seconds: float = 0.0
+    logits: np.ndarray | None = None
+    attention: np.ndarray | None = None
+    siblings: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{_quoted(text, LONGEST_TEXT)} {probability:.2g}"
+            for text, probability in zip(self.texts, self.probabilities, strict=True)
+        ]
+        if len(shown) > MOST_MEMBERS:
+            shown[MOST_MEMBERS:] = [f"{len(shown) - MOST_MEMBERS} more"]
+        return f"<Step [{', '.join(shown)}] at position {self.position}>"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trace:
-    """One run: its spec, its sets, and the arrays it was asked to capture."""
+    """Everything recorded of one run: its spec, its sets, and the arrays it was asked to capture.
+
+    Attributes:
+        spec: The settings of the run.
+        prompt_tokens: The token ids of the prompt, P of them.
+        steps: One `Step` for each generated set.
+        slot_token: [N] int64, the token in each slot of the cache, prompt first.
+        slot_position: [N] int64, the rotary position of each slot.
+        slot_step: [N] int64, the step that filled each slot; -1 for the prompt.
+        stop_reason: Why the run ended: "max_steps", "eos" or "replay".
+        seconds: Wall time from the run's start to its end, whatever else was in the batch.
+        peak_bytes: The size of this run's part of the cache and of all that is recorded of it.
+        provenance: What made the trace: model, dtype, device, and versions of the software.
+        keys: [L, Hkv, N, D] float32 as cached; None unless "kv" was captured.
+        values: [L, Hkv, N, D] float32; None unless "kv" was captured.
+        raw_keys: [L, Hkv, N, D] float32, before rotation; None unless "kv" was captured.
+
+    Example:
+        >>> import tempo
+        >>> lm = tempo.load_model("tiny")
+        >>> trace = tempo.generate(lm, "The cat", threshold=0.05, max_steps=3, capture="kv")
+        >>> trace.slot_step.tolist()
+        [-1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 1, 2, 2]
+        >>> trace.slot_position[trace.slot_step == 0].tolist()  # one position for the whole set
+        [7, 7, 7]
+        >>> trace.keys.shape
+        (3, 2, 13, 16)
+    """
 
     spec: RunSpec
     prompt_tokens: list[int]
     steps: list[Step]
-    slot_token: np.ndarray  # [N] int64
-    slot_position: np.ndarray  # [N] int64
-    slot_step: np.ndarray  # [N] int64, -1 for the prompt
-    stop_reason: str  # "max_steps", "eos" or "replay"
-    seconds: float  # wall time from the run's start to its end, whatever else was in the batch
-    peak_bytes: int  # cache of this run's slots and everything recorded of it, computed from the arrays' sizes
-    provenance: dict[str, Any] = field(default_factory=dict)  # model, dtype, device, versions
-    keys: np.ndarray | None = None  # [L, Hkv, N, D] as cached
-    values: np.ndarray | None = None  # [L, Hkv, N, D]
-    raw_keys: np.ndarray | None = None  # [L, Hkv, N, D] before rotation
+    slot_token: np.ndarray
+    slot_position: np.ndarray
+    slot_step: np.ndarray
+    stop_reason: str
+    seconds: float
+    peak_bytes: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+    keys: np.ndarray | None = None
+    values: np.ndarray | None = None
+    raw_keys: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        prompt = self.spec.prompt
+        if isinstance(prompt, str):
+            shown = _quoted(prompt, LONGEST_PROMPT)
+        else:
+            shown = f"{len(prompt)} token id" + ("s" if len(prompt) > 1 else "")
+        model = _cut(escaped(str(self.provenance.get("model", "unknown model"))), LONGEST_MODEL)
+        sets = "1 set" if len(self.steps) == 1 else f"{len(self.steps)} sets"
+        mode = self.spec.visibility
+        return f"<Trace {shown} + {sets}, {self.num_slots} slots, {mode}, {model}>"
 
     @property
     def widths(self) -> list[int]:
+        """How many members each set has."""
         return [len(step.tokens) for step in self.steps]
 
     @property
@@ -82,17 +153,22 @@ class Trace:
 
     @property
     def ended(self) -> list[tuple[int, int]]:
-        """(step, token) of every end-of-sequence token that reached the threshold but was not appended."""
+        """(step, token) of each end-of-sequence token at the threshold that was not appended."""
         return [(k, token) for k, step in enumerate(self.steps) for token in step.ended]
 
     @property
     def num_slots(self) -> int:
+        """N: the tokens of the prompt and of all sets."""
         return len(self.slot_token)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the trace to `folder`, whole or not at all; an earlier trace there is replaced only at the end.
+        """The folder, once the trace is written there, whole or not at all.
 
-        Raises TraceError if the folder holds something else or cannot be written (what was there stays).
+        An earlier trace is replaced only at the end. Nothing is pickled.
+
+        Raises:
+            TraceError: if the folder holds something else or cannot be written; what was there
+                stays.
         """
         folder = Path(folder)
         if (
@@ -118,7 +194,8 @@ class Trace:
             if stale.exists() and not folder.exists():
                 stale.rename(folder)
             raise TraceError(
-                f"cannot write the trace to {folder}: {error.strerror or error}; nothing there was changed"
+                f"cannot write the trace to {folder}: {error.strerror or error}; "
+                "nothing there was changed"
             ) from error
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -127,38 +204,15 @@ class Trace:
         return folder
 
     def _arrays(self) -> dict[str, Any]:
-        arrays: dict[str, Any] = {
-            name: getattr(self, name) for name in ("slot_token", "slot_position", "slot_step")
-        }
-        arrays |= {
-            name: kv
-            for name in ("keys", "values", "raw_keys")
-            if (kv := getattr(self, name)) is not None
-        }
+        """All arrays by the name that they are saved under; those of a step end in its number."""
+        arrays = {name: getattr(self, name) for name in (*_SLOT_ARRAYS, *_KV_ARRAYS)}
         for name in STEP_ARRAYS:
-            arrays |= {
-                f"{name}_{k}": a
-                for k, step in enumerate(self.steps)
-                if (a := getattr(step, name)) is not None
-            }
-        return arrays
+            arrays |= {f"{name}_{k}": getattr(step, name) for k, step in enumerate(self.steps)}
+        return {name: array for name, array in arrays.items() if array is not None}
 
     def _record(self) -> dict[str, Any]:
-        steps = [
-            {
-                name: getattr(step, name)
-                for name in (
-                    "tokens",
-                    "probabilities",
-                    "position",
-                    "slots",
-                    "texts",
-                    "ended",
-                    "seconds",
-                )
-            }
-            for step in self.steps
-        ]
+        """All that is no array, as JSON holds it."""
+        steps = [{name: getattr(step, name) for name in _STEP_FIELDS} for step in self.steps]
         return {
             "format": FORMAT,
             "spec": self.spec.model_dump(mode="json"),
@@ -174,7 +228,21 @@ class Trace:
 def load_trace(folder: str | Path) -> Trace:
     """The trace that `Trace.save` wrote to `folder`, equal to the last bit.
 
-    Raises TraceError if it is missing, of another format, or if any byte of its arrays has changed.
+    Args:
+        folder: Where the trace was saved.
+
+    Raises:
+        TraceError: if the trace is missing or of another format, or if any byte of its arrays has
+            changed.
+
+    Example:
+        >>> import tempfile, tempo
+        >>> lm = tempo.load_model("tiny")
+        >>> trace = tempo.generate(lm, "The cat", max_steps=3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     again = tempo.load_trace(trace.save(f"{folder}/trace"))
+        >>> again.sets == trace.sets
+        True
     """
     folder = Path(folder)
     try:
@@ -182,7 +250,8 @@ def load_trace(folder: str | Path) -> Trace:
         seen = _sha256(folder / _ARRAYS)
     except OSError as error:
         raise TraceError(
-            f"no trace in {folder}: {error.strerror} ({error.filename}); expected {_RECORD} and {_ARRAYS}"
+            f"no trace in {folder}: {error.strerror} ({error.filename}); "
+            f"expected {_RECORD} and {_ARRAYS}"
         ) from None
     except (ValueError, UnicodeDecodeError) as error:
         raise TraceError(
@@ -191,43 +260,48 @@ def load_trace(folder: str | Path) -> Trace:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else type(record).__name__
         raise TraceError(
-            f"{folder} has trace format {found!r}, this tempo reads {FORMAT}; run the generation again"
+            f"{folder} has trace format {found!r}, this tempo reads {FORMAT}; "
+            "run the generation again"
         )
     if seen != record.get("sha256"):
         raise TraceError(
-            f"{folder / _ARRAYS} is damaged (sha256 {seen[:12]}, expected {str(record.get('sha256'))[:12]}); run again"
+            f"{folder / _ARRAYS} is damaged (sha256 {seen[:12]}, "
+            f"expected {str(record.get('sha256'))[:12]}); run again"
         )
     try:
         with np.load(folder / _ARRAYS, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-        steps = [
-            Step(
-                **step,
-                **{name: arrays[f"{name}_{k}"] for name in STEP_ARRAYS if f"{name}_{k}" in arrays},
-            )
-            for k, step in enumerate(record["steps"])
-        ]
-        kv = {name: arrays.get(name) for name in ("keys", "values", "raw_keys")}
-        slots = {name: arrays[name] for name in ("slot_token", "slot_position", "slot_step")}
-        rest = {
-            name: record[name]
-            for name in ("prompt_tokens", "stop_reason", "seconds", "peak_bytes", "provenance")
-        }
+        steps = []
+        for k, fields in enumerate(record["steps"]):
+            captured: dict[str, Any] = {name: arrays.get(f"{name}_{k}") for name in STEP_ARRAYS}
+            if captured["distribution"] is None:
+                raise KeyError(f"distribution_{k}")
+            steps.append(Step(**fields, **captured))
+        slots = {name: arrays[name] for name in _SLOT_ARRAYS}
+        kv: dict[str, Any] = {name: arrays.get(name) for name in _KV_ARRAYS}
+        rest: dict[str, Any] = {name: record[name] for name in _TRACE_FIELDS}
         return Trace(spec=RunSpec(**record["spec"]), steps=steps, **slots, **kv, **rest)
     except (KeyError, TypeError, ValueError, SpecError, zipfile.BadZipFile) as error:
         raise TraceError(
-            f"{folder} is not a whole trace: {type(error).__name__} {error}; run the generation again"
+            f"{folder} is not a whole trace: {type(error).__name__} {error}; "
+            "run the generation again"
         ) from None
 
 
 def made_folder(folder: str | Path) -> Path:
-    """The folder, made if need be; TraceError if it cannot be, so that a run is not begun whose result has no place."""
+    """The folder, made if need be.
+
+    Raises:
+        TraceError: if it cannot be made. A caller makes it before a run, so that no run is begun
+            whose result has no place.
+    """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TraceError(
-            f"{folder} cannot be used as a folder ({error.strerror}); name one that exists or can be made"
+            f"{folder} cannot be used as a folder ({error.strerror}); "
+            "name one that exists or can be made"
         ) from None
     return folder
 
@@ -240,3 +314,12 @@ def _sha256(path: Path) -> str:
 def slot_steps(num_prompt: int, widths: Sequence[int]) -> np.ndarray:
     """Which step each slot belongs to, -1 for the prompt: int64 [N]."""
     return np.repeat(np.arange(-1, len(widths)), [num_prompt, *widths]).astype(np.int64)
+
+
+def _quoted(text: str, longest: int) -> str:
+    """The text in quotes, safe to print, cut if it is long."""
+    return f"'{_cut(escaped(text), longest)}'"
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
