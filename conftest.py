@@ -1,3 +1,1 @@
-"""The harness's pytest plugins: options and evidence, then what a session shows."""
-
-pytest_plugins = ["fixtures.session", "fixtures.regression", "fixtures.report"]
+"""What this repository's tests need beside the harness, which is a plugin of its own (tempo.harness.plugin)."""

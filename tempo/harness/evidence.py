@@ -1,0 +1,218 @@
+"""All cases and findings of a session: measured once, each on disk before the next, then judged."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+import tempo
+from tempo.claims import Finding, correct, judge
+from tempo.harness.checks import case_class
+from tempo.harness.execute import Failure, Task, code_fingerprint, execute
+from tempo.harness.expectations import circumstances
+from tempo.harness.plan import Plan, family_sizes
+from tempo.harness.prompts import Suite
+from tempo.harness.runs import Prompt
+from tempo.harness.store import Store, check_writable
+from tempo.harness.study import ClaimTest
+from tempo.models import LanguageModel
+from tempo.records import append_jsonl, plain, read_jsonl
+from tempo.statistics import SEED
+
+
+@dataclass
+class Evidence:
+    """What the selected plans gave.
+
+    cases: by plan, one for each prompt, None where the prompt has nothing to say.
+    failures: by plan, why it could not be measured; unjudged: by plan and claim, why there is no finding.
+    """
+
+    lm: LanguageModel
+    plans: list[Plan]
+    results: Path
+    chat: bool = False
+    cases: dict[str, list[Any]] = field(default_factory=dict)
+    own_case: dict[str, Any] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    unjudged: dict[tuple[str, str], str] = field(default_factory=dict)
+    num_reused: int = 0
+    seconds: float = 0.0
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    def gather(self, progress: Any) -> None:
+        """Measure whatever is not on disk yet, and judge every claim.
+
+        progress: from (tasks, how many are on disk already) to a context manager that gives a function
+        to be called with each task as it ends. Raises ResultsError if the results cannot be written.
+        """
+        began = time.perf_counter()
+        check_writable(self.results)
+        # one for each study: its cases do not depend on which others are selected
+        for plan in self.plans:
+            if plan.study.name not in self.fingerprints:
+                self.fingerprints[plan.study.name] = code_fingerprint(self.lm, plan.module)
+        self._measure(progress)
+        self._judge()
+        self.seconds = time.perf_counter() - began
+
+    def store(self, plan: Plan) -> Store:
+        """Where the raw results of a plan's own prompt are kept."""
+        manifest = {
+            "family": plan.name,
+            "config": plan.config.model_dump(mode="json"),
+            **self.lm.provenance(),
+            "model_sha256": self.lm.sha256,
+            "fingerprint": self.fingerprints[plan.study.name],
+            "tempo": tempo.__version__,
+            # decoding draws no random numbers; this is the seed of permutation and bootstrap
+            "seed": SEED,
+        }
+        return Store(self.results / plan.folder, manifest)
+
+    def finding(self, plan: Plan, claim: ClaimTest) -> Finding | str:
+        """What the data said about a claim, or why there is no finding."""
+        if why := self.failures.get(plan.name):
+            return f"{plan} could not be measured: {why}"
+        if why := self.unjudged.get((plan.name, claim.id)):
+            file = self.results / plan.folder / "cases.jsonl"
+            return f"{claim.id} could not be judged: {why}; its cases are in {file}"
+        return next(
+            f for f in self.findings if f.claim == claim.id and f.context["config"] == plan.name
+        )
+
+    def circumstances(self, plan: Plan) -> dict[str, Any]:
+        """What the plan's numbers depend on."""
+        config = plan.config.model_dump(mode="json", exclude={"suite"})
+        suite = plan.suite.sha256[:16] if plan.suite else "none"
+        return circumstances(
+            config,
+            self.lm.provenance(),
+            self.lm.sha256,
+            self.fingerprints[plan.study.name],
+            suite + (" as chats" if self.chat else ""),
+        )
+
+    def suites(self) -> list[tuple[Suite, list[int]]]:
+        """The suites that were measured, each with the lengths of its measured prompts in tokens."""
+        suites = {plan.suite.sha256: plan.suite for plan in self.plans if plan.suite}
+        found = []
+        for key, suite in suites.items():
+            plans = [plan for plan in self.plans if plan.suite and plan.suite.sha256 == key]
+            texts = dict.fromkeys(prompt.text for plan in plans for prompt in plan.prompts)
+            lengths = [len(self.lm.encode(text)) for text in texts] if self.lm.tokenizer else []
+            measured = tuple(prompt for prompt in suite.prompts if prompt.text in texts)
+            found.append((Suite(measured, suite.source, suite.language), lengths))
+        return found
+
+    def _tasks(self) -> list[Task]:
+        tasks = []
+        for plan in self.plans:
+            for text, category in plan.prompts:
+                store = self.store(plan) if text == plan.config.prompt else None
+                captures = plan.study.captures
+                prompt = Prompt(text, category, plan.config, self.lm, store, captures, self.chat)
+                tasks.append(Task(plan, prompt))
+        return tasks
+
+    def _measure(self, progress: Any) -> None:
+        """Every task's case: read if an earlier session measured it, else measured and written down."""
+        tasks = self._tasks()
+        keys = [task.key(self.fingerprints[task.plan.study.name]) for task in tasks]
+        readers = {plan.name: TypeAdapter(case_class(plan.study)) for plan in self.plans}
+        stored = self._stored()
+        found: dict[str, Any] = {}
+        missing: list[Task] = []
+        key_of = {
+            (task.plan.name, task.prompt.text): key for task, key in zip(tasks, keys, strict=True)
+        }
+        for task, key in zip(tasks, keys, strict=True):
+            try:
+                found[key] = _read(readers[task.plan.name], stored[key])
+            except (KeyError, ValidationError):
+                missing.append(task)
+        self.num_reused = len(tasks) - len(missing)
+        with progress(missing, self.num_reused) as report:
+            for task, outcome in execute(self.lm, missing):
+                key = key_of[task.plan.name, task.prompt.text]
+                try:
+                    # as it will be read back
+                    found[key] = self._keep(task, key, outcome, readers[task.plan.name])
+                except (TypeError, ValueError) as error:
+                    outcome = Failure(f"its case cannot be kept: {' '.join(str(error).split())}")
+                if isinstance(outcome, Failure):
+                    where = f"on {task.prompt.text!r}, {outcome.why}"
+                    self.failures.setdefault(task.plan.name, where)
+                report(task)
+        for task, key in zip(tasks, keys, strict=True):
+            if task.plan.name in self.failures:
+                continue
+            self.cases.setdefault(task.plan.name, []).append(found[key])
+            if task.prompt.store:
+                self.own_case[task.plan.name] = found[key]
+
+    def _stored(self) -> dict[str, Any]:
+        """The cases on disk, by their keys."""
+        paths = {self.results / plan.folder / "cases.jsonl" for plan in self.plans}
+        records = [record for path in paths if path.exists() for record in read_jsonl(path)]
+        return {record.get("key", ""): record.get("case") for record in records}
+
+    def _keep(self, task: Task, key: str, outcome: Any, reader: TypeAdapter[Any]) -> Any:
+        """Write a case down and read it again. Raises TypeError or ValueError if it is not plain."""
+        if isinstance(outcome, Failure):
+            return None
+        case = plain(outcome)
+        read = _read(reader, json.loads(json.dumps(case)))
+        record = {
+            "key": key,
+            "prompt": task.prompt.text,
+            "category": task.prompt.category,
+            "case": case,
+        }
+        append_jsonl(self.results / task.plan.folder / "cases.jsonl", [record])
+        return read
+
+    def _judge(self) -> None:
+        """The finding of every claim, corrected over its family."""
+        findings = []
+        for plan in self.plans:
+            cases = self.cases.get(plan.name)
+            if cases is None:
+                continue
+            context = {
+                "experiment": plan.study.name,
+                "config": plan.name,
+                "model": self.lm.name,
+                "dtype": self.lm.provenance()["dtype"],
+                "variant": plan.variant,
+                "n_prompts": len(cases),
+                "model_sha256": self.lm.sha256,
+                "fingerprint": self.fingerprints[plan.study.name],
+            }
+            for claim in plan.claims:
+                try:
+                    findings.append(judge(claim.claim, cases, context))
+                # of one claim's statistic: the findings of the others are not lost for it
+                except Exception as error:
+                    self.unjudged[plan.name, claim.id] = f"{type(error).__name__}: {error}"
+        self.findings = correct(findings, family_sizes(self.plans))
+        append_jsonl(
+            self.results / "findings.jsonl", [finding.record() for finding in self.findings]
+        )
+
+
+def _read(reader: TypeAdapter[Any], case: Any) -> Any:
+    """A case from its record, checked against its class; None stays None."""
+    return None if case is None else reader.validate_python(case)
+
+
+def measured_prompts(cases: Sequence[Any]) -> list[Any]:
+    """The cases of the prompts that have one."""
+    return [case for case in cases if case is not None]

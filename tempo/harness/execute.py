@@ -1,0 +1,245 @@
+"""Measure prompts: collect the runs that measurements ask for, compute these together, hand back traces."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import hashlib
+import json
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tempo
+from tempo.capture import memory_budget
+from tempo.errors import TempoError
+from tempo.harness.checks import requests
+from tempo.harness.plan import Plan
+from tempo.harness.runs import Prompt, RunRequest
+from tempo.models import DTYPES, LanguageModel, wrap_model
+from tempo.store import maker_sha256
+from tempo.trace import Trace
+
+# Prompts whose traces are in memory at once: enough runs to fill the batches, few enough for a laptop.
+# Most of a trace is distributions over the vocabulary, so a model with a large one gets fewer.
+PROMPTS_AT_ONCE = 16
+FEWEST_AT_ONCE = 4
+VOCABULARY_AT_ONCE = 1_000_000  # entries of one distribution of each of these prompts
+ROWS = 32
+
+
+@dataclass(frozen=True)
+class Task:
+    """One prompt of one plan."""
+
+    plan: Plan
+    prompt: Prompt
+
+    def key(self, fingerprint: str) -> str:
+        """A name for all that the case depends on: config, prompt, model, code and versions."""
+        own = self.prompt.store is not None
+        config = self.plan.config.model_dump(mode="json", exclude={"suite"})
+        parts = [config, self.prompt.text, self.prompt.chat, own, fingerprint]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a prompt could not be measured, in one line."""
+
+    why: str
+
+
+@dataclass
+class _Open:
+    """A measurement under way."""
+
+    task: Task
+    steps: Any
+    wanted: Sequence[RunRequest] = ()
+    alone: bool = False  # it asked for one run, not for a list
+    outcome: Any = None
+    done: bool = False
+
+    def advance(self, traces: Sequence[Trace] | None) -> None:
+        """Run the measurement to its next request, or to its end; its errors become the outcome."""
+        study = self.task.plan.study
+        try:
+            answer = traces[0] if traces and self.alone else traces
+            asked = next(self.steps) if traces is None else self.steps.send(answer)
+            self.alone = isinstance(asked, RunRequest)
+            self.wanted = requests(study, asked, self.steps)
+        except StopIteration as stop:
+            self.finish(stop.value)
+        except TempoError as error:
+            self.finish(Failure(str(error)))
+        except Exception as error:
+            self.finish(Failure(f"{type(error).__name__}: {error} ({_where(error)})"))
+
+    def finish(self, outcome: Any) -> None:
+        self.outcome, self.done = outcome, True
+
+
+def _where(error: Exception) -> str:
+    """File and line of the innermost frame."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}, line {frame.lineno}"
+
+
+def execute(lm: LanguageModel, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
+    """(task, case or Failure) of every task as it ends, a window of prompts at a time.
+
+    Free runs that several studies share are computed once. Forced runs are batched by mode: as every
+    study replays the same sets in each mode it compares, the modes' batches have the same shapes in
+    the same order, and a difference between them is no rounding of another batch shape. Once a plan has
+    failed on a prompt, its later prompts are left out.
+    """
+    models: dict[str | None, LanguageModel] = {None: lm}
+    budget = memory_budget()  # once, so that batches of equal runs have equal shapes
+    failed: set[str] = set()
+    for window in _windows(tasks, prompts_at_once(lm)):
+        under_way = []
+        for task in window:
+            if task.plan.name not in failed and task.plan.study.measurement:
+                under_way.append(_Open(task, task.plan.study.measurement(task.prompt)))
+        for each in under_way:
+            each.advance(None)
+        while under_way:
+            for each in [each for each in under_way if each.done]:
+                under_way.remove(each)
+                if isinstance(each.outcome, Failure):
+                    failed.add(each.task.plan.name)
+                yield each.task, each.outcome
+            traces = _run_all(models, [r for each in under_way for r in each.wanted], budget)
+            for each in under_way:
+                found = [traces[_identity(request)] for request in each.wanted]
+                errors = [trace for trace in found if isinstance(trace, Failure)]
+                if errors:
+                    each.finish(errors[0])
+                else:
+                    each.advance([trace for trace in found if isinstance(trace, Trace)])
+
+
+def prompts_at_once(lm: LanguageModel) -> int:
+    """How many prompts are measured together."""
+    return max(FEWEST_AT_ONCE, min(PROMPTS_AT_ONCE, VOCABULARY_AT_ONCE // lm.vocab_size))
+
+
+def _windows(tasks: Sequence[Task], at_once: int) -> Iterator[list[Task]]:
+    """Tasks in groups of a few prompts, all studies of a prompt together."""
+    by_prompt: dict[str, list[Task]] = {}
+    for task in tasks:
+        by_prompt.setdefault(task.prompt.text, []).append(task)
+    prompts = list(by_prompt)
+    for i in range(0, len(prompts), at_once):
+        yield [task for prompt in prompts[i : i + at_once] for task in by_prompt[prompt]]
+
+
+Identity = tuple[str | None, str, str]
+
+
+def _identity(request: RunRequest) -> Identity:
+    return request.dtype, request.batch, request.spec.key(with_capture=False)
+
+
+def _run_all(
+    models: dict[str | None, LanguageModel], wanted: Sequence[RunRequest], budget: int
+) -> dict[Identity, Trace | Failure]:
+    """A trace for every distinct run, which captures all that any of its askers wants."""
+    merged: dict[Identity, RunRequest] = {}
+    for request in wanted:
+        known = merged.setdefault(_identity(request), request)
+        capture = set(known.spec.capture) | set(request.spec.capture)
+        merged[_identity(request)] = request._replace(spec=known.spec.but(capture=capture))
+    batches: dict[tuple[Any, ...], list[Identity]] = {}
+    for identity, request in merged.items():
+        batches.setdefault(_batch(request), []).append(identity)
+    traces: dict[Identity, Trace | Failure] = {}
+    for (dtype, *_), identities in batches.items():
+        specs = [merged[identity].spec for identity in identities]
+        try:
+            lm = _in_dtype(models, dtype)
+            for index, trace in tempo.stream(lm, specs, max_rows=ROWS, memory_budget=budget):
+                traces[identities[index]] = trace
+        except TempoError as error:
+            failure = Failure(str(error))
+            traces |= {identity: failure for identity in identities if identity not in traces}
+    return traces
+
+
+def _batch(request: RunRequest) -> tuple[Any, ...]:
+    """What runs must have in common to share a batch."""
+    spec = request.spec
+    mode = (
+        spec.visibility,
+        spec.positions,
+        spec.weighting,
+        spec.isolated_layers,
+        spec.isolated_mass,
+    )
+    return request.dtype, request.batch, mode if spec.replay else ()
+
+
+def _in_dtype(models: dict[str | None, LanguageModel], dtype: str | None) -> LanguageModel:
+    """The session's model, or a copy of it in another dtype."""
+    if dtype not in models:
+        lm = models[None]
+        model = copy.deepcopy(lm.model)
+        # not model.to(dtype), which would round the rotary tables as well
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(DTYPES[str(dtype)])
+        models[dtype] = wrap_model(model, lm.tokenizer, f"{lm.name} {dtype}")
+    return models[dtype]
+
+
+def code_fingerprint(lm: LanguageModel, module: Path) -> str:
+    """A hash of all but config and prompt that a case depends on: weights, versions, and the code.
+
+    The code is the harness's measuring part and the study's module with all that it imports.
+    """
+    digest = hashlib.sha256(maker_sha256(lm).encode())
+    here = Path(__file__).parent
+    measuring = [here / name for name in ("execute.py", "runs.py", "study.py")]
+    for source in [*measuring, *imported_files(module)]:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def imported_files(module: Path) -> list[Path]:
+    """The module and, through its imports, every file that is neither installed nor part of tempo."""
+    own = Path(__file__).resolve().parent.parent
+    installed = {Path(path).resolve() for path in (sys.prefix, sys.base_prefix)}
+    found: dict[Path, None] = {}
+    waiting = [module.resolve()]
+    while waiting:
+        path = waiting.pop()
+        if path in found or path.is_relative_to(own) or path.suffix != ".py":
+            continue
+        if any(path.is_relative_to(root) for root in installed):
+            continue
+        found[path] = None
+        waiting += _imports(path)
+    return sorted(found)
+
+
+def _imports(path: Path) -> list[Path]:
+    """The files of the loaded modules that a file's import statements name."""
+    names: list[str] = []
+    files: list[Path] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            stem = node.module or ""
+            inner = [f"{stem}.{alias.name}".strip(".") for alias in node.names]
+            if node.level:
+                folder = path.parents[node.level - 1]
+                files += [folder / f"{name.replace('.', '/')}.py" for name in (stem, *inner)]
+            else:
+                names += [stem, *inner]
+    loaded = [getattr(sys.modules.get(name), "__file__", None) for name in names]
+    files += [Path(file).resolve() for file in loaded if file]
+    return [file for file in files if file.is_file()]

@@ -1,0 +1,192 @@
+"""The pytest plugin: options, collection of claims, one measurement for all tests, and the report.
+
+It is an entry point, so every pytest run where tempo is installed imports it. Nothing here imports torch
+or transformers before a study has been collected.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tempo.errors import TempoError
+
+if TYPE_CHECKING:
+    from tempo.harness.session import Session
+
+session_key = pytest.StashKey["Session"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("tempo", "studies of parallel tokens (tempo)")
+    group.addoption(
+        "--model",
+        default="smollm2-135m",
+        metavar="NAME",
+        help="a known model (tempo models), a folder, a .gguf file or a hub id",
+    )
+    group.addoption("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:<n>")
+    group.addoption("--dtype", default="float32", metavar="T", help="float32, bfloat16 or float64")
+    group.addoption(
+        "--suite",
+        metavar="FILE",
+        help="prompts to measure: .txt, .csv, .jsonl, .yaml, or hf:dataset[:column]",
+    )
+    group.addoption(
+        "--prompts", type=int, metavar="N", help="a part of the suite, spread over its categories"
+    )
+    group.addoption(
+        "--chat",
+        action="store_true",
+        help="each prompt is a user's message in the model's template",
+    )
+    group.addoption(
+        "--config",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="run the study this YAML file names, instead of the configs beside it; repeatable",
+    )
+    group.addoption(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="where raw results go (default: results)",
+    )
+    group.addoption(
+        "--findings",
+        type=Path,
+        default=Path("reports/findings.html"),
+        metavar="FILE",
+        help="the report (default: reports/findings.html)",
+    )
+    group.addoption(
+        "--update-expectations",
+        action="store_true",
+        help="accept what the selected claims show as the new baseline; not in CI",
+    )
+    group.addoption("--strict-claims", action="store_true", help="a refuted claim fails its test")
+    group.addoption(
+        "--summary", type=Path, metavar="FILE", help="the findings as Markdown, for a CI job's page"
+    )
+    parser.addini("tempo_suite", "the suite of prompts if no --suite is given")
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    from tempo.harness import hooks
+
+    pluginmanager.add_hookspecs(hooks)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("update_expectations"):
+        if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+            raise pytest.UsageError(
+                "--update-expectations is refused in CI (CI is set): rewrite them at a desk, look at "
+                "them, commit them"
+            )
+        if config.getoption("config"):
+            raise pytest.UsageError(
+                "--update-expectations is for the configs beside the studies; leave out --config"
+            )
+
+
+def _session(config: pytest.Config) -> Session | None:
+    """What the session knows of studies, None if no module that was collected has one."""
+    if session_key not in config.stash and "tempo.harness.study" in sys.modules:
+        from tempo.harness.session import Session
+
+        config.stash[session_key] = Session(config)
+        config.pluginmanager.register(config.stash[session_key], "tempo-session")
+    return config.stash.get(session_key, None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """What is wrong with a study is kept for one line of its own, instead of a traceback."""
+    report: Any = yield
+    error = report.call.excinfo.value if getattr(report, "call", None) and report.failed else None
+    session = _session(collector.config)
+    if isinstance(error, TempoError) and session:
+        session.problems.append(str(error))
+        report.outcome, report.longrepr, report.result = "passed", None, []
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: Any, name: str, obj: Any) -> Any:
+    """A claim becomes an item for each config of its study."""
+    session = _session(collector.config)
+    return session.items_of(collector, name, obj) if session else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A plain test that reads what was measured runs once for each config of its study."""
+    session = _session(metafunc.config)
+    if session and "plan" in metafunc.fixturenames:
+        plans = session.plans_in(metafunc.module)
+        metafunc.parametrize("plan", plans, ids=[plan.slug for plan in plans])
+
+
+def pytest_collection_modifyitems(config: pytest.Config) -> None:
+    if config.getoption("config") and not _session(config):
+        raise pytest.UsageError("--config: no study was collected; name the folder of the studies")
+
+
+@pytest.fixture(scope="session")
+def lm(pytestconfig: pytest.Config) -> Any:
+    """The model named by --model."""
+    return pytestconfig.stash[session_key].evidence.lm
+
+
+@pytest.fixture
+def cases(plan: Any, pytestconfig: pytest.Config) -> list[Any]:
+    """What was measured: a case for each prompt that has one."""
+    return pytestconfig.stash[session_key].cases(plan)
+
+
+@pytest.fixture
+def own_case(plan: Any, pytestconfig: pytest.Config) -> Any:
+    """What was measured on the config's own prompt, None if it has nothing to say."""
+    return pytestconfig.stash[session_key].own_case(plan)
+
+
+@pytest.fixture
+def store(plan: Any, pytestconfig: pytest.Config) -> Any:
+    """The raw results of the config's own prompt."""
+    return pytestconfig.stash[session_key].evidence.store(plan)
+
+
+# Letters of the progress line; upper case, as they are no failures and no skips.
+LETTERS = {"SUPPORTED": "S", "REFUTED": "R", "INCONCLUSIVE": "I"}
+
+
+def verdict_of(report: Any) -> str:
+    """The verdict of a claim's test, empty for other tests."""
+    # a collection report has no properties
+    return dict(getattr(report, "user_properties", ())).get("verdict", "")
+
+
+def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -> Any:
+    """A test of a claim counts by its verdict: `3 supported, 1 refuted`."""
+    verdict = verdict_of(report)
+    if report.when == "call" and report.passed and verdict:
+        return verdict.lower(), LETTERS[verdict], verdict
+    return None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_html_results_table_header(cells: list[str]) -> None:
+    cells.insert(1, '<th class="sortable" data-column-type="verdict">Verdict</th>')
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_html_results_table_row(report: pytest.TestReport, cells: list[str]) -> None:
+    cells.insert(1, f'<td class="col-verdict">{verdict_of(report).lower()}</td>')

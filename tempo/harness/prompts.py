@@ -1,0 +1,204 @@
+"""Suites of prompts: read from a file in any of four formats, or from a dataset on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from tempo.errors import SpecError
+
+FORMATS = ".txt, .csv, .jsonl, .yaml or .yml"
+# Rows of a hub dataset that are read at most: more than anybody measures on one machine.
+MOST_ROWS = 10_000
+
+
+class SuitePrompt(NamedTuple):
+    """One prompt of a suite and the category it stands for ("" if the suite has none)."""
+
+    text: str
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Prompts that stand for those one wants to know about, each once, with where they come from.
+
+    >>> suite = Suite((SuitePrompt("Es war einmal"), SuitePrompt("Der Hund")), "prompts.txt")
+    >>> suite.describe()
+    '2 prompts (prompts.txt)'
+    """
+
+    prompts: tuple[SuitePrompt, ...]
+    source: str
+    language: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """A hash of the prompts' texts, whatever their order and the file they stand in."""
+        texts = sorted(prompt.text for prompt in self.prompts)
+        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+    def spread(self, number: int | None = None) -> tuple[SuitePrompt, ...]:
+        """All prompts, or so many of them in proportion to the categories: one of each in turn."""
+        by_category: dict[str, list[SuitePrompt]] = {}
+        for prompt in self.prompts:
+            by_category.setdefault(prompt.category, []).append(prompt)
+        if number is not None and number < len(self.prompts):
+            shares = _shares({name: len(of) for name, of in by_category.items()}, number)
+            by_category = {name: of[: shares[name]] for name, of in by_category.items()}
+        rounds = zip_longest(*by_category.values())
+        return tuple(prompt for one_each in rounds for prompt in one_each if prompt)
+
+    def describe(self, lengths: Sequence[int] = ()) -> str:
+        """How many prompts of how many categories, in which language, how long (in tokens), from where."""
+        categories = len({prompt.category for prompt in self.prompts} - {""})
+        parts = [f"{len(self.prompts)} prompts" if len(self.prompts) != 1 else "1 prompt"]
+        parts[0] += f" in {self.language}" if self.language else ""
+        parts[0] += f" of {categories} categories" if categories > 1 else ""
+        if lengths:
+            parts.append(f"{min(lengths)} to {max(lengths)} tokens")
+        return f"{', '.join(parts)} ({self.source})"
+
+
+def _shares(sizes: Mapping[str, int], number: int) -> dict[str, int]:
+    """How many of each category: in proportion, what is left to the largest remainders."""
+    total = sum(sizes.values())
+    shares = {name: number * size // total for name, size in sizes.items()}
+    left = number - sum(shares.values())
+    by_remainder = sorted(sizes, key=lambda name: -(number * sizes[name] % total))
+    for name in by_remainder[:left]:
+        shares[name] += 1
+    return shares
+
+
+def read_suite(source: str) -> Suite:
+    """The suite in a file, or of `hf:dataset[:column]`. Raises SpecError in one line.
+
+    .txt: a prompt a line; .csv and .jsonl: a column or key `prompt`, and `category` and `language` if
+    there are any; .yaml: a list of prompts, or a list for each category, or these under `prompts:`
+    beside `language:`. Repeated prompts count once.
+    """
+    if source.startswith("hf:"):
+        return _suite(_from_hub(source), source)
+    path = Path(source).expanduser()
+    readers = {".txt": _lines, ".csv": _csv, ".jsonl": _jsonl, ".yaml": _yaml, ".yml": _yaml}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise SpecError(
+            f"the suite {source} is of no known format; expected {FORMATS}, or hf:dataset"
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise SpecError(f"cannot read the suite {source}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SpecError(f"the suite {source} is no UTF-8 text; save it as UTF-8") from None
+    return _suite(reader(text, source), path.name)
+
+
+Row = Mapping[str, Any]
+
+
+def _suite(rows: Iterable[Row], source: str) -> Suite:
+    """A suite from rows with the keys prompt, category and language."""
+    prompts: dict[str, SuitePrompt] = {}
+    languages: Counter[str] = Counter()
+    for row in rows:
+        text = row["prompt"]
+        prompts.setdefault(text, SuitePrompt(text, str(row.get("category") or "")))
+        languages[str(row.get("language") or "")] += 1
+    if not prompts:
+        raise SpecError(f"the suite {source} holds no prompt; expected one at least")
+    return Suite(tuple(prompts.values()), source, ", ".join(filter(None, sorted(languages))))
+
+
+def _lines(text: str, source: str) -> list[Row]:
+    return [{"prompt": line} for line in text.splitlines() if line.strip()]
+
+
+def _csv(text: str, source: str) -> list[Row]:
+    table = csv.DictReader(text.splitlines())
+    rows = [_checked(row, f"{source} line {number}") for number, row in enumerate(table, start=2)]
+    if not rows and table.fieldnames:
+        _checked(dict.fromkeys(table.fieldnames, "x"), source)
+    return rows
+
+
+def _jsonl(text: str, source: str) -> list[Row]:
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise SpecError(f'{source} line {number} is no JSON object such as {{"prompt": "..."}}')
+        rows.append(_checked(row, f"{source} line {number}"))
+    return rows
+
+
+def _yaml(text: str, source: str) -> list[Row]:
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+    language = ""
+    if isinstance(found, dict) and "prompts" in found:
+        language, found = found.get("language", ""), found["prompts"]
+    by_category = found if isinstance(found, dict) else {"": found}
+    rows = []
+    for category, texts in by_category.items():
+        if not isinstance(texts, list):
+            raise SpecError(f"{source}: {category or 'the file'} holds no list of prompts")
+        for text in texts:
+            row = {"prompt": text, "category": category, "language": language}
+            rows.append(_checked(row, f"{source}, {category or 'list'}"))
+    return rows
+
+
+def _checked(row: Row, where: str) -> Row:
+    """The row, if its prompt is text."""
+    if "prompt" not in row:
+        keys = [str(key) for key in row]
+        near = difflib.get_close_matches("prompt", keys, n=1)
+        hint = f"rename {near[0]!r}" if near else f"it has {', '.join(map(repr, keys))}"
+        raise SpecError(f"{where} has no 'prompt'; {hint}")
+    if not isinstance(row["prompt"], str) or not row["prompt"].strip():
+        raise SpecError(f"{where}: the prompt is {row['prompt']!r}, expected text; quote it")
+    return row
+
+
+def _from_hub(source: str) -> list[Row]:
+    """The rows of `hf:dataset[:column]`: its train split, or the first one it has."""
+    name, _, column = source.removeprefix("hf:").partition(":")
+    column = column or "prompt"
+    try:
+        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise SpecError(f"{source} needs the package datasets; run pip install datasets") from None
+    try:
+        splits = load_dataset(name)
+        rows = splits["train" if "train" in splits else next(iter(splits))]
+        rows = rows.select(range(min(MOST_ROWS, len(rows))))
+    except Exception as error:  # the library raises some ten kinds, all of them about the dataset
+        first = str(error).strip().partition("\n")[0]
+        raise SpecError(f"cannot load the dataset {name!r}: {first}") from None
+    if column not in rows.column_names:
+        known = ", ".join(rows.column_names)
+        raise SpecError(f"the dataset {name!r} has no column {column!r}; it has {known}")
+    kept = [key for key in ("category", "language") if key in rows.column_names]
+    return [
+        _checked({"prompt": row[column], **{key: row[key] for key in kept}}, source) for row in rows
+    ]

@@ -1,0 +1,193 @@
+"""What a session leaves behind: records of each config, the session's own, the report, and a summary."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tempo
+from tempo.errors import ResultsError
+from tempo.harness.evidence import Evidence
+from tempo.harness.plan import Plan
+from tempo.harness.plugin import verdict_of
+from tempo.harness.store import Store
+from tempo.records import read_findings
+from tempo.reporting import report as records
+from tempo.reporting.answers import headline_lines, verdicts_alone
+from tempo.reporting.findings import findings_summary, findings_table
+from tempo.reporting.page import report_html
+from tempo.statistics import SEED
+from tempo.text import escaped
+
+if TYPE_CHECKING:
+    from tempo.harness.session import Session
+
+COLOURS = {"SUPPORTED": "green", "REFUTED": "yellow", "INCONCLUSIVE": "purple"}
+
+
+def write(session: Session) -> list[str]:
+    """Write records, report and summary; what went wrong with single pictures, in lines.
+
+    Raises ResultsError if something cannot be written: what was there before is whole.
+    """
+    evidence, option = session.evidence, session.config.option
+    assert evidence is not None
+    sections = [_section(evidence, plan) for plan in evidence.plans]
+    for section in sections:
+        records.write_section(evidence.results, section)
+    records.write_session(
+        evidence.results,
+        records.Session(
+            model=evidence.lm.name,
+            about=_about(session, evidence),
+            conclusions=_conclusions(session),
+            suite="; ".join(suite.describe(lengths) for suite, lengths in evidence.suites()),
+            quick_look=option.prompts,
+            tests=tuple(map(_row, session.tests)),
+        ),
+    )
+    _replace(option.findings, report_html(*records.read_reports([evidence.results])))
+    unjudged = [f"{id} ({name}) could not be judged" for name, id in evidence.unjudged]
+    failed = [f"{name} could not be measured: {why}" for name, why in evidence.failures.items()]
+    problems = [*failed, *unjudged, *session.failures]
+    found = [finding for _, finding in session.asked]
+    summary = findings_summary(found, problems, session.notices)
+    if option.summary:
+        _replace(option.summary, summary)
+    if job := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(job).open("a", encoding="utf-8") as file:  # GitHub's steps share one file
+            file.write(summary)
+    return [f"no pictures of {s.config}: {s.problem}" for s in sections if s.problem]
+
+
+def _row(report: Any) -> records.TestRow:
+    """A test's outcome as a row of the report."""
+    text = str(report.longrepr) if report.failed else ""
+    return records.TestRow(
+        report.nodeid, report.outcome, verdict_of(report), report.duration, text
+    )
+
+
+def _conclusions(session: Session) -> Any:
+    """What all findings of this model on record say, by the rules of whoever wrote the studies."""
+    evidence = session.evidence
+    assert evidence is not None
+    every = read_findings(evidence.results / "findings.jsonl")
+    own = [f for f in every if f.context.get("model") == evidence.lm.name]
+    return session.config.hook.pytest_tempo_conclusions(findings=own) or verdicts_alone(own)
+
+
+def _section(evidence: Evidence, plan: Plan) -> records.Section:
+    """What a config shows in the report; a picture that fails takes no finding with it."""
+    store, every = evidence.store(plan), evidence.cases.get(plan.name, [])
+    cases = [case for case in every if case is not None]
+    pictures: list[Any] = []
+    problem = evidence.failures.get(plan.name, "")
+    if plan.study.draw and not problem:
+        try:
+            pictures = list(plan.study.draw(store, cases))
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+    return records.Section(
+        experiment=plan.study.name,
+        title=plan.study.title,
+        config=plan.name,
+        model=evidence.lm.name,
+        num_prompts=len(every),
+        pictures=tuple(pictures),
+        settings=plan.config.model_dump(mode="json", exclude={"suite"}),
+        text=_sets_of(store),
+        analysis=_analysis_of(store),
+        files=_files_of(store),
+        fingerprint=evidence.fingerprints[plan.study.name],
+        problem=problem,
+        folder=plan.folder,
+    )
+
+
+def _sets_of(store: Store) -> str:
+    """The sets of the own prompt, if the study kept its log."""
+    if not (store.folder / "generation_log.json").exists():
+        return ""
+    return str(store.load_json("generation_log")["runs"][0]["text"])
+
+
+def _analysis_of(store: Store) -> str:
+    """The study's own notes without their manifest."""
+    path = store.folder / "analysis.txt"
+    if not path.exists():
+        return ""
+    return path.read_text(encoding="utf-8").rpartition("\n\nmanifest:")[0]
+
+
+def _files_of(store: Store) -> tuple[str, ...]:
+    """The names of the raw results."""
+    others = (records.RECORD, records.FIGURES)
+    paths = store.folder.iterdir() if store.folder.is_dir() else ()
+    names = [path.name for path in paths if path.name not in others]
+    return tuple(sorted(name for name in names if not name.startswith(".")))
+
+
+def _about(session: Session, evidence: Evidence) -> dict[str, str]:
+    """Provenance for the end of the report."""
+    lm, made = evidence.lm, evidence.lm.provenance()
+    numbers = sorted({len(cases) for cases in evidence.cases.values()})
+    number = session.config.getoption("prompts")
+    quick = f" (a quick look: --prompts {number})" if number else ""
+    versions = {"tempo": tempo.__version__, **made["versions"]}
+    fingerprints = ", ".join(f"{name} {value}" for name, value in evidence.fingerprints.items())
+    return {
+        "Model": f"{lm.name}, {made['dtype']} on {made['device']}, weights sha256 {lm.sha256}",
+        "Prompts": f"{', '.join(map(str, numbers))} a config{quick}",
+        "Software": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "Machine": f"{platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, {platform.system()}",
+        "Seed": f"{SEED} (permutation and bootstrap; decoding draws no random numbers)",
+        "Command": shlex.join(["pytest", *session.config.invocation_params.args]),
+        "Fingerprint": f"{fingerprints} (weights, versions, code; other cases were not used)",
+        "Time": f"evidence gathered in {evidence.seconds:.0f} s "
+        f"({evidence.num_reused} cases were on disk already)",
+        "Made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole, or leave what was there."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise ResultsError(f"cannot write {path}: {error.strerror}; choose another file") from None
+
+
+def summarise(session: Session, terminal: Any) -> None:
+    """The findings table, what the data say, and where the rest is."""
+    evidence, option = session.evidence, session.config.option
+    assert evidence is not None
+    terminal.section("findings")
+    for line in findings_table(evidence.findings):
+        terminal.write_line(line, **_colour(line))
+    for problem in session.report_problems:
+        terminal.write_line(f"tempo: {escaped(problem)}", red=True)
+    for line in headline_lines(_conclusions(session)):
+        terminal.write_line(line)
+    for line in session.notices[:1]:
+        more = len(session.notices) - 1
+        others = f" (and {more} claims more)" if more else ""
+        terminal.write_line(f"tempo: {escaped(line)}{others}")
+    terminal.write_line(f"raw results: {evidence.results}/   report: {option.findings}")
+
+
+def _colour(line: str) -> dict[str, bool]:
+    """Of a line of the findings table; pytest leaves colours off where there is no terminal."""
+    if line.endswith(" control!"):
+        return {"red": True, "bold": True}
+    first = line.split()[0]
+    return {COLOURS[first]: True} if first in COLOURS else {}

@@ -1,0 +1,309 @@
+"""One pytest session with studies: from collection over one measurement to records and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import tempo
+from tempo.claims import POWER, Finding, num_needed
+from tempo.errors import TempoError
+from tempo.harness.evidence import Evidence, measured_prompts
+from tempo.harness.expectations import Expectations, check, file_of, read, update
+from tempo.harness.items import ClaimItem, line_of, marks_of
+from tempo.harness.plan import Plan, check_together, family_sizes, plans_of
+from tempo.harness.progress import Progress
+from tempo.harness.prompts import Suite, read_suite
+from tempo.harness.store import check_writable
+from tempo.harness.study import ClaimTest, Study
+from tempo.text import escaped
+
+
+class Session:
+    """What one session knows of its studies. pytest calls its hooks once a study has been imported.
+
+    problems: what is wrong with studies, each in a line; any of them ends the session before it begins.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.problems: list[str] = []
+        self.plans: dict[str, list[Plan]] = {}  # by the name of the module
+        self.evidence: Evidence | None = None
+        self.asked: list[tuple[Plan, Finding]] = []
+        self.failures: list[str] = []
+        self.notices: list[str] = []
+        self.report_problems: list[str] = []
+        self.tests: list[pytest.TestReport] = []
+        self.expectations: dict[Path, Expectations | None] = {}
+        self.suite: Suite | None = None
+        try:
+            if source := config.getoption("suite") or self._suite_of_ini():
+                self.suite = read_suite(source)
+            number = config.getoption("prompts")
+            if number is not None and not 1 <= number <= self._most(number):
+                raise tempo.SpecError(
+                    f"--prompts {number}: expected a number from 1 to {self._most(number)}"
+                )
+        except TempoError as error:
+            self.problems.append(str(error))
+
+    def _suite_of_ini(self) -> str:
+        """The suite that pytest's configuration names, relative to the file it stands in."""
+        named = str(self.config.getini("tempo_suite") or "")
+        if not named or named.startswith("hf:"):
+            return named
+        return str(self.config.rootpath / named)
+
+    def _most(self, number: int) -> int:
+        return len(self.suite.prompts) if self.suite else max(1, number)
+
+    # --- collection
+
+    def plans_in(self, module: ModuleType) -> list[Plan]:
+        """The plans of a module's study: one for each config; none if it has no study or a faulty one."""
+        name = module.__name__
+        if name not in self.plans:
+            self.plans[name] = []
+            studies = {id(s): s for s in vars(module).values() if isinstance(s, Study)}
+            path = Path(str(module.__file__))
+            try:
+                if len(studies) > 1:
+                    names = ", ".join(study.name for study in studies.values())
+                    raise tempo.SpecError(f"{path.name} holds several studies ({names}); keep one")
+                for study in studies.values():
+                    chosen = self.config.getoption("config")
+                    number = self.config.getoption("prompts")
+                    self.plans[name] = plans_of(study, path, chosen, self.suite, number)
+            except TempoError as error:
+                self.problems.append(str(error))
+        return self.plans[name]
+
+    def items_of(self, collector: Any, name: str, obj: Any) -> list[pytest.Item] | None:
+        """An item for each config of a claim's study; None if the object is no claim of this module."""
+        module = getattr(collector, "module", None)
+        if not isinstance(obj, ClaimTest) or not isinstance(module, ModuleType):
+            return None
+        items: list[pytest.Item] = []
+        for plan in self.plans_in(module):
+            if plan.study is obj.study and obj in plan.claims:
+                item = ClaimItem.from_parent(
+                    collector,
+                    name=f"{name}[{plan.slug}]",
+                    claim=obj,
+                    plan=plan,
+                    session_of=self,
+                    line=line_of(obj, name, plan.module),
+                )
+                for mark in marks_of(obj):
+                    item.add_marker(mark)
+                items.append(item)
+        return items
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Whatever is wrong is said now; every test of a study gets the study's name as a mark."""
+        every = [plan for plans in self.plans.values() for plan in plans]
+        try:
+            check_together(every)
+        except TempoError as error:
+            self.problems.append(str(error))
+        chosen = self.config.getoption("config")
+        read_ones = {plan.name for plan in every}
+        for path in chosen if not self.problems else ():
+            if path.stem not in read_ones:
+                self.problems.append(_nobodys(path, every))
+        if self.problems:
+            raise pytest.UsageError("\n".join(dict.fromkeys(map(_one_line, self.problems))))
+        for plan in every:
+            self.config.addinivalue_line("markers", f"{plan.study.name}: {plan.study.title}")
+        for item in items:
+            if plan := _plan_of(item):
+                item.add_marker(plan.study.name)
+        if chosen:  # only the studies that a given file names are run
+            left_out = [item for item in items if self._module_plans(item) == []]
+            self.config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in left_out]
+
+    def _module_plans(self, item: pytest.Item) -> list[Plan] | None:
+        """The plans of the module that a test stands in, None if that has no study."""
+        module = getattr(item.getparent(pytest.Module), "obj", None)
+        return self.plans.get(module.__name__) if module else None
+
+    def pytest_report_collectionfinish(self, items: list[pytest.Item]) -> list[str]:
+        """What the selected tests will run, and for how many claims there are too few prompts."""
+        plans = selected(items)
+        if not plans or self.problems:
+            return []
+        names = ", ".join(map(str, plans))
+        lines = [f"tempo: model {self.config.getoption('model')}, {names}", *self._power(items)]
+        return [escaped(line) for line in lines]
+
+    def _power(self, items: Sequence[pytest.Item]) -> list[str]:
+        """With --collect-only how many prompts each claim needs; else for how many there are too few."""
+        sizes = family_sizes(selected(items))
+        lines, short = [], 0
+        for item in items:
+            if not isinstance(item, ClaimItem) or item.claim.test == "always":
+                continue
+            claim, planned = item.claim.claim, len(item.plan.prompts)
+            size = sizes.get(claim.family or claim.id, 1)
+            needed = num_needed(claim, size)
+            short += needed is not None and needed > planned
+            need = "no planned effect registered, so no one knows how many prompts it needs"
+            if needed is not None:
+                spread = f" (sd {claim.planned_sd:.3g})" if claim.planned_sd else ""
+                few = f"TOO FEW: {planned}" if needed > planned else f"{planned}"
+                need = (
+                    f"{needed} prompts tell {claim.planned_effect:.3g}{spread} from "
+                    f"{claim.margin:.3g}, power {POWER:g}, {size} in the family; {few} are planned"
+                )
+            lines.append(f"tempo: {claim} on {item.plan}: {need}")
+        if self.config.option.collectonly:
+            return lines
+        say = "tempo: too few prompts for the planned effect of {} claims; --collect-only says how many"
+        return [say.format(short)] if short else []
+
+    # --- measurement
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        """Everything that the selected tests need is measured before the first of them runs."""
+        option = self.config.option
+        stopped = session.testsfailed and not option.continue_on_collection_errors
+        plans = selected(session.items)
+        if not plans or stopped or option.collectonly:
+            return
+        try:
+            check_writable(option.results)
+            if not option.findings.exists():
+                check_writable(option.findings.parent)
+            lm = tempo.load_model(option.model, option.dtype, option.device)
+            evidence = Evidence(lm, plans, option.results, option.chat)
+            evidence.gather(lambda tasks, reused: Progress(self.config, tasks, reused))
+        except TempoError as error:
+            raise pytest.UsageError(_one_line(str(error))) from None
+        self.evidence = evidence
+
+    def finding(self, plan: Plan, claim: ClaimTest) -> Finding | str:
+        """What the data said about a claim, or why there is nothing to say."""
+        if self.evidence is None:
+            return "nothing was measured"
+        return self.evidence.finding(plan, claim)
+
+    def cases(self, plan: Plan) -> list[Any]:
+        """The cases of a plan; a test that asks for those of a failed one fails with the reason."""
+        assert self.evidence is not None
+        if why := self.evidence.failures.get(plan.name):
+            pytest.fail(f"{plan} could not be measured: {why}", pytrace=False)
+        return measured_prompts(self.evidence.cases[plan.name])
+
+    def own_case(self, plan: Plan) -> Any:
+        self.cases(plan)
+        assert self.evidence is not None
+        return self.evidence.own_case[plan.name]
+
+    # --- judgement
+
+    def regression(self, finding: Finding, plan: Plan) -> str:
+        """How a finding differs from the expected one; empty if it does not, or if it is accepted anew."""
+        assert self.evidence is not None
+        self.asked.append((plan, finding))
+        if self.config.getoption("update_expectations"):
+            return ""
+        path = self._expected_in(plan)
+        try:
+            if path not in self.expectations:
+                self.expectations[path] = read(path)
+        except TempoError as error:
+            return f"{_one_line(str(error))}; repair it, or write it again: --update-expectations"
+        own = bool(self.config.getoption("config"))
+        now = self.evidence.circumstances(plan)
+        found = check(finding, self.expectations[path], now, path, own)
+        self.failures += [found.failure] if found.failure else []
+        self.notices += [found.notice] if found.notice else []
+        return found.failure
+
+    def _expected_in(self, plan: Plan) -> Path:
+        assert self.evidence is not None
+        lm = self.evidence.lm
+        return file_of(plan.module, lm.name, lm.provenance()["dtype"])
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep each test's outcome for the report."""
+        if report.when == "call" or report.outcome != "passed":
+            self.tests.append(report)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Expectations are rewritten, then the records, the report and the summary written."""
+        if self.evidence is None:
+            return
+        if self.config.getoption("update_expectations") and self.asked:
+            session.exitstatus = self._update() or session.exitstatus
+        from tempo.harness import report
+
+        try:
+            self.report_problems = report.write(self)
+        except (TempoError, OSError) as error:
+            self.report_problems = [f"no report: {error}"]
+        if self.report_problems and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _update(self) -> int:
+        """Accept what was found, file by file; the exit code if that is refused, else 0."""
+        assert self.evidence is not None
+        for path in dict.fromkeys(self._expected_in(plan) for plan, _ in self.asked):
+            of_file = [pair for pair in self.asked if self._expected_in(pair[0]) == path]
+            findings = [finding for _, finding in of_file]
+            made = {plan.name: self.evidence.circumstances(plan) for plan, _ in of_file}
+            try:
+                self.notices.append(update(path, self.evidence.lm.name, findings, made))
+            except TempoError as error:
+                self.notices.append(f"nothing rewritten: {error}")
+                return pytest.ExitCode.USAGE_ERROR
+        return 0
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self.evidence is not None:
+            from tempo.harness import report
+
+            report.summarise(self, terminalreporter)
+
+    def pytest_unconfigure(self) -> None:
+        if self.evidence is not None:
+            self.evidence.lm.close()
+
+
+def selected(items: Iterable[pytest.Item]) -> list[Plan]:
+    """The plans that these tests need, each once, in order."""
+    found = {plan.name: plan for item in items if (plan := _plan_of(item))}
+    return list(found.values())
+
+
+def _plan_of(item: pytest.Item) -> Plan | None:
+    if isinstance(item, ClaimItem):
+        return item.plan
+    found = getattr(getattr(item, "callspec", None), "params", {}).get("plan")
+    return found if isinstance(found, Plan) else None
+
+
+def _nobodys(path: Path, every: Sequence[Plan]) -> str:
+    """What to say of a --config that names a study which nobody has."""
+    import difflib
+
+    import yaml
+
+    name = str(yaml.safe_load(path.read_text(encoding="utf-8")).get("experiment"))
+    known = sorted({plan.study.name for plan in every})
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"collected: {', '.join(known) or 'none'}"
+    return f"{path}: no study is called {name!r}; {hint}"
+
+
+def _one_line(text: str) -> str:
+    return escaped(" ".join(text.split()))
