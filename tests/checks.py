@@ -1,6 +1,6 @@
-"""What the exactness checks share: the case they are given, how they run it, and how two results are compared.
+"""What the exactness checks share: their case, how they run it, and how they compare two results.
 
-Shapes: w set width, N slots, V vocabulary.
+Shapes: L layers, H query heads, w set width, N slots, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from tests import tempo64
 from tests.tiny_models import exact
 
 EVERYTHING = CAPTURES
-# float32 on the models of tiny_models.py (up to 4 layers, logits up to about 7): six to nine times the largest difference
-# seen in 120 drawn cases of each check (1.6e-5, 1.2e-6, 2.9e-6, 1.5e-5).
+# float32 on the models of tiny_models.py, which have up to 4 layers and logits up to about 7.
+# The largest differences seen in 120 drawn cases of each check are 1.6e-5, 1.2e-6, 2.9e-6, 1.5e-5.
+# These bounds are six to nine times as large.
 LOGITS, PROBABILITIES, WEIGHTS, STATES = 1e-4, 1e-5, 2e-5, 1e-4
-# The float64 reference against itself: twenty times what was seen (5e-15).
+# The float64 reference against itself: twenty times the largest difference seen (5e-15).
 EXACT = 1e-13
 
 
 class Violation(AssertionError):
-    """A check that does not hold, and by how many times its bound it is missed."""
+    """A check does not hold; `excess` is how many times its bound the difference is."""
 
     def __init__(self, message: str, excess: float = np.inf) -> None:
         super().__init__(message)
@@ -40,9 +41,10 @@ class Violation(AssertionError):
 
 @dataclass(frozen=True)
 class Case:
-    """One run to check: sets to force on a prompt, the settings it has, and one number for what else is to be chosen.
+    """One run to check: the sets to force on a prompt, and the settings of the run.
 
-    At least one set is wider than one, and another set follows it.
+    At least one set is wider than one, and another set follows it. `pick` decides whatever else a
+    check has to choose.
     """
 
     prompt: tuple[int, ...]
@@ -55,24 +57,24 @@ class Case:
 
     @property
     def settings(self) -> dict[str, str]:
-        return {
-            name: getattr(self, name)
-            for name in ("visibility", "positions", "readout", "weighting")
-        }
+        """The settings of the run by name."""
+        names = ("visibility", "positions", "readout", "weighting")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def first_wide(self) -> int:
+        """The step of the first set wider than one."""
         return next(k for k, members in enumerate(self.sets) if len(members) > 1)
 
 
 def expect(condition: bool, message: str) -> None:
-    """Nothing if it holds, else a Violation."""
+    """Raise a Violation with this message unless the condition holds."""
     if not condition:
         raise Violation(message)
 
 
 def near(found: ArrayLike, expected: ArrayLike, bound: float, what: str) -> None:
-    """Nothing if two arrays have one shape and differ by no more than the bound, else a Violation."""
+    """Raise a Violation unless two arrays have one shape and differ by no more than the bound."""
     one, other = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     expect(one.shape == other.shape, f"{what}: shape {one.shape}, expected {other.shape}")
     gap = float(np.abs(one - other).max(initial=0.0))
@@ -81,14 +83,12 @@ def near(found: ArrayLike, expected: ArrayLike, bound: float, what: str) -> None
 
 
 def same(found: Any, expected: Any, what: str) -> None:
-    """Nothing if two arrays (or lists) are equal to the last bit, else a Violation."""
+    """Raise a Violation unless two arrays (or lists) are equal to the last bit."""
     one, other = np.asarray(found), np.asarray(expected)
     expect(one.shape == other.shape, f"{what}: shape {one.shape}, expected {other.shape}")
     unequal = int((one != other).sum())
-    expect(
-        unequal == 0,
-        f"{what}: {unequal} of {one.size} entries differ, expected equality to the bit",
-    )
+    differ = f"{unequal} of {one.size} entries differ"
+    expect(unequal == 0, f"{what}: {differ}, expected equality to the bit")
 
 
 BOUNDS = {
@@ -101,10 +101,13 @@ BOUNDS = {
 
 
 def same_runs(found: Trace, expected: Trace, what: str, *, rounded: bool = False) -> None:
-    """Nothing if two runs chose and recorded the same to the last bit, or to rounding."""
+    """Raise a Violation unless two runs chose and recorded the same.
+
+    They must be the same to the last bit, or, if `rounded`, to rounding.
+    """
 
     def check(name: str, one: Any, other: Any, where: str = "") -> None:
-        if (one is None, other is None) == (True, True):
+        if one is None and other is None:
             return
         if rounded and not name.startswith("slot_"):
             near(one, other, BOUNDS.get(name, STATES), f"{what}: {name}{where}")
@@ -125,47 +128,45 @@ def forced(lm: LanguageModel, case: Case, **changes: Any) -> Trace:
 
 
 def forced_each(lm: LanguageModel, case: Case, changes: Sequence[dict[str, Any]]) -> list[Trace]:
-    """Several variants of the case's run, one after another: in one batch they would share what is to be compared."""
+    """Several variants of the case's run, one after another.
+
+    In one batch they would share the passes that are to be compared.
+    """
     common = {"prompt": case.prompt, "replay": case.sets, "capture": EVERYTHING, **case.settings}
     return [tempo.generate_batch(lm, [tempo.RunSpec(**common | change)])[0] for change in changes]
 
 
 def replayed64(lm: LanguageModel, case: Case, **changes: Any) -> tempo64.Replayed:
-    """The same in float64, from the definition."""
-    settings = {
-        "sets": case.sets,
-        "window": getattr(lm.model.config, "sliding_window", None),
-        **case.settings,
-    } | changes
+    """The same replay in float64, from the definition."""
+    window = getattr(lm.model.config, "sliding_window", None)
+    settings = {"sets": case.sets, "window": window, **case.settings} | changes
     return tempo64.replay(exact(lm), case.prompt, **settings)
 
 
 def logits(run: Trace, k: int) -> np.ndarray:
-    """What each member of set k gave itself, [w, V]."""
+    """The logits that each member of set k gave, [w, V]."""
     step = run.steps[k]
     assert step.logits is not None
-    expect(
-        len(step.logits) == len(step.tokens),
-        f"set {k} has {len(step.tokens)} members and logits of {len(step.logits)}",
-    )
+    members, rows = len(step.tokens), len(step.logits)
+    expect(rows == members, f"set {k} has {members} members and logits of {rows}")
     return step.logits
 
 
 def attention(run: Trace, k: int) -> np.ndarray:
-    """[L, H, w, N_k] of set k, N_k as the definition has it."""
+    """The attention of set k, [L, H, w, N_k], with N_k as the definition has it."""
     weights, width = run.steps[k].attention, len(run.steps[k].tokens)
     assert weights is not None
-    expected = width, len(run.prompt_tokens) + sum(run.widths[: k + 1])
+    shape, expected = weights.shape[2:], (width, len(run.prompt_tokens) + sum(run.widths[: k + 1]))
     expect(
-        weights.shape[2:] == expected,
-        f"attention of set {k}: {weights.shape[2:]} queries and slots, expected {expected}",
+        shape == expected,
+        f"attention of set {k}: {shape} queries and slots, expected {expected}",
     )
     return weights
 
 
 @torch.inference_mode()
 def plain(lm: LanguageModel, texts: Sequence[Sequence[int]], first_position: int = 0) -> np.ndarray:
-    """The next token's logits [texts, V] that transformers itself gives to texts of one length."""
+    """The logits of the next token, [texts, V], that transformers gives to texts of one length."""
     tokens = torch.tensor([list(text) for text in texts])
     positions = torch.arange(first_position, first_position + tokens.shape[1]).expand_as(tokens)
     return lm.model(tokens, position_ids=positions).logits[:, -1].double().numpy()
@@ -173,7 +174,7 @@ def plain(lm: LanguageModel, texts: Sequence[Sequence[int]], first_position: int
 
 @contextmanager
 def violated(by: float = 1.0) -> Iterator[None]:
-    """Within the block a check must fail, and miss its bound by more than this factor."""
+    """Within the block a check must fail and miss its bound by more than this factor."""
     with pytest.raises(Violation) as caught:
         yield
     assert caught.value.excess > by, f"{caught.value}: that is no more than {by:g} times the bound"

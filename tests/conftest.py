@@ -7,27 +7,33 @@ import torch
 
 import tempo
 
-# `make browser` installs what these need
+# These tests need what `make browser` installs.
 collect_ignore = [] if find_spec("playwright") else ["browser"]
 
 
 @pytest.fixture(scope="session")
 def tiny():
+    """A random Llama of three layers."""
     with tempo.load_model("tiny") as lm:
         yield lm
 
 
 @pytest.fixture(scope="session")
 def real():
-    """SmolLM2-135M: downloaded once. A test that needs it and cannot have it is an error, not a skip."""
+    """SmolLM2-135M, downloaded once.
+
+    A test that needs it and cannot have it is an error, not a skip.
+    """
     with tempo.load_model("smollm2-135m") as lm:
         yield lm
 
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """For modules of tiny models, whose matrices are too small to share out: on busy cores two threads took four times the
-    processor time of one."""
+    """One thread, for modules of tiny models whose matrices are too small to share out.
+
+    On busy cores two threads took four times the processor time of one.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

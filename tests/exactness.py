@@ -13,9 +13,8 @@ from tests import agreements, identities
 from tests.checks import Case
 from tests.tiny_models import TWINS, VOCAB, gpt_oss, llama, mistral
 
-TOKENS = st.integers(
-    0, VOCAB - len(TWINS) - 1
-)  # ids of one embedding are for the checks that need copies
+# The last ids share one embedding. They are left to the checks that need copies of a token.
+TOKENS = st.integers(0, VOCAB - len(TWINS) - 1)
 SETTINGS = {
     "visibility": VISIBILITIES,
     "positions": POSITIONS,
@@ -25,13 +24,15 @@ SETTINGS = {
 
 
 class Check(NamedTuple):
-    """A statement about the engine that must hold for every case on the models it is for."""
+    """A statement about the engine that must hold for every case on its models."""
 
     holds: Callable[[LanguageModel, Case], None]
-    model: Callable[[], LanguageModel] | None = None  # None: a Llama of any depth
+    # None stands for Llamas of any depth.
+    model: Callable[[], LanguageModel] | None = None
 
     @property
     def name(self) -> str:
+        """The statement as text, with the model if the check is for only one."""
         models = {
             None: "",
             mistral: " (sliding window)",
@@ -87,7 +88,10 @@ CHECKS = {
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Any prompt, up to one set of width one, a wide set, then one or two sets of any width; any settings."""
+    """Cases of any prompt and any settings.
+
+    At most one set of width one comes first, then a wide set, then one or two sets of any width.
+    """
 
     def members(least: int, most: int) -> tuple[int, ...]:
         return tuple(draw(st.lists(TOKENS, min_size=least, max_size=most, unique=True)))
@@ -99,26 +103,26 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(prompt, (*before, members(2, 4), *after), pick=draw(st.integers(0, 22)), **chosen)
 
 
-# What every check meets under every fault, where drawing cases would take too long: all modes, both kinds of positions,
-# all weightings, a wide set after a wide set, widths that make slots, positions and list indices all differ.
+# Every check meets these cases under every fault, where drawing cases would take too long.
+# They have all modes, both kinds of positions, all weightings, and a wide set after a wide set.
+# Their widths make slots, positions and list indices all differ.
 FIXED_CASES = (
     Case((3, 17, 8, 42, 5), ((11,), (7, 30, 2), (9, 44), (21,))),
     Case(
         (50, 1, 33),
         ((4, 28, 16, 39), (12, 6), (25,)),
-        "visible",
-        "shared",
-        "mean_logits",
-        "probability",
+        visibility="visible",
+        readout="mean_logits",
+        weighting="probability",
         pick=1,
     ),
     Case(
         (14, 2, 29, 40),
         ((10, 36), (35,), (18, 0, 55)),
-        "causal",
-        "sequential",
-        "last",
-        "count",
+        visibility="causal",
+        positions="sequential",
+        readout="last",
+        weighting="count",
         pick=2,
     ),
 )

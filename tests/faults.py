@@ -1,6 +1,7 @@
-"""Deliberate faults in the engine, each planted by monkeypatch: what the exactness checks must not let through.
+"""Deliberate faults in the engine, planted by monkeypatch, which the exactness checks must find.
 
-Most are faults that implementations of TEMPO have had; those of an earlier public one are marked (earlier).
+Most are faults that implementations of TEMPO have had. Those of an earlier public one are marked
+(earlier).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def mask_off_by_one_slot(patch: pytest.MonkeyPatch) -> None:
-    """The mask of each generated set is one slot further than it should be."""
+    """The mask of each generated set is shifted by one slot."""
 
     def change(context: attention.PassContext, runs: Any) -> None:
         for run in runs:
@@ -37,7 +38,10 @@ def mask_off_by_one_slot(patch: pytest.MonkeyPatch) -> None:
 
 
 def mask_by_list_index(patch: pytest.MonkeyPatch) -> None:
-    """(earlier) Siblings are masked at their index in the list of sets, where other tokens are once a set was wide."""
+    """(earlier) Siblings are masked at their set's index in the list of sets.
+
+    Once a set was wide, other tokens are in the slots of that number.
+    """
 
     def change(context: attention.PassContext, runs: Any) -> None:
         for run in runs:
@@ -56,49 +60,53 @@ def mask_by_list_index(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_row_broadcast(patch: pytest.MonkeyPatch) -> None:
-    """(earlier) The mask of the first query of a pass stands for all of its queries."""
-    change_pass(
-        patch,
-        lambda context, runs: context.allowed.copy_(
-            context.allowed[:, :1].expand_as(context.allowed).clone()
-        ),
-    )
+    """(earlier) All queries of a pass get the mask of its first query."""
+
+    def change(context: attention.PassContext, runs: Any) -> None:
+        first = context.allowed[:, :1]
+        context.allowed.copy_(first.expand_as(context.allowed).clone())
+
+    change_pass(patch, change)
 
 
 def position_plus_one(patch: pytest.MonkeyPatch) -> None:
-    """Every generated set stands one position too far; the trace reports what was meant."""
-    at_other_positions(
-        patch, lambda layout: [position + 1 for position in layout.slot_position[layout.start :]]
-    )
+    """Every generated set stands one position too far; the trace reports the right one."""
+
+    def move(layout: Layout) -> list[int]:
+        return [position + 1 for position in layout.slot_position[layout.start :]]
+
+    at_other_positions(patch, move)
 
 
 def positions_by_slot(patch: pytest.MonkeyPatch) -> None:
-    """(earlier) The shared position never reaches the model, which counts slots; the trace reports what was meant."""
+    """(earlier) The model counts slots instead of positions; the trace reports shared positions."""
     at_other_positions(patch, lambda layout: list(range(layout.start, layout.num_slots)))
 
 
 def last_sibling_only_in_the_cache(patch: pytest.MonkeyPatch) -> None:
-    """(earlier) Of each set only the last member is fed to the model, and read."""
+    """(earlier) Only the last member of each set is fed to the model and read."""
     append, read_out = Layout.append_set, one_run.read_out
 
     def append_last(layout: Layout, tokens: Any, probabilities: Any) -> None:
-        layout.replay_positions = layout.replay_weights = (
-            None  # their rows are as long as the whole set
-        )
+        # their rows are as long as the whole set
+        layout.replay_positions = layout.replay_weights = None
         append(layout, tokens[-1:], probabilities[-1:])
 
+    def read_last(logits: Any, probabilities: Any, readout: str) -> Any:
+        return read_out(logits, [1.0], readout)
+
     patch.setattr(Layout, "append_set", append_last)
-    patch.setattr(
-        one_run, "read_out", lambda logits, probabilities, readout: read_out(logits, [1.0], readout)
-    )
+    patch.setattr(one_run, "read_out", read_last)
 
 
 def prompt_token_repeated(patch: pytest.MonkeyPatch) -> None:
     """(earlier) The last prompt token is fed twice before the first set is chosen."""
     append = Layout.append_prompt
-    patch.setattr(
-        Layout, "append_prompt", lambda layout, tokens: append(layout, [*tokens, tokens[-1]])
-    )
+
+    def append_one_more(layout: Layout, tokens: Any) -> None:
+        append(layout, [*tokens, tokens[-1]])
+
+    patch.setattr(Layout, "append_prompt", append_one_more)
 
 
 def window_by_slot(patch: pytest.MonkeyPatch) -> None:
@@ -107,20 +115,19 @@ def window_by_slot(patch: pytest.MonkeyPatch) -> None:
     def change(context: attention.PassContext, runs: Any) -> None:
         for run in runs if context.slot_positions is not None else ():
             context.slot_positions[run.row] = torch.arange(context.num_slots)
-            context.query_positions[run.row, : run.num_new] = torch.arange(
-                run.layout.start, run.layout.num_slots
-            )
+            queries = torch.arange(run.layout.start, run.layout.num_slots)
+            context.query_positions[run.row, : run.num_new] = queries
 
     change_pass(patch, change)
 
 
 def sink_ignored(patch: pytest.MonkeyPatch) -> None:
-    """Attention sinks are taken and not used."""
+    """Attention sinks are accepted and not used."""
     change_attention(patch, lambda module, arguments: {"s_aux": None})
 
 
 def sibling_values_swapped(patch: pytest.MonkeyPatch) -> None:
-    """The first two tokens of a pass that forwards sets have each other's value in the cache."""
+    """The first two tokens of a pass over sets have each other's value in the cache."""
     original = SlotLayer.update
 
     @wraps(original)
@@ -139,10 +146,12 @@ def sibling_values_swapped(patch: pytest.MonkeyPatch) -> None:
 
 
 def capture_one_pass_early(patch: pytest.MonkeyPatch) -> None:
-    """(earlier) The attention kept of a set is that of the pass that predicted it, 0 where its members are."""
-    passed: dict[
-        int, np.ndarray
-    ] = {}  # the last query's weights [L, H, N] of the pass before, by run
+    """(earlier) The attention recorded of a set is that of the pass that predicted it.
+
+    It is 0 where the set's members are.
+    """
+    # by run: the weights [L, H, N] of the last query of the pass before
+    passed: dict[int, np.ndarray] = {}
     original = engine._forward
 
     @wraps(original)
@@ -150,9 +159,8 @@ def capture_one_pass_early(patch: pytest.MonkeyPatch) -> None:
         original(lm, cache, runs)
         for run in (run for run in runs if run.attention is not None):
             before, early = passed.get(run.index), np.zeros_like(run.attention)
-            if (
-                before is not None and before.shape[-1] < early.shape[-1]
-            ):  # shorter: of the same run, not of an earlier one
+            # weights of as many slots or more were left by an earlier run of this index
+            if before is not None and before.shape[-1] < early.shape[-1]:
                 early[..., : before.shape[-1]] = before[:, :, None]
             passed[run.index] = run.attention[:, :, -1].copy()
             run.attention = early
@@ -161,7 +169,10 @@ def capture_one_pass_early(patch: pytest.MonkeyPatch) -> None:
 
 
 def mode_applied_to_the_prompt(patch: pytest.MonkeyPatch) -> None:
-    """Prompt tokens are taken for siblings: under `visible` they see later ones, under `isolated` none of the prompt."""
+    """Prompt tokens are treated as siblings.
+
+    Under `visible` they see later ones, under `isolated` they see none of the prompt.
+    """
 
     shapes = {
         "isolated": torch.eye,
@@ -182,7 +193,7 @@ def mode_applied_to_the_prompt(patch: pytest.MonkeyPatch) -> None:
 
 
 def isolated_from_later_sets_too(patch: pytest.MonkeyPatch) -> None:
-    """Under `isolated`, what comes after a set sees its first member alone."""
+    """Under `isolated`, later sets see only the first member of a set."""
 
     def change(context: attention.PassContext, runs: Any) -> None:
         for run in runs:
@@ -199,13 +210,12 @@ def isolated_from_later_sets_too(patch: pytest.MonkeyPatch) -> None:
 
 def mode_not_wired(patch: pytest.MonkeyPatch) -> None:
     """(earlier) The visibility is accepted and reaches no mask: siblings see all earlier slots."""
-    patch.setattr(
-        Layout,
-        "block",
-        lambda layout, visibility=None: (
-            torch.ones((layout.num_slots - layout.start,) * 2).bool().tril()
-        ),
-    )
+
+    def block(layout: Layout, visibility: str | None = None) -> Tensor:
+        width = layout.num_slots - layout.start
+        return torch.ones(width, width).bool().tril()
+
+    patch.setattr(Layout, "block", block)
 
 
 def first_mode_stays(patch: pytest.MonkeyPatch) -> None:
@@ -222,30 +232,28 @@ def first_mode_stays(patch: pytest.MonkeyPatch) -> None:
 
 
 def visible_siblings_at_own_positions(patch: pytest.MonkeyPatch) -> None:
-    """The shared position reaches the model in the other modes alone."""
+    """The shared position reaches the model in all modes but `visible`."""
 
     def move(layout: Layout) -> list[int]:
-        return (
-            list(range(layout.start, layout.num_slots))
-            if layout.visibility == "visible"
-            else layout.slot_position[layout.start :]
-        )
+        if layout.visibility == "visible":
+            return list(range(layout.start, layout.num_slots))
+        return layout.slot_position[layout.start :]
 
     at_other_positions(patch, move)
 
 
 def last_member_read_out(patch: pytest.MonkeyPatch) -> None:
-    """(earlier) The last member's distribution stands for the set, whatever read-out was asked for."""
+    """(earlier) The last member's distribution stands for the set, whatever read-out was asked."""
     original = one_run.read_out
-    patch.setattr(
-        one_run,
-        "read_out",
-        lambda logits, probabilities, readout: original(logits, probabilities, "last"),
-    )
+
+    def read_last(logits: Any, probabilities: Any, readout: str) -> Any:
+        return original(logits, probabilities, "last")
+
+    patch.setattr(one_run, "read_out", read_last)
 
 
 def weighting_not_applied(patch: pytest.MonkeyPatch) -> None:
-    """No bias reaches the attention."""
+    """The bias of a weighting does not reach the attention."""
 
     def change(context: attention.PassContext, runs: Any) -> None:
         context.bias = None
@@ -254,13 +262,13 @@ def weighting_not_applied(patch: pytest.MonkeyPatch) -> None:
 
 
 def own_set_always_biased(patch: pytest.MonkeyPatch) -> None:
-    """The weighting reaches a set's own members in every mode, though isolated ones see no sibling."""
+    """The weighting reaches a set's own members in every mode, though isolated ones see none."""
     original = Layout.bias
     patch.setattr(Layout, "bias", lambda layout, visibility=None: original(layout, "visible"))
 
 
 def isolated_layers_ignored(patch: pytest.MonkeyPatch) -> None:
-    """Siblings are isolated in no layer apart."""
+    """The layers in which siblings should be isolated are not."""
 
     def change(context: attention.PassContext, runs: Any) -> None:
         context.isolated_layers = {}
@@ -269,18 +277,17 @@ def isolated_layers_ignored(patch: pytest.MonkeyPatch) -> None:
 
 
 def isolated_layers_off_by_one(patch: pytest.MonkeyPatch) -> None:
-    """Siblings are isolated in the layers after those that were asked for."""
+    """Siblings are isolated one layer after those that were asked for."""
 
     def change(context: attention.PassContext, runs: Any) -> None:
-        context.isolated_layers = {
-            row: (first + 1, end + 1) for row, (first, end) in context.isolated_layers.items()
-        }
+        layers = context.isolated_layers.items()
+        context.isolated_layers = {row: (first + 1, end + 1) for row, (first, end) in layers}
 
     change_pass(patch, change)
 
 
 def mass_not_kept(patch: pytest.MonkeyPatch) -> None:
-    """Where isolated siblings should keep their set's mass to themselves, it spreads over all they see."""
+    """Isolated siblings that should keep their set's mass spread it over all slots they see."""
     original = Layout.own_mass
     patch.setattr(Layout, "own_mass", lambda layout: 0 * original(layout))
 
@@ -293,21 +300,21 @@ def replayed_weights_ignored(patch: pytest.MonkeyPatch) -> None:
 def threshold_halved(patch: pytest.MonkeyPatch) -> None:
     """Tokens join a set from half the threshold on."""
     original = one_run.select
-    patch.setattr(
-        one_run,
-        "select",
-        lambda distribution, threshold, *rest: original(distribution, threshold / 2, *rest),
-    )
+
+    def select(distribution: Any, threshold: float, *rest: Any) -> Any:
+        return original(distribution, threshold / 2, *rest)
+
+    patch.setattr(one_run, "select", select)
 
 
 def replayed_members_weigh_alike(patch: pytest.MonkeyPatch) -> None:
-    """In a replay the members' probabilities are forgotten."""
+    """A replay forgets the members' probabilities."""
     original = one_run.Selection
-    patch.setattr(
-        one_run,
-        "Selection",
-        lambda tokens, found, *rest: original(tokens, [1 / len(found)] * len(found), *rest),
-    )
+
+    def alike(tokens: Any, found: Any, *rest: Any) -> Any:
+        return original(tokens, [1 / len(found)] * len(found), *rest)
+
+    patch.setattr(one_run, "Selection", alike)
 
 
 def scale_ignored(patch: pytest.MonkeyPatch) -> None:
@@ -321,24 +328,24 @@ def wrong_theta(patch: pytest.MonkeyPatch) -> None:
         for module in lm.model.modules():
             if "inv_freq" in module._buffers:
                 size = 2 * len(module._buffers["inv_freq"])
-                patch.setitem(
-                    module._buffers, "inv_freq", (THETA / 10) ** (-torch.arange(0, size, 2) / size)
-                )
+                frequencies = (THETA / 10) ** (-torch.arange(0, size, 2) / size)
+                patch.setitem(module._buffers, "inv_freq", frequencies)
 
 
 def capture_replaces_the_output(patch: pytest.MonkeyPatch) -> None:
-    """While weights are recorded, the output is made from them, by other arithmetic than without."""
+    """While weights are recorded, the output is made from them, by other arithmetic."""
 
     def change(module: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         recording = arguments["tempo_pass"].recording is not None
-        # a cap far above all scores changes no weight beyond rounding, and takes the path that multiplies weights
+        # A cap far above all scores changes no weight beyond rounding. It makes the output from
+        # the weights.
         return {"softcap": 1e4} if recording else {}
 
     change_attention(patch, change)
 
 
 def layers_recorded_under_one_mask(patch: pytest.MonkeyPatch) -> None:
-    """The weights of layers that are recorded together are all made under the first one's mask."""
+    """Layers that are recorded together all get the weights of the first one's mask."""
     patch.setattr(attention.Recording, "take", under_one_mask)
 
 
@@ -353,7 +360,7 @@ def shorter_runs_see_the_padding(patch: pytest.MonkeyPatch) -> None:
 
 
 def modes_never_part(patch: pytest.MonkeyPatch) -> None:
-    """Runs of one prompt and the same sets share their passes in whatever modes they are."""
+    """Runs of one prompt and the same sets share their passes, whatever their modes are."""
 
     def ignored(run: one_run.Run, start: int, mode: object) -> None:
         note(run, start, None)
@@ -363,36 +370,62 @@ def modes_never_part(patch: pytest.MonkeyPatch) -> None:
 
 
 def shared_passes_are_not_written(patch: pytest.MonkeyPatch) -> None:
-    """A pass that is made once for several runs fills the cache of the first of them alone."""
+    """A pass made once for several runs fills the cache of only the first of them."""
     patch.setattr(engine, "_copies", lambda lm, groups: None)
 
 
 def prompt_taken_over_without_its_keys(patch: pytest.MonkeyPatch) -> None:
-    """A run that enters later takes over what the pass over its prompt gave, and not the keys and values it left."""
+    """A run that enters later takes over its prompt's distribution, but not its keys and values."""
     patch.setattr(SlotCache, "copy", lambda cache, source, target, num_slots: None)
 
 
 def raw_keys_not_saved(patch: pytest.MonkeyPatch) -> None:
     """One of the arrays is left out of the file."""
     original = trace.Trace._arrays
-    patch.setattr(
-        trace.Trace,
-        "_arrays",
-        lambda run: {name: array for name, array in original(run).items() if name != "raw_keys"},
-    )
+
+    def arrays(run: trace.Trace) -> dict[str, Any]:
+        return {name: array for name, array in original(run).items() if name != "raw_keys"}
+
+    patch.setattr(trace.Trace, "_arrays", arrays)
 
 
-# In the order of the table; the first ten are those that the checks were made for.
+# In the order of the table. The first ten are those that the checks were made for.
 FAULTS: dict[str, Plant] = {
     plant.__name__.replace("_", " "): plant
     for plant in (
-        mask_off_by_one_slot, mask_by_list_index, one_row_broadcast, position_plus_one, last_sibling_only_in_the_cache,
-        prompt_token_repeated, window_by_slot, sink_ignored, sibling_values_swapped, capture_one_pass_early, mode_not_wired,
-        first_mode_stays, mode_applied_to_the_prompt, isolated_from_later_sets_too, positions_by_slot,
-        visible_siblings_at_own_positions, last_member_read_out, weighting_not_applied, own_set_always_biased,
-        isolated_layers_ignored, isolated_layers_off_by_one, mass_not_kept, replayed_weights_ignored,
-        threshold_halved, replayed_members_weigh_alike, scale_ignored, wrong_theta, capture_replaces_the_output,
-        layers_recorded_under_one_mask, shorter_runs_see_the_padding, modes_never_part, shared_passes_are_not_written,
-        prompt_taken_over_without_its_keys, raw_keys_not_saved,
+        mask_off_by_one_slot,
+        mask_by_list_index,
+        one_row_broadcast,
+        position_plus_one,
+        last_sibling_only_in_the_cache,
+        prompt_token_repeated,
+        window_by_slot,
+        sink_ignored,
+        sibling_values_swapped,
+        capture_one_pass_early,
+        mode_not_wired,
+        first_mode_stays,
+        mode_applied_to_the_prompt,
+        isolated_from_later_sets_too,
+        positions_by_slot,
+        visible_siblings_at_own_positions,
+        last_member_read_out,
+        weighting_not_applied,
+        own_set_always_biased,
+        isolated_layers_ignored,
+        isolated_layers_off_by_one,
+        mass_not_kept,
+        replayed_weights_ignored,
+        threshold_halved,
+        replayed_members_weigh_alike,
+        scale_ignored,
+        wrong_theta,
+        capture_replaces_the_output,
+        layers_recorded_under_one_mask,
+        shorter_runs_see_the_padding,
+        modes_never_part,
+        shared_passes_are_not_written,
+        prompt_taken_over_without_its_keys,
+        raw_keys_not_saved,
     )
-}  # fmt: skip
+}

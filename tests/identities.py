@@ -1,7 +1,8 @@
-"""What holds exactly in TEMPO decoding: one function an identity, which raises Violation where it does not hold.
+"""What holds exactly in TEMPO decoding: one function an identity.
 
-Keyword arguments undo a precondition, so that the same function shows that the identity fails outside of it. "To rounding"
-means the bounds of checks.py, "to the bit" equality of every float.
+A function raises Violation where its identity does not hold. Its keyword arguments undo a
+precondition, to show that the identity fails outside of it. "To rounding" means the bounds of
+checks.py, "to the bit" means equality of every float.
 
 Shapes: L layers, H query heads, w set width, N slots, V vocabulary.
 """
@@ -17,6 +18,7 @@ import torch
 import tempo
 from tempo import LanguageModel
 from tempo.metrics import entropy, kl_divergence, recover_positions, total_variation
+from tempo.spec import VISIBILITIES
 from tests import tempo64
 from tests.checks import (
     LOGITS,
@@ -37,13 +39,17 @@ from tests.llama64 import softmax
 from tests.tiny_models import TWINS, VOCAB, exact
 
 GREEDY_STEPS = 6
-SHIFT = 97  # positions; more than any run here has, far from any period of the rotary table
-# Divergences of float32 distributions may break an inequality that is an equality in theory by this much.
+# In positions: more than any run here has, and far from any period of the rotary table.
+SHIFT = 97
+# An inequality between divergences that holds in theory may miss by this much in float32.
 SLACK = 1e-5
 
 
 def width_one_is_greedy_decoding(lm: LanguageModel, case: Case, capped: int = 1) -> None:
-    """A cap of one, or a threshold nothing else reaches: transformers' own greedy tokens, and its distributions."""
+    """Runs of width one choose transformers' greedy tokens from transformers' distributions.
+
+    The width is one through a cap of one, and through a threshold that no second token reaches.
+    """
     tokens = torch.tensor([case.prompt])
     greedy = lm.model.generate(
         tokens,
@@ -67,65 +73,48 @@ def width_one_is_greedy_decoding(lm: LanguageModel, case: Case, capped: int = 1)
 def an_isolated_sibling_is_what_it_would_be_alone(
     lm: LanguageModel, case: Case, visibility: str = "isolated"
 ) -> None:
-    """Each member of any set, to rounding, as if it alone had been appended to the same cache."""
+    """Each member of any set gives, to rounding, what it would give alone after the same cache."""
     common = {"visibility": visibility, "positions": "shared"}
     together = forced(lm, case, **common)
     for k, members in enumerate(case.sets):
-        alone = forced_each(
-            lm, case, [{**common, "replay": (*case.sets[:k], (token,))} for token in members]
-        )
-        for i, run in enumerate(alone):
-            near(
-                logits(together, k)[i],
-                logits(run, k)[0],
-                LOGITS,
-                f"logits of member {i} of set {k}",
-            )
+        narrowed = [{**common, "replay": (*case.sets[:k], (token,))} for token in members]
+        for i, run in enumerate(forced_each(lm, case, narrowed)):
+            found, expected = logits(together, k)[i], logits(run, k)[0]
+            near(found, expected, LOGITS, f"logits of member {i} of set {k}")
 
 
 def isolated_siblings_of_the_first_wide_set_are_branches(
     lm: LanguageModel, case: Case, visibility: str = "isolated", sets_later: int = 0
 ) -> None:
-    """Members of the first wide set, to rounding, as transformers continues prompt + [t_i]; later sets are a lattice."""
+    """Members of the first wide set give, to rounding, what transformers gives to prompt + [t_i].
+
+    Later sets are a lattice and have no such branches.
+    """
     k = case.first_wide + sets_later
     path = [*case.prompt, *(members[0] for members in case.sets[:k])]
     run = forced(lm, case, visibility=visibility, positions="shared")
-    near(
-        logits(run, k),
-        plain(lm, [[*path, token] for token in case.sets[k]]),
-        LOGITS,
-        f"siblings of set {k} and branches",
-    )
+    branches = plain(lm, [[*path, token] for token in case.sets[k]])
+    near(logits(run, k), branches, LOGITS, f"siblings of set {k} and branches")
 
 
 def changing_a_sibling_leaves_the_others_bit_identical(
     lm: LanguageModel, case: Case, visibilities: Sequence[str] = ("isolated", "causal")
 ) -> None:
-    """No bit of an isolated sibling depends on another; under a causal mask, none depends on a later one."""
+    """No bit of an isolated sibling depends on another; causal ones depend on earlier ones only."""
     k = case.first_wide
     members = list(case.sets[k])
     other = next(token for token in range(VOCAB - len(TWINS)) if token not in members)
     for visibility in visibilities:
         run = forced(lm, case, visibility=visibility)
         for i in range(len(members)):
-            changed = forced(
-                lm,
-                case,
-                visibility=visibility,
-                replay=(
-                    *case.sets[:k],
-                    [*members[:i], other, *members[i + 1 :]],
-                    *case.sets[k + 1 :],
-                ),
-            )
-            untouched = (
-                range(i) if visibility == "causal" else [j for j in range(len(members)) if j != i]
-            )
-            same(
-                logits(changed, k)[untouched],
-                logits(run, k)[untouched],
-                f"{visibility}: logits beside member {i}",
-            )
+            exchanged = [*members[:i], other, *members[i + 1 :]]
+            replay = (*case.sets[:k], exchanged, *case.sets[k + 1 :])
+            changed = forced(lm, case, visibility=visibility, replay=replay)
+            untouched = list(range(i))
+            if visibility != "causal":
+                untouched += range(i + 1, len(members))
+            found, expected = logits(changed, k)[untouched], logits(run, k)[untouched]
+            same(found, expected, f"{visibility}: logits beside member {i}")
 
 
 def the_order_of_siblings_changes_nothing(
@@ -135,32 +124,27 @@ def the_order_of_siblings_changes_nothing(
     positions: str = "shared",
     readout: str = "mixture",
 ) -> None:
-    """Each token's own logits, and every later distribution, to rounding; not under a causal mask or own positions."""
+    """Another order changes each token's own logits and every later distribution only by rounding.
+
+    It does matter under a causal mask, and where siblings have positions of their own.
+    """
     orders = [_another_order(len(members), case.pick) for members in case.sets]
+    reordered = [
+        [members[i] for i in order] for members, order in zip(case.sets, orders, strict=True)
+    ]
     for visibility in visibilities:
         common = {"visibility": visibility, "positions": positions, "readout": readout}
         run = forced(lm, case, **common)
-        reordered = [
-            [members[i] for i in order] for members, order in zip(case.sets, orders, strict=True)
-        ]
         other = forced(lm, case, replay=reordered, **common)
         for k, order in enumerate(orders):
-            near(
-                logits(other, k),
-                logits(run, k)[order],
-                LOGITS,
-                f"{visibility}: logits of set {k} reordered",
-            )
-            near(
-                other.steps[k].distribution,
-                run.steps[k].distribution,
-                PROBABILITIES,
-                f"{visibility}: distribution of step {k}",
-            )
+            what = f"{visibility}: logits of set {k} reordered"
+            near(logits(other, k), logits(run, k)[order], LOGITS, what)
+            found, expected = other.steps[k].distribution, run.steps[k].distribution
+            near(found, expected, PROBABILITIES, f"{visibility}: distribution of step {k}")
 
 
 def _another_order(width: int, pick: int) -> list[int]:
-    """One of the permutations of a set that are not the identity."""
+    """One of the permutations of a set other than the identity."""
     others = list(itertools.permutations(range(width)))[1:]
     return list(others[pick % len(others)]) if others else [0]
 
@@ -171,20 +155,18 @@ def copies_under_count_weigh_like_one(
     visibilities: Sequence[str] = ("isolated", "visible"),
     weighting: str = "count",
 ) -> None:
-    """A set of n ids of one embedding, each with -log n, does to everything what the one token does."""
+    """n ids of one embedding, each with -log n, have the effect of the one token."""
     k = case.first_wide
+    before, after = case.sets[:k], case.sets[k + 1 :]
     for visibility in visibilities:
         common = {"visibility": visibility, "positions": "shared", "weighting": weighting}
-        copies, single = (
-            forced(lm, case, replay=(*case.sets[:k], TWINS[:count], *case.sets[k + 1 :]), **common)
-            for count in (len(case.sets[k]), 1)
-        )
+        width = len(case.sets[k])
+        copies = forced(lm, case, replay=(*before, TWINS[:width], *after), **common)
+        single = forced(lm, case, replay=(*before, TWINS[:1], *after), **common)
         for step in range(k, len(case.sets)):
-            expected = (
-                np.broadcast_to(logits(single, step), logits(copies, step).shape)
-                if step == k
-                else logits(single, step)
-            )
+            expected = logits(single, step)
+            if step == k:
+                expected = np.broadcast_to(expected, logits(copies, step).shape)
             near(logits(copies, step), expected, LOGITS, f"{visibility}: logits of set {step}")
 
 
@@ -194,20 +176,18 @@ def copies_equal_one_with_log_k(
     visibilities: Sequence[str] = ("isolated", "visible"),
     per_copy: float = 1.0,
 ) -> None:
-    """n copies equal one key with +log n: for later queries, and if visible for the set itself. Against float64."""
+    """n copies equal one key with +log n for later queries, and if visible for their own set.
+
+    The one key is computed in float64.
+    """
     k, width = case.first_wide, len(case.sets[case.first_wide])
     before, after = case.sets[:k], case.sets[k + 1 :]
     slots = tempo64.lattice(case.prompt, (*before, TWINS[:1], *after))
     (key,) = slots.slots(k, len(case.prompt))
+    common = {"positions": "shared", "weighting": "none"}
     for visibility in visibilities:
-        run = forced(
-            lm,
-            case,
-            replay=(*before, TWINS[:width], *after),
-            visibility=visibility,
-            positions="shared",
-            weighting="none",
-        )
+        copies = (*before, TWINS[:width], *after)
+        run = forced(lm, case, replay=copies, visibility=visibility, **common)
         bias = np.zeros((len(slots.tokens),) * 2)
         bias[key + (visibility == "isolated") :, key] = per_copy * np.log(width)
         one = exact(lm)(slots.tokens, slots.positions, tempo64.allowed(slots, visibility), bias)
@@ -220,135 +200,114 @@ def copies_equal_one_with_log_k(
 def added_siblings_scale_all_other_weights_alike(
     lm: LanguageModel, case: Case, layer: int = 0
 ) -> None:
-    """Dilution: in the first layer, keys of mass A leave a later query (1 - A) times each weight it had without them.
+    """Keys of mass A in the first layer scale a later query's other weights by 1 - A (dilution).
 
-    So siblings share attention by their keys alone, whatever the probabilities they were chosen with.
+    So siblings share attention by their keys alone. The probabilities they were chosen with do not
+    matter.
     """
     k, members = case.first_wide, case.sets[case.first_wide]
     reader, first = case.sets[k + 1][:1], len(case.prompt) + sum(map(len, case.sets[:k]))
     common = {"visibility": "isolated", "positions": "shared", "weighting": "none"}
     of_set = [members, *((token,) for token in members)]
-    runs = forced_each(
-        lm, case, [common | {"replay": (*case.sets[:k], given, reader)} for given in of_set]
-    )
-    together, *alone = (
-        attention(run, k + 1)[layer, :, 0] for run in runs
-    )  # [H, N] each, of the one reader
+    replays = [common | {"replay": (*case.sets[:k], given, reader)} for given in of_set]
+    runs = forced_each(lm, case, replays)
+    # of the one reader, [H, N] each
+    together, *alone = (attention(run, k + 1)[layer, :, 0] for run in runs)
     for i, narrow in enumerate(alone):
         others = [first + j for j in range(len(members)) if j != i]
         mass = together[:, others].sum(axis=-1, keepdims=True)
-        near(
-            np.delete(together, others, axis=-1),
-            (1 - mass) * narrow,
-            WEIGHTS,
-            f"weights of layer {layer} with member {i} alone, scaled",
-        )
+        found, expected = np.delete(together, others, axis=-1), (1 - mass) * narrow
+        near(found, expected, WEIGHTS, f"weights of layer {layer} with member {i} alone, scaled")
 
 
 def the_first_layer_caches_the_same_in_all_modes(
     lm: LanguageModel, case: Case, layer: int = 0
 ) -> None:
-    """Keys and values of the first layer depend on token and position alone: equal to the bit."""
-    runs = [
-        forced(lm, case, visibility=visibility) for visibility in ("isolated", "visible", "causal")
-    ]
+    """Keys and values of the first layer are equal to the bit in all modes.
+
+    They depend on token and position alone.
+    """
+    runs = [forced(lm, case, visibility=visibility) for visibility in VISIBILITIES]
     for name in ("keys", "values", "raw_keys"):
+        expected = getattr(runs[0], name)[layer]
         for run in runs[1:]:
-            same(
-                getattr(run, name)[layer],
-                getattr(runs[0], name)[layer],
-                f"{run.spec.visibility}: {name} of layer {layer}",
-            )
+            what = f"{run.spec.visibility}: {name} of layer {layer}"
+            same(getattr(run, name)[layer], expected, what)
 
 
 def one_layer_shows_siblings_to_each_other_alone(lm: LanguageModel, case: Case) -> None:
-    """In a model of one layer a set of width one gives the same in all modes, to the bit, whatever came before it."""
+    """In a model of one layer, sets of width one give the same in all modes, to the bit.
+
+    This holds whatever came before them.
+    """
     sets = (*case.sets, case.sets[0][:1])
-    runs = [
-        forced(lm, case, visibility=v, weighting="none", replay=sets)
-        for v in ("isolated", "visible", "causal")
-    ]
+    common = {"weighting": "none", "replay": sets}
+    runs = [forced(lm, case, visibility=visibility, **common) for visibility in VISIBILITIES]
     for k, members in enumerate(sets):
         if len(members) == 1:
             for run in runs[1:]:
-                same(
-                    logits(run, k), logits(runs[0], k), f"{run.spec.visibility}: logits of set {k}"
-                )
+                what = f"{run.spec.visibility}: logits of set {k}"
+                same(logits(run, k), logits(runs[0], k), what)
 
 
 def modes_agree_until_a_wide_set_is_read(
     lm: LanguageModel, case: Case, sets_later: int = 0
 ) -> None:
-    """All distributions up to the one that chose the first wide set are equal to the bit: no sibling existed yet."""
-    runs = [
-        forced(lm, case, visibility=visibility) for visibility in ("isolated", "visible", "causal")
-    ]
+    """All distributions up to the one that chose the first wide set are equal to the bit.
+
+    No sibling existed yet.
+    """
+    runs = [forced(lm, case, visibility=visibility) for visibility in VISIBILITIES]
     for k in range(case.first_wide + 1 + sets_later):
+        expected = runs[0].steps[k].distribution
         for run in runs[1:]:
-            same(
-                run.steps[k].distribution,
-                runs[0].steps[k].distribution,
-                f"{run.spec.visibility}: distribution of step {k}",
-            )
+            what = f"{run.spec.visibility}: distribution of step {k}"
+            same(run.steps[k].distribution, expected, what)
 
 
 def forbidden_weights_are_exactly_zero(
     lm: LanguageModel, case: Case, read_as: str | None = None
 ) -> None:
-    """Between siblings that may not see each other 0.0, elsewhere more, and every row sums to one."""
-    for visibility in ("isolated", "visible", "causal"):
+    """Weights are 0.0 between siblings that may not see each other, elsewhere above 0.
+
+    Every row sums to one.
+    """
+    for visibility in VISIBILITIES:
         run = forced(lm, case, visibility=visibility)
         slots = tempo64.lattice(case.prompt, case.sets)
         may = tempo64.allowed(slots, read_as or visibility)
         for k in range(len(case.sets)):
-            rows = may[slots.slots(k, len(case.prompt))][
-                :, : attention(run, k).shape[-1]
-            ]  # [w, N_k]
-            same(
-                attention(run, k)[..., ~rows],
-                np.zeros((*attention(run, k).shape[:2], (~rows).sum())),
-                f"{visibility}: set {k}, forbidden",
-            )
+            weights = attention(run, k)
+            queries = may[slots.slots(k, len(case.prompt))]
+            seen = queries[:, : weights.shape[-1]]  # [w, N_k]
+            forbidden = weights[..., ~seen]
+            same(forbidden, np.zeros_like(forbidden), f"{visibility}: set {k}, forbidden")
             expect(
-                bool((attention(run, k)[..., rows] > 0).all()),
+                bool((weights[..., seen] > 0).all()),
                 f"{visibility}: set {k} has no weight on a slot it may see",
             )
-            near(
-                attention(run, k).sum(axis=-1),
-                np.ones(attention(run, k).shape[:3]),
-                WEIGHTS,
-                f"{visibility}: sums of set {k}",
-            )
+            sums = weights.sum(axis=-1)
+            near(sums, np.ones(sums.shape), WEIGHTS, f"{visibility}: sums of set {k}")
 
 
 def only_differences_of_positions_matter(lm: LanguageModel, case: Case, moved: str = "all") -> None:
-    """The same logits, to rounding, from float64 and from transformers' branches with every position SHIFT further."""
-    run, slots = (
-        forced(lm, case, weighting="none"),
-        tempo64.lattice(case.prompt, case.sets, case.positions),
-    )
-    shift = np.where(np.array(slots.sets) >= (0 if moved == "all" else len(case.prompt)), SHIFT, 0)
-    shifted = exact(lm)(
-        slots.tokens, slots.positions + shift, tempo64.allowed(slots, case.visibility)
-    )
+    """Logits are the same, to rounding, with every position SHIFT further.
+
+    The moved ones are computed in float64, and as branches by transformers.
+    """
+    run = forced(lm, case, weighting="none")
+    slots = tempo64.lattice(case.prompt, case.sets, case.positions)
+    first_moved = 0 if moved == "all" else len(case.prompt)
+    positions = slots.positions + np.where(np.array(slots.sets) >= first_moved, SHIFT, 0)
+    shifted = exact(lm)(slots.tokens, positions, tempo64.allowed(slots, case.visibility))
     for k in range(len(case.sets)):
-        near(
-            logits(run, k),
-            shifted.logits[slots.slots(k, len(case.prompt))],
-            LOGITS,
-            f"logits of set {k}, {moved} moved",
-        )
-    path = [*case.prompt, *(members[0] for members in case.sets[: case.first_wide])]
-    branches = plain(
-        lm, [[*path, token] for token in case.sets[case.first_wide]], first_position=SHIFT
-    )
+        expected = shifted.logits[slots.slots(k, len(case.prompt))]
+        near(logits(run, k), expected, LOGITS, f"logits of set {k}, {moved} moved")
+    wide = case.first_wide
+    path = [*case.prompt, *(members[0] for members in case.sets[:wide])]
+    branches = plain(lm, [[*path, token] for token in case.sets[wide]], first_position=SHIFT)
     first = forced(lm, case, visibility="isolated", positions="shared")
-    near(
-        logits(first, case.first_wide),
-        branches,
-        LOGITS,
-        "siblings and branches of transformers, moved",
-    )
+    near(logits(first, wide), branches, LOGITS, "siblings and branches of transformers, moved")
 
 
 def a_mixture_is_the_truncated_marginal(
@@ -358,28 +317,21 @@ def a_mixture_is_the_truncated_marginal(
     readout: str = "mixture",
     sets_later: int = 0,
 ) -> None:
-    """After the first wide set: sum_i w_i p(. given c, t_i), within 1 - sum_i p(t_i) of the whole marginal; not after later ones."""
+    """The distribution after the first wide set is sum_i w_i p(. given c, t_i).
+
+    It is within 1 - sum_i p(t_i) of the whole marginal. Neither holds after later sets.
+    """
     k = case.first_wide + sets_later
-    run = forced(
-        lm,
-        case,
-        visibility=visibility,
-        readout=readout,
-        positions="shared",
-        replay=(*case.sets, case.sets[0]),
-    )
+    common = {"visibility": visibility, "readout": readout, "positions": "shared"}
+    run = forced(lm, case, replay=(*case.sets, case.sets[0]), **common)
     path = [*case.prompt, *(members[0] for members in case.sets[:k])]
     chosen_from = softmax(plain(lm, [path])[0])
     branches = softmax(plain(lm, [[*path, token] for token in range(VOCAB)]))
     members = list(case.sets[k])
     mass = chosen_from[members].sum()
     found = run.steps[k + 1].distribution
-    near(
-        found,
-        chosen_from[members] / mass @ branches[members],
-        PROBABILITIES,
-        "the distribution after the first wide set",
-    )
+    mixture = chosen_from[members] / mass @ branches[members]
+    near(found, mixture, PROBABILITIES, "the distribution after the first wide set")
     distance = total_variation(found, chosen_from @ branches)
     expect(
         distance <= 1 - mass + SLACK,
@@ -393,10 +345,8 @@ def members_diverge_from_their_mixture_by_no_more_than_their_weight(
     """KL(b_i || m) <= -log w_i, and H(m) - sum_i w_i H(b_i) >= 0."""
     run = forced(lm, case, readout=readout)
     for k, step in enumerate(run.steps[:-1]):
-        mixture, weights = (
-            run.steps[k + 1].distribution,
-            np.array(step.probabilities) / sum(step.probabilities),
-        )
+        mixture = run.steps[k + 1].distribution
+        weights = np.array(step.probabilities) / sum(step.probabilities)
         members = softmax(logits(run, k).astype(np.float64))
         for i, weight in enumerate(weights):
             found = kl_divergence(members[i], mixture)
@@ -414,23 +364,20 @@ def members_diverge_from_their_mixture_by_no_more_than_their_weight(
 def sets_are_what_reaches_the_threshold(
     lm: LanguageModel, case: Case, thresholds: Sequence[float] = (0.3, 0.1, 0.05)
 ) -> None:
-    """Every p >= threshold by falling p (the argmax if none), at most 1 / threshold, and more for a lower threshold."""
+    """A set is every token with p >= threshold by falling p, or the argmax if there is none.
+
+    It has at most 1 / threshold members. A lower threshold keeps all members of a higher one.
+    """
     larger: set[int] = set()
     for threshold in thresholds:
         run = tempo.generate(lm, case.prompt, threshold=threshold, max_steps=3, **case.settings)
         for k, step in enumerate(run.steps):
-            order = np.argsort(-step.distribution, kind="stable")
-            reach = [int(token) for token in order if step.distribution[token] >= threshold] or [
-                int(order[0])
-            ]
-            expect(
-                step.tokens == reach,
-                f"threshold {threshold}, step {k}: {step.tokens}, expected {reach}",
-            )
-            expect(
-                len(reach) <= 1 / threshold + SLACK,
-                f"threshold {threshold}, step {k}: {len(reach)} tokens",
-            )
+            where = f"threshold {threshold}, step {k}"
+            order = np.argsort(-step.distribution, kind="stable").tolist()
+            reach = [token for token in order if step.distribution[token] >= threshold]
+            reach = reach or order[:1]
+            expect(step.tokens == reach, f"{where}: {step.tokens}, expected {reach}")
+            expect(len(reach) <= 1 / threshold + SLACK, f"{where}: {len(reach)} tokens")
         expect(
             larger <= set(run.steps[0].tokens),
             f"threshold {threshold} loses tokens that a higher one lets in",
@@ -439,38 +386,34 @@ def sets_are_what_reaches_the_threshold(
 
 
 def the_cache_holds_the_prompt_and_every_sibling(lm: LanguageModel, case: Case) -> None:
-    """P + sum of widths slots, each token once, in order."""
+    """The cache has P + sum of widths slots, with each token once and in order."""
     run, slots = forced(lm, case), tempo64.lattice(case.prompt, case.sets)
     assert run.keys is not None
+    found, expected = run.keys.shape[2], len(slots.tokens)
     expect(
-        run.keys.shape[2] == len(slots.tokens),
-        f"{run.keys.shape[2]} slots in the cache, P + sum of widths is {len(slots.tokens)}",
+        found == expected,
+        f"{found} slots in the cache, P + sum of widths is {expected}",
     )
     same(run.slot_token, slots.tokens, "the token of each slot")
-    same(
-        run.slot_step,
-        np.maximum(np.array(slots.sets) - len(case.prompt), -1),
-        "the step of each slot",
-    )
+    steps = np.maximum(np.array(slots.sets) - len(case.prompt), -1)
+    same(run.slot_step, steps, "the step of each slot")
 
 
 def cached_keys_stand_at_their_positions(
     lm: LanguageModel, case: Case, positions: str | None = None, read_as: str | None = None
 ) -> None:
-    """The position recovered from each cached key, with a rotary table made here, is P + k for every member of set k."""
+    """The position recovered from each cached key is P + k for every member of set k.
+
+    It is recovered with a rotary table made here.
+    """
     positions = positions or case.positions
     run = forced(lm, case, positions=positions)
     expected = np.array(tempo64.lattice(case.prompt, case.sets, read_as or positions).positions)
     assert run.keys is not None and run.raw_keys is not None
-    found = recover_positions(
-        run.keys, run.raw_keys, [exact(lm).frequencies] * lm.num_layers, int(expected.max()) + 3
-    )
+    tables = [exact(lm).frequencies] * lm.num_layers
+    found = recover_positions(run.keys, run.raw_keys, tables, int(expected.max()) + 3)
     same(found.position, expected, "positions recovered from the cache")
     same(run.slot_position, expected, "positions the trace reports")
-    near(
-        found.residual,
-        np.zeros(len(expected)),
-        STATES,
-        "what recovered positions leave unexplained of the keys",
-    )
+    what = "what recovered positions leave unexplained of the keys"
+    near(found.residual, np.zeros(len(expected)), STATES, what)
     expect(bool((found.runner_up > 10 * STATES).all()), "another position fits the keys as well")

@@ -1,4 +1,7 @@
-"""Ways to plant a fault in the engine by monkeypatch: in what a pass is told, in attention, in positions."""
+"""Ways to plant a fault in the engine by monkeypatch.
+
+A fault may change what a pass is told, an attention call, or the positions.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from tempo.models import LanguageModel
 
 
 def change_pass(patch: pytest.MonkeyPatch, change: Callable[..., None]) -> None:
-    """Let `change(context, runs)` alter what each forward pass is told of the runs that it forwards."""
+    """Let `change(context, runs)` alter what each forward pass is told of its runs."""
     original = engine._pass_context
 
     @wraps(original)
@@ -35,15 +38,14 @@ def change_attention(patch: pytest.MonkeyPatch, change: Callable[..., dict[str, 
     def changed(
         module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> Any:
-        return attention.tempo_attention(
-            module, query, key, value, mask, **kwargs | change(module, kwargs)
-        )
+        altered = kwargs | change(module, kwargs)
+        return attention.tempo_attention(module, query, key, value, mask, **altered)
 
     patch.setitem(AttentionInterface._global_mapping, attention.NAME, changed)
 
 
 def at_other_positions(patch: pytest.MonkeyPatch, move: Callable[[Layout], list[int]]) -> None:
-    """The model is given other positions for each generated set than the trace reports."""
+    """Give the model other positions for each generated set than the trace reports."""
     original = engine._forward
 
     @wraps(original)
@@ -67,5 +69,5 @@ def under_one_mask(
     mask: Tensor | None,
     original: Any = attention.Recording.take,
 ) -> None:
-    """In place of `Recording.take`: layers that are recorded together are all made under the first one's mask."""
+    """Stand in for `Recording.take`: layers recorded together all get the first one's mask."""
     original(recording, query, key, scale, recording._mask if recording._products else mask)
