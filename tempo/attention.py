@@ -56,7 +56,14 @@ WAITING = 2**18
 class AttentionCall(NamedTuple):
     """One call of the attention function in a forward pass, as seen when the model was loaded.
 
-    window: keys this many positions back, or more, are hidden. None if there is no window.
+    Attributes:
+        module: The module that made the call.
+        layer: The number of the layer, from 0.
+        window: Keys this many positions back, or more, are hidden. None if there is no window.
+        num_heads: H, the number of query heads.
+        num_key_value_heads: Hkv, the number of key heads.
+        key_size: D, the size of a key.
+        value_size: V, the size of a value.
     """
 
     module: nn.Module
@@ -75,10 +82,11 @@ class Recording:
     A layer costs one product. Softmax and copying are done for several layers at once, which is
     what makes recording cheap.
 
-    parts: the cache row and the array [L, H, w, N] float32 of each run that records all weights.
-    own: one array [L, R, H, w, w] float32 for all runs, if they only record the weights between
-        members of one set. Replaces `parts`.
-    own_slots: the slots of the pass's own tokens, [R, w].
+    Attributes:
+        parts: The cache row of each run that records, and its array [L, H, w, N] float32.
+        own: One array [L, R, H, w, w] float32 for all runs, instead of `parts`, if they record only
+            the weights that the pass's own tokens give each other.
+        own_slots: The slots of the pass's own tokens, [R, w].
     """
 
     parts: Sequence[tuple[int, np.ndarray]]
@@ -143,18 +151,22 @@ class Recording:
 class PassContext:
     """What one forward pass means: each packed token's run and slot, and who may see whom.
 
-    rows, slots: the cache row and the slot that each token is written to, [T].
-    offsets: the index of each token among those that its run appends in this pass, [T].
-    allowed: which slots a query may attend to, [R, w, N] bool.
-    bias: added to the attention logits of allowed keys, [R, w, N] float32. None for nothing.
-    expected: the attention calls of the pass, as the model made them when it was loaded.
-    query_positions, slot_positions: [R, w] and [R, N]. Only given if a layer has a window.
-    isolated, isolated_bias: `allowed` and `bias` in the layers that isolate siblings.
-    isolated_layers: of each row that has such layers, the first and the one after the last.
-    only: the slots of the tokens, if there is only one row.
-    copies: rows and slots that also hold a packed token, and which token it is.
-    recording: where attention weights go. None if no run records any.
-    num_calls: the attention calls made so far.
+    Attributes:
+        rows: [T], the cache row that each token is written to.
+        offsets: [T], the index of each token among those that its run appends in this pass.
+        slots: [T], the slot that each token is written to.
+        allowed: [R, w, N] bool, which slots a query may attend to.
+        bias: [R, w, N] float32, added to the attention logits of allowed keys. None adds nothing.
+        expected: The attention calls of the pass, as the model made them when it was loaded.
+        query_positions: [R, w], given if a layer has a window.
+        slot_positions: [R, N], given if a layer has a window.
+        isolated: [R, w, N] bool, `allowed` in the layers that isolate siblings.
+        isolated_bias: [R, w, N] float32, `bias` in these layers.
+        isolated_layers: The first of these layers and the one after the last, by row.
+        only: The slots of the tokens, if there is only one row.
+        copies: Rows and slots that also hold a packed token, and which token it is.
+        recording: Where attention weights go. None if no run records any.
+        num_calls: How many attention calls were made so far.
     """
 
     rows: Tensor
@@ -184,7 +196,8 @@ class PassContext:
     ) -> tuple[int, int | None, bool]:
         """Layer and window of the next call, and whether it is the first call of its layer.
 
-        Raises ModelError if the model did not make this call when it was loaded.
+        Raises:
+            ModelError: if the model did not make this call when it was loaded.
         """
         index, self.num_calls = self.num_calls, self.num_calls + 1
         known = self.expected[index] if index < len(self.expected) else None
@@ -216,8 +229,11 @@ class PassContext:
         that share a key head have the same mask. None stands for a single token that may attend to
         every slot.
 
-        window: counted in positions, not slots.
-        groups: G.
+        Args:
+            layer: The number of the layer, from 0.
+            window: The layer's window, counted in positions, not slots.
+            groups: G, the number of query heads that share a key head.
+            dtype: Of the mask.
         """
         if self.only is not None and len(self.only) == 1 and self.bias is None and window is None:
             return None
@@ -269,8 +285,9 @@ def tempo_attention(
 
     Each query attends to the slots that its run allows it. The signature is that of transformers.
 
-    Raises ModelError if tempo's context does not arrive, or if the model passes an argument that
-    could change the result and is not known here.
+    Raises:
+        ModelError: if tempo's context does not arrive, or if the model passes an argument that
+            could change the result and is not known here.
     """
     if tempo_pass is None:
         raise ModelError(
@@ -346,7 +363,8 @@ def _weights(
 def installed(model: PreTrainedModel, name: str = NAME) -> Iterator[None]:
     """Within the block the model uses the attention registered as `name`, afterwards its own.
 
-    Raises ModelError if the model does not let its attention be replaced.
+    Raises:
+        ModelError: if the model does not let its attention be replaced.
     """
     before = attention_implementations(model)
     model.set_attn_implementation(name)

@@ -44,10 +44,16 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first N slots, [R, Hkv, N, .], after writing the new ones.
+        """Write the packed tokens' keys and values, and return those of the first N slots.
 
-        key_states, value_states: those of the packed tokens, [1, Hkv, T, .].
-        What is returned are views of the cache.
+        Args:
+            key_states: The keys of the packed tokens, [1, Hkv, T, D].
+            value_states: Their values, [1, Hkv, T, V].
+            args: What transformers passes beside them, not used.
+            kwargs: What transformers passes beside them, not used.
+
+        Returns:
+            Views of the cache: keys [R, Hkv, N, D] and values [R, Hkv, N, V] of all rows.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -86,8 +92,9 @@ class SlotLayer(CacheLayerMixin):
 class SlotCache(Cache):
     """The keys and values of all layers and rows.
 
-    step: where the tokens of the coming forward pass go. The engine sets it before each pass.
-    slot_positions: the position of each slot, [R, C]. Only kept if a layer has a window.
+    Attributes:
+        step: Where the tokens of the coming forward pass go. The engine sets it before each pass.
+        slot_positions: The position of each slot, [R, C]. Only kept if a layer has a window.
     """
 
     def __init__(self, num_layers: int, num_rows: int) -> None:

@@ -1,7 +1,7 @@
-"""What a run records beyond its sets, and exactly how much memory that takes before it starts.
+"""What a run records beyond its sets, and how much memory that takes, computed before it starts.
 
-Shapes: L layers, H query heads, Hkv key heads, w set width, N_k slots once set k is in, N slots at the end,
-D head size, V vocabulary, P prompt.
+Shapes: L layers, H query heads, Hkv key heads, w set width, N_k slots once set k is in,
+N slots at the end, D key size, Dv value size, V vocabulary, P prompt.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,16 +25,20 @@ from tempo.models import LanguageModel
 from tempo.spec import CAPTURES, RunSpec
 from tempo.trace import STEP_ARRAYS, made_folder
 
-# Rounding may let the probabilities of a float32 softmax sum to slightly more than one, and so one more token in.
+# The probabilities of a float32 softmax may sum to slightly more than one. One more token can then
+# reach the threshold.
 SUM_SLACK = 1e-5
-# A run may take this part of the memory that is free when it starts, unless a budget is given.
+# Unless a budget is given, runs may take this share of the memory that is free when they start.
 FREE_MEMORY_SHARE = 0.5
-# What a spool takes: what is recorded of each step.
+# The arrays that go to a spool: those recorded at each step.
 SPOOLED = STEP_ARRAYS
 
 
 def widest_set(spec: RunSpec, vocab_size: int) -> int:
-    """The most tokens that can reach the threshold at one step: floor(1 / threshold), capped."""
+    """The most tokens that can reach the threshold at one step: floor(1 / threshold), capped.
+
+    The caps are the vocabulary and `max_width`.
+    """
     bound = max(1, math.floor((1.0 + SUM_SLACK) / spec.threshold))
     return min(bound, vocab_size, spec.max_width or bound)
 
@@ -41,20 +46,33 @@ def widest_set(spec: RunSpec, vocab_size: int) -> int:
 def trace_bytes(
     lm: LanguageModel, spec: RunSpec, num_prompt: int, widths: Sequence[int] | None = None
 ) -> dict[str, int]:
-    """Bytes of every array a run's trace and cache hold, by name.
+    """Bytes of each array that a run's trace and cache hold, by name.
 
-    Exact for given `widths` (taken from the replay if there is one); otherwise for the widest sets the threshold
-    allows, an upper bound. attention: sum over steps of L*H*w*N_k*4; siblings: of L*H*w*w*4; logits: sum of w*V*4; kv: L*Hkv*N*(2*D+Dv)*4;
-    distribution: steps*V*4; cache: L*Hkv*N*(D+Dv)*size of the model's dtype (keys of size D, values of size Dv).
+    The bytes are exact for given `widths`, and for a replay. For a free run they are an upper
+    bound, because every set is taken to be the widest that the threshold allows.
+
+    - `distribution`: steps * V * 4
+    - `cache`: L * Hkv * N * (D + Dv) * bytes of the model's dtype
+    - `attention`: sum over steps of L * H * w * N_k * 4, if captured
+    - `siblings`: sum over steps of L * H * w * w * 4, if captured
+    - `logits`: sum over steps of w * V * 4, if captured
+    - `kv`: L * Hkv * N * (2 * D + Dv) * 4, if captured
+
+    Args:
+        lm: The model.
+        spec: The settings of the run.
+        num_prompt: P, the number of prompt tokens.
+        widths: The width of each set. If not given, those of the replay, or the widest possible.
     """
-    if widths is None:
-        free = [widest_set(spec, lm.vocab_size)] * spec.max_steps
-        widths = [len(tokens) for tokens in spec.replay] if spec.replay else free
+    if widths is None and spec.replay:
+        widths = [len(tokens) for tokens in spec.replay]
+    elif widths is None:
+        widths = [widest_set(spec, lm.vocab_size)] * spec.max_steps
     slots = num_prompt + np.cumsum(np.asarray(widths, dtype=np.int64))
     num_slots = int(slots[-1])
-    keys, values = (
-        sum(sizes[0] * sizes[i] for sizes in lm.key_value_sizes) for i in (1, 2)
-    )  # numbers a slot, all layers
+    # how many numbers one slot takes, over all layers
+    keys = sum(num_heads * key_size for num_heads, key_size, _ in lm.key_value_sizes)
+    values = sum(num_heads * value_size for num_heads, _, value_size in lm.key_value_sizes)
     sizes = {
         "distribution": len(widths) * lm.vocab_size * 4,
         "cache": (keys + values) * num_slots * lm.dtype.itemsize,
@@ -63,6 +81,7 @@ def trace_bytes(
         "logits": sum(widths) * lm.vocab_size * 4,
         "kv": (2 * keys + values) * num_slots * 4,
     }
+    # distribution and cache are held whatever is captured
     return {
         name: size for name, size in sizes.items() if name not in CAPTURES or name in spec.capture
     }
@@ -76,12 +95,25 @@ def rows_that_fit(
     budget: int | None = None,
     spool: str | Path | None = None,
 ) -> int:
-    """How many of these runs, at most `max_rows`, can be under way at once, whichever they are; MemoryBudgetError if not even one."""
+    """How many of these runs, at most `max_rows`, fit into memory at once, whichever they are.
+
+    Args:
+        lm: The model.
+        specs: The settings of each run.
+        num_prompts: The number of prompt tokens of each run.
+        max_rows: At most this many runs are under way at once.
+        budget: Bytes that the runs may take. None means a share of the free memory.
+        spool: The folder for the arrays of each step, if they go to disk.
+
+    Raises:
+        MemoryBudgetError: if not even one run fits.
+    """
     budget = memory_budget(budget)
     sizes = [
         _needed(lm, spec, num_prompt, spool)
         for spec, num_prompt in zip(specs, num_prompts, strict=True)
     ]
+    # the worst case: the largest runs are under way together
     largest = sorted(range(len(specs)), key=lambda i: -sizes[i])[:max_rows]
     fitting = int((np.cumsum([sizes[i] for i in largest]) <= budget).sum())
     together = largest[: max(1, fitting)]
@@ -97,11 +129,9 @@ def memory_budget(given: int | None = None) -> int:
 
 
 def _needed(lm: LanguageModel, spec: RunSpec, num_prompt: int, spool: str | Path | None) -> int:
-    return sum(
-        size
-        for name, size in trace_bytes(lm, spec, num_prompt).items()
-        if not (spool and name in SPOOLED)
-    )
+    """Bytes that one run takes in memory, without what goes to the spool."""
+    sizes = trace_bytes(lm, spec, num_prompt)
+    return sum(size for name, size in sizes.items() if not (spool and name in SPOOLED))
 
 
 def check_budget(
@@ -111,42 +141,79 @@ def check_budget(
     budget: int | None,
     spool: str | Path | None = None,
 ) -> None:
-    """Nothing, or MemoryBudgetError with the bytes these runs need together and the settings that would fit.
+    """None if these runs fit into the budget together. Otherwise an error names what would fit.
 
-    With a spool, the disk must have room for what goes there.
+    Args:
+        lm: The model.
+        specs: The settings of each run.
+        num_prompts: The number of prompt tokens of each run.
+        budget: Bytes that the runs may take. None means a share of the free memory.
+        spool: The folder for the arrays of each step, if they go to disk.
+
+    Raises:
+        MemoryBudgetError: if the runs need more memory than the budget, or if the spool's disk has
+            no room for what goes there.
     """
     budget = memory_budget(budget)
-
-    def total(**changes: Any) -> int:
-        changed = [spec.but(**changes) if changes else spec for spec in specs]
-        return sum(_needed(lm, s, p, spool) for s, p in zip(changed, num_prompts, strict=True))
-
-    needed = total()
     parts: dict[str, int] = {}
     for spec, num_prompt in zip(specs, num_prompts, strict=True):
         for name, size in trace_bytes(lm, spec, num_prompt).items():
             parts[name] = parts.get(name, 0) + size
     if spool:
-        spooled, free = (
-            sum(parts.pop(name, 0) for name in SPOOLED),
-            shutil.disk_usage(made_folder(spool)).free,
-        )
-        if spooled > free:
-            raise MemoryBudgetError(
-                f"{len(specs)} run(s) may spool {_gib(spooled)} ({spooled} bytes) to {spool}, where {_gib(free)} are free; "
-                "capture less, lower max_width or max_steps, or name a folder on a larger disk"
-            )
+        _check_disk(len(specs), sum(parts.pop(name, 0) for name in SPOOLED), spool)
+    needed = sum(parts.values())
     if needed <= budget:
         return
+    remedies = _remedies(lm, specs, num_prompts, budget, spool, parts)
+    by_size = sorted(parts.items(), key=lambda part: -part[1])
+    detail = ", ".join(f"{name} {_gib(size)}" for name, size in by_size)
+    raise MemoryBudgetError(
+        f"{len(specs)} run(s) may need {_gib(needed)} ({needed} bytes: {detail}), the budget is "
+        f"{_gib(budget)}. What would fit: {'; '.join(remedies)}"
+    )
+
+
+def _check_disk(num_runs: int, spooled: int, spool: str | Path) -> None:
+    """MemoryBudgetError if the spool's disk has no room for `spooled` bytes."""
+    free = shutil.disk_usage(made_folder(spool)).free
+    if spooled > free:
+        raise MemoryBudgetError(
+            f"{num_runs} run(s) may spool {_gib(spooled)} ({spooled} bytes) to {spool}, where "
+            f"{_gib(free)} are free; capture less, lower max_width or max_steps, or name a folder "
+            "on a larger disk"
+        )
+
+
+def _remedies(
+    lm: LanguageModel,
+    specs: Sequence[RunSpec],
+    num_prompts: Sequence[int],
+    budget: int,
+    spool: str | Path | None,
+    parts: Mapping[str, int],
+) -> list[str]:
+    """Changes of a setting each of which would make the runs fit.
+
+    parts: the bytes of each array over all runs, without what goes to the spool.
+    """
+    needed = sum(parts.values())
+
+    def fits_with(name: str, value: int) -> bool:
+        changed = [spec.but(**{name: value}) for spec in specs]
+        sizes = [_needed(lm, s, p, spool) for s, p in zip(changed, num_prompts, strict=True)]
+        return sum(sizes) <= budget
+
     remedies = []
     if all(spec.replay is None for spec in specs):
-        for name, most in (
-            ("max_width", max(widest_set(spec, lm.vocab_size) for spec in specs)),
-            ("max_steps", max(spec.max_steps for spec in specs)),
-        ):
-            fits = _largest_that_fits(lambda n, name=name: total(**{name: n}) <= budget, most)
-            if fits:
-                remedies.append(f"{name}={fits}")
+        most = {
+            "max_width": max(widest_set(spec, lm.vocab_size) for spec in specs),
+            "max_steps": max(spec.max_steps for spec in specs),
+        }
+        for name, current in most.items():
+            largest = _largest_that_fits(partial(fits_with, name), current)
+            if largest:
+                remedies.append(f"{name}={largest}")
+    # the largest captured array whose omission is enough
     captured = [name for name in CAPTURES if name in parts]
     for name in sorted(captured, key=lambda name: -parts[name]):
         if needed - parts[name] <= budget:
@@ -155,73 +222,75 @@ def check_budget(
     if not spool and needed - sum(parts.get(name, 0) for name in SPOOLED) <= budget:
         remedies.append("spool=FOLDER (attention, logits and distributions on its disk)")
     if len(specs) > 1:
-        remedies.append(
-            f"{max(1, len(specs) * budget // needed)} of the {len(specs)} runs at a time (tempo.stream keeps none)"
-        )
+        at_a_time = max(1, len(specs) * budget // needed)
+        remedies.append(f"{at_a_time} of the {len(specs)} runs at a time (tempo.stream keeps none)")
     remedies.append(f"memory_budget={needed}")
-    detail = ", ".join(
-        f"{name} {_gib(size)}" for name, size in sorted(parts.items(), key=lambda part: -part[1])
-    )
-    raise MemoryBudgetError(
-        f"{len(specs)} run(s) may need {_gib(needed)} ({needed} bytes: {detail}), the budget is {_gib(budget)}. "
-        f"What would fit: {'; '.join(remedies)}"
-    )
+    return remedies
 
 
 class _Stored(NamedTuple):
-    """Where in a spool's file an array is, in numbers."""
+    """Where an array is in a spool's file, counted in numbers."""
 
     start: int
     shape: tuple[int, ...]
 
 
 class Spool:
-    """A file without a name that float32 arrays go to as they are recorded, read as one memory map when the run is over.
+    """A temporary file that takes float32 arrays as they are recorded.
 
-    The system writes it to disk while computing goes on, and frees it when the last of the arrays is gone.
+    Once the run is over, the arrays are read as parts of one memory map. The system writes the file
+    to disk while computing goes on. It frees the disk when the last of the arrays is gone.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder, self.size = Path(folder), 0
-        self.file: Any = None  # opened by the first array, so that runs that wait hold no file
+        # Opened by the first array, so that runs that wait hold no file.
+        self.file: Any = None
 
     def write(self, array: np.ndarray) -> _Stored:
-        """Append an array; TraceError if the disk is full."""
+        """Where the array is, once it is appended.
+
+        Raises:
+            TraceError: if the disk is full.
+        """
         try:
             if self.file is None:
-                self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  open as long as its arrays are in use
+                # It stays open as long as its arrays are in use.
+                self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
             self.file.write(np.ascontiguousarray(array, dtype=np.float32).data)
         except OSError as error:
             raise TraceError(
-                f"cannot spool {array.nbytes} bytes to {self.folder}: {error.strerror or error}; give a folder on a disk with room"
+                f"cannot spool {array.nbytes} bytes to {self.folder}: {error.strerror or error}; "
+                "give a folder on a disk with room"
             ) from error
         stored = _Stored(self.size, array.shape)
         self.size += array.size
         return stored
 
     def read(self, steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The steps with the arrays that were written for them, as parts of one memory map."""
+        """The steps, with each `_Stored` replaced by its array. Closes the file."""
         self.file.flush()
         whole = np.memmap(self.file, dtype=np.float32, mode="r")
         self.close()  # the map keeps the file
 
         def array(value: Any) -> Any:
-            return (
-                whole[value.start :][: math.prod(value.shape)].reshape(value.shape)
-                if isinstance(value, _Stored)
-                else value
-            )
+            if not isinstance(value, _Stored):
+                return value
+            return whole[value.start :][: math.prod(value.shape)].reshape(value.shape)
 
         return [{name: array(value) for name, value in step.items()} for step in steps]
 
     def close(self) -> None:
-        """Let go of the file; what has been read of it stays."""
+        """Close the file. Arrays that were read from it stay valid."""
         if self.file is not None:
             self.file.close()
 
 
-def _largest_that_fits(fits: Any, most: int) -> int:
-    """The largest n in 1..most for which `fits(n)`, 0 if none; `fits` is monotone."""
+def _largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
+    """The largest n from 1 to `most` for which `fits(n)`, or 0.
+
+    If a number fits, every smaller one must fit as well.
+    """
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -234,14 +303,14 @@ def _gib(size: int) -> str:
 
 
 class _Reached(Exception):
-    """Carries the keys out of an attention module the moment they reach the cache."""
+    """Carries the keys out of an attention module as soon as they reach the cache."""
 
     def __init__(self, keys: Tensor) -> None:
         self.keys = keys
 
 
 class _KeyTrap:
-    """Stands in for the cache and takes what would be written to it."""
+    """Takes the place of the cache, and stops the module that writes to it."""
 
     def update(self, key_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         raise _Reached(key_states)
@@ -249,22 +318,29 @@ class _KeyTrap:
 
 @contextmanager
 def raw_keys(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Within the block, a forward pass appends each attention module's keys before rotation, [1, Hkv, T, D].
+    """A list that a forward pass within the block fills with each module's keys before rotation.
 
-    Just before a module runs, its own forward is called once more on the same hidden states with the identity as
-    rotation (cos 1, sin 0) and stopped when the keys reach the cache. The pass itself is untouched.
+    Each entry is [1, Hkv, T, D], for T tokens of the pass.
+
+    Just before a module runs, its own forward is called once more on the same hidden states. The
+    rotation of that call is the identity (cos 1, sin 0), and it stops when the keys reach the
+    cache. The pass itself is not changed.
+
+    Args:
+        modules: The attention modules of the model.
+
+    Raises:
+        ModelError: if a module does not take its rotation as an argument.
     """
     found: list[Tensor] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache_name = next(
-            (name for name in ("cache", "past_key_values", "past_key_value") if name in kwargs),
-            None,
-        )
+        cache_names = ("cache", "past_key_values", "past_key_value")
+        cache_name = next((name for name in cache_names if name in kwargs), None)
         if kwargs.get("position_embeddings") is None or cache_name is None:
             raise ModelError(
-                f"{type(module).__name__} does not take its rotation as position_embeddings, so keys before rotation "
-                "cannot be captured; leave 'kv' out of capture for this model"
+                f"{type(module).__name__} does not take its rotation as position_embeddings, so "
+                "keys before rotation cannot be captured; leave 'kv' out of capture for this model"
             )
         cos, sin = kwargs["position_embeddings"]
         identity = {

@@ -36,36 +36,44 @@ SCHEMA = 2
 class Claim:
     """A statement about a model, and the rule by which data decide it.
 
-    id: the name of the claim, unique among all claims.
-    statement: what is claimed, as a sentence.
-    statistic: what `values` computes, in words.
-    values: computes the statistic from one prompt's case. None leaves the prompt out, for example
-        because it never branched.
-    test: what must be true of the statistic for the claim to be supported.
-        `always`: it is true for every prompt. Such a claim is an invariant: a single violation
-        fails the test.
-        `greater`, `less`: its mean over prompts is above, or below, the margin.
-        `equivalent`: its mean is within plus or minus the margin.
-        `proportion`: it is true for a share of prompts above the margin.
-        `somewhere`: it is a map, such as layers by heads, whose mean is above the margin in at
-        least one cell.
-    refuted_by: what the data would look like if the claim were wrong.
-    control: the same statistic in a situation where the claim must *not* hold. If the data support
-        the claim there as well, the check cannot fail and so proves nothing.
-    control_statement: what the control is, in words.
-    margin, margin_reason: the smallest effect that would matter, and why.
-    estimand: what `greater`, `less` and `equivalent` compare with the margin. `mean` is the average
-        prompt. `pseudomedian` is the typical prompt, which a few extreme ones do not move.
-    family: the claims that are corrected together (Holm), whether or not all of them were run.
-        Empty: the claim is a family of its own.
-    unit: what one value belongs to. It appears in messages.
-    alpha: the chance of a false verdict, SUPPORTED and REFUTED together.
-    planned_effect, planned_sd: the mean (or share) that the claim is meant to detect, and its
-        expected standard deviation over prompts. `num_needed` computes the number of prompts.
-    planned_from: where these two numbers come from.
-    cells: how many cells a map is expected to have, for `num_needed`.
+    The test decides when the claim is supported:
 
-    Raises SpecError if the fields contradict each other.
+    - `always`: the statistic is true for every prompt. Such a claim is an invariant: one violation
+      refutes it, and fails the pytest test.
+    - `greater`, `less`: its mean over prompts is above, or below, the margin.
+    - `equivalent`: its mean is within plus or minus the margin.
+    - `proportion`: it is true for a share of prompts above the margin.
+    - `somewhere`: it is a map, such as layers by heads. Its mean is above the margin in at least
+      one cell.
+
+    Attributes:
+        id: The name of the claim, unique among all claims.
+        statement: What is claimed, as a sentence.
+        statistic: What `values` computes, in words.
+        values: Computes the statistic from one prompt's case. None leaves the prompt out, for
+            example because it never branched.
+        test: One of the tests above.
+        refuted_by: What the data would look like if the claim were wrong.
+        control: The same statistic in a situation where the claim must *not* hold. If the data
+            support the claim there as well, the check cannot fail and so proves nothing.
+        control_statement: What the control is, in words.
+        margin: The smallest effect that would matter.
+        margin_reason: Why the margin is what it is.
+        estimand: What `greater`, `less` and `equivalent` compare with the margin. `mean` is the
+            average prompt. `pseudomedian` is the typical prompt, which a few extreme ones do not
+            move.
+        family: The claims that are corrected together (Holm), whether or not all of them were run.
+            If empty, the claim is a family of its own.
+        unit: What one value belongs to, for messages.
+        alpha: The chance of a false verdict, SUPPORTED and REFUTED together.
+        planned_effect: The mean, or share, that the claim is meant to detect. `num_needed` computes
+            how many prompts that takes.
+        planned_sd: The expected standard deviation over prompts. Not needed for a share.
+        planned_from: Where these two numbers come from.
+        cells: How many cells a map is expected to have, for `num_needed`.
+
+    Raises:
+        SpecError: if a field is out of range, or the planned effect cannot be told from the margin.
     """
 
     id: str
@@ -140,26 +148,42 @@ class Claim:
 class Finding:
     """What the data said about a claim.
 
-    Fields not listed here are those of the `Claim`.
+    Every p is two-sided. The corrected ones decide the verdict. NaN stands for what could not be
+    computed.
 
-    claim: the claim's id.
-    kind: `invariant` or `empirical`.
-    verdict, reason: the verdict, and what led to it.
-    estimate, low, high: the estimate and its 95 % interval.
-    effect_size: Cohen's dz of a mean, rank-biserial correlation of a pseudomedian, Cohen's h of a
-        share.
-    n: how many prompts had a value.
-    p: how likely data this favourable to the claim would be if it were false. SUPPORTED needs it
-        below alpha.
-    p_against: how likely data this unfavourable would be if the claim were true. REFUTED needs it
-        below alpha.
-    p_corrected, p_against_corrected: both, corrected for the claim's family. They decide the
-        verdict. Every p is two-sided.
-    control: what the control was, in words.
-    control_estimate: the estimate of the control.
-    control_holds: whether the control worked, which means that it did *not* support the claim.
-    details: of a map, its largest cell, the number of cells, and how many are significant.
-    context: the experiment, config, variant and model.
+    Attributes:
+        claim: The claim's id.
+        statement: The field of `Claim`.
+        kind: `invariant` or `empirical`.
+        verdict: SUPPORTED, REFUTED or INCONCLUSIVE.
+        reason: What led to the verdict.
+        estimate: The mean, pseudomedian or share of the statistic. Of a map, the mean in its
+            largest cell.
+        low: The lower end of the estimate's 95 % interval.
+        high: The upper end of the estimate's 95 % interval.
+        effect_size: Cohen's dz of a mean, rank-biserial correlation of a pseudomedian, Cohen's h of
+            a share.
+        n: How many prompts had a value.
+        unit: The field of `Claim`.
+        statistic: The field of `Claim`.
+        test: The field of `Claim`.
+        margin: The field of `Claim`.
+        margin_reason: The field of `Claim`.
+        p: How likely data this favourable to the claim would be if it were false. SUPPORTED needs
+            it below alpha.
+        p_corrected: `p`, corrected for the claim's family.
+        p_against: How likely data this unfavourable to the claim would be if it were true. REFUTED
+            needs it below alpha.
+        p_against_corrected: `p_against`, corrected for the claim's family.
+        family: The name of the family, which is the claim's id if it has none.
+        control: What the control was, in words.
+        control_estimate: The estimate of the control.
+        control_holds: Whether the control worked, which means that it did *not* support the claim.
+        estimand: The field of `Claim`.
+        alpha: The field of `Claim`.
+        refuted_by: The field of `Claim`.
+        details: Of a map, its largest cell, the number of cells, and how many are significant.
+        context: The experiment, config, variant and model.
     """
 
     claim: str
@@ -209,25 +233,30 @@ class Finding:
 def judge(claim: Claim, cases: Sequence[Case], context: Mapping[str, Any] | None = None) -> Finding:
     """The finding of one claim over `cases`, before the correction for its family (`correct`).
 
-    cases: what was measured, one for each prompt.
-    context: kept in the finding, such as the experiment's and the model's name.
-    Raises SpecError if the claim's statistic gives values that its test cannot use.
+    Args:
+        claim: The claim to decide.
+        cases: What was measured, one case for each prompt.
+        context: Kept in the finding: the experiment, config, variant and model.
 
-    >>> claim = Claim(
-    ...     id="seen",
-    ...     statement="Siblings get more attention than the margin.",
-    ...     statistic="mean attention weight",
-    ...     values=lambda case: case["visible"],
-    ...     test="greater",
-    ...     margin=0.01,
-    ...     refuted_by="a mean below 0.01",
-    ...     control=lambda case: case["isolated"],
-    ...     control_statement="isolated mode",
-    ... )
-    >>> cases = [{"visible": 0.1 + 0.01 * i, "isolated": 0.0} for i in range(12)]
-    >>> finding = judge(claim, cases)
-    >>> finding.verdict, round(finding.estimate, 3), finding.n
-    ('SUPPORTED', 0.155, 12)
+    Raises:
+        SpecError: if the claim's statistic gives values that its test cannot use.
+
+    Example:
+        >>> claim = Claim(
+        ...     id="seen",
+        ...     statement="Siblings get more attention than the margin.",
+        ...     statistic="mean attention weight",
+        ...     values=lambda case: case["visible"],
+        ...     test="greater",
+        ...     margin=0.01,
+        ...     refuted_by="a mean below 0.01",
+        ...     control=lambda case: case["isolated"],
+        ...     control_statement="isolated mode",
+        ... )
+        >>> cases = [{"visible": 0.1 + 0.01 * i, "isolated": 0.0} for i in range(12)]
+        >>> finding = judge(claim, cases)
+        >>> finding.verdict, round(finding.estimate, 3), finding.n
+        ('SUPPORTED', 0.155, 12)
     """
     result = _test(claim, _values(claim, claim.values, cases))
     control = _test(claim, _values(claim, claim.control, cases))
@@ -277,12 +306,14 @@ def correct(findings: Sequence[Finding], declared: Mapping[str, int]) -> list[Fi
 
     A verdict that does not survive the correction becomes INCONCLUSIVE.
 
-    declared: how many empirical claims each family has, whether they were run or not
-        (`declared_sizes`). A claim that was not run counts as the least significant one. So a
-        selection of claims is never corrected less than the whole family would be.
-
     `p` and `p_against` are corrected separately. As each is two-sided, false verdicts of both kinds
     together stay at alpha.
+
+    Args:
+        findings: The findings of one run, of any families.
+        declared: How many empirical claims each family has, run or not (`declared_sizes`). A claim
+            that was not run counts as the least significant one. So a selection of claims is never
+            corrected less than the whole family would be.
     """
     out = list(findings)
     for family in {finding.family for finding in findings}:
@@ -325,8 +356,13 @@ def num_needed(claim: Claim, family_size: int = 1, power: float = POWER) -> int 
     The expected verdict is SUPPORTED if the planned effect is on the claim's side of the margin,
     else REFUTED. Holm's correction is taken at its strictest, which is Bonferroni's.
 
-    family_size: how many claims are corrected together.
-    Returns None for an invariant, and for a claim without a planned effect.
+    Args:
+        claim: A claim with a planned effect.
+        family_size: How many claims are corrected together.
+        power: The chance to reach the expected verdict.
+
+    Returns:
+        The number of prompts. None for an invariant, and for a claim without a planned effect.
     """
     if claim.kind == "invariant" or claim.planned_effect is None:
         return None

@@ -22,20 +22,31 @@ from tempo.selection import member_weights
 class Layout:
     """The slots of one run. Call `append_prompt` once, then `append_set` for each generated set.
 
-    visibility, positions, weighting: the settings of the same names in `RunSpec`.
-    replay_positions: the position of each member of each set. Replaces what `positions` gives.
-    replay_weights: the weight of each member of each set. Replaces what `weighting` gives.
+    Attributes:
+        visibility: The setting of `RunSpec`.
+        positions: The setting of `RunSpec`.
+        weighting: The setting of `RunSpec`.
+        replay_positions: The position of each member of each set, instead of what `positions`
+            gives.
+        replay_weights: The weight of each member of each set, instead of what `weighting` gives.
+        slot_token: [N], the token in each slot.
+        slot_position: [N], the rotary position of each slot.
+        slot_set: [N], the id of the set that each slot belongs to.
+        slot_bias: [N], added to the attention logits of each slot's key.
+        start: The first slot that the coming pass forwards.
+        num_prompt: P, the number of prompt tokens.
 
-    >>> layout = Layout(visibility="isolated", positions="shared", weighting="none")
-    >>> layout.append_prompt([11, 12])
-    >>> layout.append_set([7, 8], probabilities=[0.6, 0.3])
-    >>> layout.slot_token
-    [11, 12, 7, 8]
-    >>> layout.slot_position  # the two siblings share position 2
-    [0, 1, 2, 2]
-    >>> layout.block()  # an isolated sibling sees itself only
-    tensor([[ True, False],
-            [False,  True]])
+    Example:
+        >>> layout = Layout(visibility="isolated", positions="shared", weighting="none")
+        >>> layout.append_prompt([11, 12])
+        >>> layout.append_set([7, 8], probabilities=[0.6, 0.3])
+        >>> layout.slot_token
+        [11, 12, 7, 8]
+        >>> layout.slot_position  # the two siblings share position 2
+        [0, 1, 2, 2]
+        >>> layout.block()  # an isolated sibling sees itself only
+        tensor([[ True, False],
+                [False,  True]])
     """
 
     visibility: str
@@ -43,12 +54,11 @@ class Layout:
     weighting: str
     replay_positions: Sequence[Sequence[int]] | None = None
     replay_weights: Sequence[Sequence[float]] | None = None
-    slot_token: list[int] = field(default_factory=list)  # [N]
-    slot_position: list[int] = field(default_factory=list)  # [N]
-    slot_set: list[int] = field(default_factory=list)  # [N]
-    # [N], added to the attention logits of this slot's key
+    slot_token: list[int] = field(default_factory=list)
+    slot_position: list[int] = field(default_factory=list)
+    slot_set: list[int] = field(default_factory=list)
     slot_bias: list[float] = field(default_factory=list)
-    start: int = 0  # first slot that the coming pass forwards
+    start: int = 0
     num_prompt: int = 0
 
     @property
@@ -69,7 +79,9 @@ class Layout:
 
         They share one position, or take one each if positions are sequential.
 
-        probabilities: those that the members were selected with.
+        Args:
+            tokens: The members' token ids, [w].
+            probabilities: The probabilities that the members were selected with, [w].
         """
         width, self.start = len(tokens), self.num_slots
         set_id = self.slot_set[-1] + 1
@@ -103,7 +115,8 @@ class Layout:
     def block(self, visibility: str | None = None) -> Tensor:
         """Which tokens of the coming pass may see each other: bool [w, w], query by key.
 
-        visibility: used instead of the run's own, if given.
+        Args:
+            visibility: Used instead of the run's own, if given.
         """
         return allowed(self.slot_set[self.start :], visibility or self.visibility)
 
@@ -113,7 +126,8 @@ class Layout:
         Rows are queries, columns are keys. Keys of earlier sets carry their bias. Keys of the
         query's own set carry it only if all siblings see each other (`visible`).
 
-        visibility: used instead of the run's own, if given.
+        Args:
+            visibility: Used instead of the run's own, if given.
         """
         keys = torch.tensor(self.slot_bias).expand(self.num_slots - self.start, -1)
         if (visibility or self.visibility) == "visible":
@@ -140,19 +154,24 @@ def allowed(slot_set: Sequence[int], visibility: str) -> Tensor:
     A slot attends to itself, to every slot of an earlier set, and to those siblings that
     `visibility` allows. docs/semantics.md states the rule.
 
-    slot_set: the set id of each slot, [N].
-    Raises KeyError for a visibility other than `isolated`, `visible` and `causal`.
+    Args:
+        slot_set: The id of the set that each slot belongs to, [N].
+        visibility: `isolated`, `visible` or `causal`.
 
-    >>> allowed([0, 1, 1, 2], "isolated").int()  # slots 1 and 2 are siblings
-    tensor([[1, 0, 0, 0],
-            [1, 1, 0, 0],
-            [1, 0, 1, 0],
-            [1, 1, 1, 1]], dtype=torch.int32)
-    >>> allowed([0, 1, 1, 2], "visible").int()
-    tensor([[1, 0, 0, 0],
-            [1, 1, 1, 0],
-            [1, 1, 1, 0],
-            [1, 1, 1, 1]], dtype=torch.int32)
+    Raises:
+        KeyError: if there is no such visibility.
+
+    Example:
+        >>> allowed([0, 1, 1, 2], "isolated").int()  # slots 1 and 2 are siblings
+        tensor([[1, 0, 0, 0],
+                [1, 1, 0, 0],
+                [1, 0, 1, 0],
+                [1, 1, 1, 1]], dtype=torch.int32)
+        >>> allowed([0, 1, 1, 2], "visible").int()
+        tensor([[1, 0, 0, 0],
+                [1, 1, 1, 0],
+                [1, 1, 1, 0],
+                [1, 1, 1, 1]], dtype=torch.int32)
     """
     num_slots = len(slot_set)
     sets = torch.tensor(slot_set)

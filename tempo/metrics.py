@@ -23,8 +23,9 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities along the last axis, float64, of the shape of `logits`.
 
-    >>> softmax(np.zeros(4)).tolist()
-    [0.25, 0.25, 0.25, 0.25]
+    Example:
+        >>> softmax(np.zeros(4)).tolist()
+        [0.25, 0.25, 0.25, 0.25]
     """
     return _softmax(np.asarray(logits, dtype=np.float64), axis=-1)
 
@@ -35,8 +36,9 @@ def total_variation(p: np.ndarray, q: np.ndarray) -> float:
     It is the largest difference of the probabilities that p and q give to any one event. It is the
     primary metric, because the tail of the vocabulary does not drive it.
 
-    >>> total_variation(np.array([0.5, 0.5, 0.0]), np.array([0.25, 0.5, 0.25]))
-    0.25
+    Example:
+        >>> total_variation(np.array([0.5, 0.5, 0.0]), np.array([0.25, 0.5, 0.25]))
+        0.25
     """
     return 0.5 * float(np.abs(np.asarray(p, np.float64) - np.asarray(q, np.float64)).sum())
 
@@ -46,8 +48,9 @@ def kl_divergence(p: np.ndarray, q: np.ndarray) -> float:
 
     Zeros are first raised to the smallest normal float32. Both are then renormalised.
 
-    >>> round(kl_divergence(np.array([1.0, 0.0]), np.array([0.5, 0.5])), 4)  # log 2
-    0.6931
+    Example:
+        >>> round(kl_divergence(np.array([1.0, 0.0]), np.array([0.5, 0.5])), 4)  # log 2
+        0.6931
     """
     p, q = (np.maximum(np.asarray(d, np.float64), SMALLEST) for d in (p, q))
     return max(0.0, float(rel_entr(p / p.sum(), q / q.sum()).sum()))
@@ -56,8 +59,9 @@ def kl_divergence(p: np.ndarray, q: np.ndarray) -> float:
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
     """Jensen-Shannon divergence of two distributions [V], in nats, in [0, log 2].
 
-    >>> round(jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 1.0])), 4)  # log 2
-    0.6931
+    Example:
+        >>> round(jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 1.0])), 4)  # log 2
+        0.6931
     """
     mean = (np.asarray(p, np.float64) + np.asarray(q, np.float64)) / 2
     return (kl_divergence(p, mean) + kl_divergence(q, mean)) / 2
@@ -66,8 +70,9 @@ def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
 def cosine(p: np.ndarray, q: np.ndarray) -> float:
     """Cosine of the angle between two probability vectors [V], in [0, 1].
 
-    >>> cosine(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
-    0.0
+    Example:
+        >>> cosine(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
+        0.0
     """
     p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
     return float(p @ q / np.sqrt((p @ p) * (q @ q)))
@@ -76,8 +81,9 @@ def cosine(p: np.ndarray, q: np.ndarray) -> float:
 def top_k_overlap(p: np.ndarray, q: np.ndarray, k: int) -> float:
     """Share of the k most probable tokens that two distributions [V] have in common, in [0, 1].
 
-    >>> top_k_overlap(np.array([0.5, 0.4, 0.1]), np.array([0.5, 0.1, 0.4]), k=2)
-    0.5
+    Example:
+        >>> top_k_overlap(np.array([0.5, 0.4, 0.1]), np.array([0.5, 0.1, 0.4]), k=2)
+        0.5
     """
     return len(_most_probable(p, k) & _most_probable(q, k)) / k
 
@@ -89,8 +95,9 @@ def _most_probable(p: np.ndarray, k: int) -> set[int]:
 def entropy(p: np.ndarray) -> float:
     """Shannon entropy of a distribution [V], in nats.
 
-    >>> round(entropy(np.array([0.5, 0.5, 0.0])), 4)  # log 2
-    0.6931
+    Example:
+        >>> round(entropy(np.array([0.5, 0.5, 0.0])), 4)  # log 2
+        0.6931
     """
     p = np.asarray(p, np.float64)
     return float(-(p[p > 0] * np.log(p[p > 0])).sum())
@@ -100,14 +107,19 @@ def compare(p: np.ndarray, q: np.ndarray, ks: Sequence[int] = (1, 5, 10, 20)) ->
     """All distances of two distributions [V], by name.
 
     `kl` is KL(p || q) and `kl_reverse` is KL(q || p). `max_abs` is the largest difference of one
-    token's probabilities. `top5` is the overlap of the five most probable tokens. The vocabulary
-    must hold at least as many tokens as the largest of `ks`.
+    token's probabilities. `top5` is the overlap of the five most probable tokens.
 
-    >>> found = compare(np.array([0.75, 0.25]), np.array([0.25, 0.75]), ks=(1,))
-    >>> sorted(found)
-    ['cosine', 'js', 'kl', 'kl_reverse', 'max_abs', 'top1', 'tv']
-    >>> found["tv"], found["top1"]
-    (0.5, 0.0)
+    Args:
+        p: The first distribution, [V].
+        q: The second distribution, [V].
+        ks: For which k to compute the overlap of the k most probable tokens; at most V each.
+
+    Example:
+        >>> found = compare(np.array([0.75, 0.25]), np.array([0.25, 0.75]), ks=(1,))
+        >>> sorted(found)
+        ['cosine', 'js', 'kl', 'kl_reverse', 'max_abs', 'top1', 'tv']
+        >>> found["tv"], found["top1"]
+        (0.5, 0.0)
     """
     return {
         "tv": total_variation(p, q),
@@ -123,14 +135,19 @@ def compare(p: np.ndarray, q: np.ndarray, ks: Sequence[int] = (1, 5, 10, 20)) ->
 class SiblingAttention(NamedTuple):
     """Where the siblings of one set attend. Arrays are [L, H], averaged over the querying siblings.
 
-    to_sibling, to_context: the mean weight of one key among the siblings, or among earlier slots.
-    to_context_without_sink: as `to_context`, without slot 0. Most models use that slot as an
-        attention sink. NaN if there is no other earlier slot.
-    sibling_mass, self_mass: the sum of the weights on the siblings, and the weight on itself.
-        `self_mass`, `sibling_mass` and the mass on the context sum to 1.
-    sink_mass: the weight on slot 0.
-    max_to_sibling, var_to_sibling: the largest weight between two siblings, and the variance of all
-        of them, over layers, heads and pairs.
+    The context is all slots before the set. `self_mass`, `sibling_mass` and the mass on the context
+    sum to 1.
+
+    Attributes:
+        to_sibling: The mean weight on one sibling.
+        to_context: The mean weight on one slot of the context.
+        to_context_without_sink: The same without slot 0, which most models use as an attention
+            sink. NaN if the context has no other slot.
+        sibling_mass: The sum of the weights on all siblings.
+        self_mass: The weight on itself.
+        sink_mass: The weight on slot 0.
+        max_to_sibling: The largest weight on a sibling, over layers, heads and pairs.
+        var_to_sibling: The variance of the weights on siblings, over layers, heads and pairs.
     """
 
     to_sibling: np.ndarray
@@ -144,19 +161,24 @@ class SiblingAttention(NamedTuple):
 
 
 def sibling_attention(attention: np.ndarray, slots: Sequence[int]) -> SiblingAttention:
-    """Scores of one set's attention weights [L, H, w, N], whose members are at `slots`.
+    """How the members of one set spread their attention over siblings, context and themselves.
 
     The mean of `to_sibling` is the cross_parallel_score: attention[i, j] averaged over siblings
     i != j. The mean of `to_context` is the prior_context_score: attention[i, context] averaged.
 
-    slots: the w consecutive slots of the set, such as `trace.steps[k].slots`.
-    Raises ValueError for a set of fewer than two members.
+    Args:
+        attention: The weights of the set's members, [L, H, w, N]: `trace.steps[k].attention`.
+        slots: The w consecutive slots of the set: `trace.steps[k].slots`.
 
-    >>> weights = np.array([[0.5, 0.25, 0.25],   # the first sibling, in slot 1
-    ...                     [0.5, 0.125, 0.375]])  # the second, in slot 2
-    >>> scores = sibling_attention(weights[None, None], slots=[1, 2])
-    >>> scores.to_sibling, scores.to_context, scores.max_to_sibling
-    (array([[0.1875]]), array([[0.5]]), 0.25)
+    Raises:
+        ValueError: if the set has fewer than two members.
+
+    Example:
+        >>> weights = np.array([[0.5, 0.25, 0.25],   # the first sibling, in slot 1
+        ...                     [0.5, 0.125, 0.375]])  # the second, in slot 2
+        >>> scores = sibling_attention(weights[None, None], slots=[1, 2])
+        >>> scores.to_sibling, scores.to_context, scores.max_to_sibling
+        (array([[0.1875]]), array([[0.5]]), 0.25)
     """
     width, start = len(slots), slots[0]
     if width < 2:
@@ -188,10 +210,11 @@ def context_distance(first: np.ndarray, second: np.ndarray, start: int) -> np.nd
     over the context first, so the distance compares only how the remaining mass is spread. It is
     averaged over the w rows, and NaN where a row has no mass on the context.
 
-    >>> first = np.array([[0.25, 0.25, 0.5]])
-    >>> second = np.array([[0.125, 0.375, 0.5]])
-    >>> context_distance(first[None, None], second[None, None], start=2)
-    array([[0.25]])
+    Example:
+        >>> first = np.array([[0.25, 0.25, 0.5]])
+        >>> second = np.array([[0.125, 0.375, 0.5]])
+        >>> context_distance(first[None, None], second[None, None], start=2)
+        array([[0.25]])
     """
     contexts = [attention[..., :start].astype(np.float64) for attention in (first, second)]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -200,11 +223,12 @@ def context_distance(first: np.ndarray, second: np.ndarray, start: int) -> np.nd
 
 
 class RecoveredPositions(NamedTuple):
-    """The position of each slot [N], recovered from cached keys, and how well it fits.
+    """The position of each slot, recovered from cached keys, and how well it fits.
 
-    position: the position whose rotation turns the raw keys into the cached ones best.
-    residual: |R(position) raw - cached| / |cached| over all layers and heads.
-    runner_up: the residual of the best *other* position.
+    Attributes:
+        position: [N], the position whose rotation turns raw keys into cached ones best.
+        residual: [N], |R(position) raw - cached| / |cached| over all layers and heads.
+        runner_up: [N], the residual of the best *other* position.
     """
 
     position: np.ndarray
@@ -217,18 +241,21 @@ def recover_positions(
 ) -> RecoveredPositions:
     """Positions proven from the cache, by comparing rotated keys with those before rotation.
 
-    keys, raw_keys: cached and unrotated keys, both [L, Hkv, N, D].
-    frequencies: the rotary frequencies [d] of each layer, in the half-split layout of Llama.
-        d is D / 2, or less if only a part of each head is rotated.
-    num_candidates: positions 0 to num_candidates - 1 are tried.
-
     Source: RoFormer, arXiv 2104.09864, equation 34.
 
-    >>> raw = np.ones((1, 1, 2, 2))  # one layer, one head, two slots, one pair of dimensions
-    >>> angle = 3.0  # both slots are rotated to position 3 by one radian a position
-    >>> pair = [np.cos(angle) - np.sin(angle), np.sin(angle) + np.cos(angle)]
-    >>> recover_positions(np.broadcast_to(pair, raw.shape), raw, [np.ones(1)], 6).position
-    array([3, 3])
+    Args:
+        keys: The cached keys, [L, Hkv, N, D]: `trace.keys`.
+        raw_keys: The keys before rotation, [L, Hkv, N, D]: `trace.raw_keys`.
+        frequencies: The rotary frequencies [d] of each layer, in radians a position and in the
+            half-split layout of Llama. d is D / 2, or less if a head is rotated in part.
+        num_candidates: Positions 0 to num_candidates - 1 are tried.
+
+    Example:
+        >>> raw = np.ones((1, 1, 2, 2))  # one layer, one head, two slots, one pair of dimensions
+        >>> angle = 3.0  # both slots are rotated to position 3 by one radian a position
+        >>> pair = [np.cos(angle) - np.sin(angle), np.sin(angle) + np.cos(angle)]
+        >>> recover_positions(np.broadcast_to(pair, raw.shape), raw, [np.ones(1)], 6).position
+        array([3, 3])
     """
     candidates = np.arange(num_candidates)
     num_slots = keys.shape[2]
@@ -272,7 +299,8 @@ def _energy(keys: np.ndarray) -> np.ndarray:
 def log_mean_exp(values: np.ndarray) -> float:
     """log of the mean of exp(values), without overflow.
 
-    >>> log_mean_exp(np.array([1000.0, 1000.0]))
-    1000.0
+    Example:
+        >>> log_mean_exp(np.array([1000.0, 1000.0]))
+        1000.0
     """
     return float(logsumexp(values) - np.log(len(values)))

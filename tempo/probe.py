@@ -1,8 +1,11 @@
-"""What a model shows of its attention when it is loaded, and that tempo then computes what the model itself does.
+"""What a loaded model shows of its attention, and a check that tempo computes what the model does.
 
-Configs say in many ways which layers see how far, and some modules do not tell their attention function at all. So the
-model is asked: in a forward pass of a few tokens each attention call shows the mask that transformers made for it, and
-the rule behind that mask is evaluated over the whole context. T tokens of the pass, N keys.
+Configs have many ways to say which layers see how far, and some modules do not tell their attention
+function at all. So the model itself is asked, in a forward pass of a few tokens. Each attention
+call then shows the mask that transformers made for it. The rule behind that mask is evaluated over
+the whole context.
+
+Shapes: T tokens of the pass, H query heads, Hkv key heads, D key size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,82 +27,99 @@ from tempo.support import cache_keyword
 
 NAME = "tempo-probe"
 NUM_TOKENS = 4
-# Logits of two implementations of the same attention differ by rounding, of a wrong one by about their range; float32
-# rounding stays under 1e-5 of the range in all architectures tested. In bfloat16 a router may flip: not judged.
+# The largest difference of logits, as a share of their range, at which two implementations of
+# attention count as the same. Rounding in float32 stays under 1e-5 in all architectures tested. A
+# wrong implementation differs by about the whole range. In bfloat16 a router may flip, so it is not
+# judged.
 SAME_LOGITS = 1e-3
 
-MaskRule = Callable[
-    [Tensor, Tensor, Tensor, Tensor], Tensor
-]  # (batch, head, query, key) -> may attend
+# (batch, head, query, key) -> whether the query may attend to the key
+MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Probed(NamedTuple):
-    """What a model does in a forward pass."""
+    """What a model does in a forward pass.
 
-    calls: tuple[AttentionCall, ...]  # in order
-    # (heads, key size, value size) of each layer's cache; layers that use another's keys have none, and latent attention
-    # caches latents, from which it makes its keys and values anew
+    Attributes:
+        calls: Its attention calls, in order.
+        cached: (heads, key size, value size) of each layer's cache. A layer that uses the keys of
+            another one has none. Latent attention caches latents, and makes keys and values from
+            them anew.
+    """
+
+    calls: tuple[AttentionCall, ...]
     cached: tuple[tuple[int, int, int], ...]
 
 
 @dataclass
-class _Sight:
-    """What the pass under way has shown."""
+class _Observed:
+    """What the forward pass under way has shown so far."""
 
     context_length: int
     masks: list[tuple[Tensor, MaskRule]] = field(default_factory=list)
     calls: list[AttentionCall] = field(default_factory=list)
 
 
-_sight: ContextVar[_Sight] = ContextVar("tempo.probe")
+_observed: ContextVar[_Observed] = ContextVar("tempo.probe")
 
 
 @torch.inference_mode()
 def probe(model: PreTrainedModel, context_length: int) -> Probed:
     """The attention calls of one forward pass, and what the layers cache.
 
-    Raises ModelError if a mask is no causal one (a window of positions is), if tempo's function or its context does not
-    arrive, if positions have no effect, or if tempo's logits are not the model's own.
+    Args:
+        model: A causal language model of transformers.
+        context_length: The number of positions over which masks are evaluated.
+
+    Raises:
+        ModelError: if a mask is neither causal nor a window of positions, if tempo's function or
+            its context does not arrive, if positions have no effect, or if tempo's logits are not
+            the model's own.
     """
     embedding: Any = model.get_input_embeddings()
-    device = embedding.weight.device
-    index = torch.arange(NUM_TOKENS, device=device)
+    index = torch.arange(NUM_TOKENS, device=embedding.weight.device)
     tokens = (index % embedding.weight.shape[0])[None]
     plain = {"input_ids": tokens, "position_ids": index[None]}
-    sight = _Sight(context_length)
-    token = _sight.set(sight)
+    observed = _Observed(context_length)
+    token = _observed.set(observed)
     try:
         with installed(model, NAME):
             model(**plain, use_cache=False)
-        calls = sight.calls
+        calls = observed.calls
         if not calls:
             raise ModelError(
-                f"{type(model).__name__} never asked for attention in a forward pass; expected a decoder of attention layers"
+                f"{type(model).__name__} never asked for attention in a forward pass; expected a "
+                "decoder of attention layers"
             )
         with installed(model, "eager"):
             own = model(**plain, use_cache=True).logits[0].double()
         cache = SlotCache(calls[-1].layer + 1, num_rows=1)
-        ours = [_by_tempo(model, tokens, index * stride, calls, cache) for stride in (1, 2)]
+        ours = _by_tempo(model, tokens, index, calls, cache)
+        ours_elsewhere = _by_tempo(model, tokens, index * 2, calls, cache)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(
-            f"a plain forward pass of {NUM_TOKENS} tokens through {type(model).__name__} failed ({type(error).__name__}: {error}); "
-            "expected a causal language model that needs nothing but tokens and positions"
+            f"a plain forward pass of {NUM_TOKENS} tokens through {type(model).__name__} failed "
+            f"({type(error).__name__}: {error}); expected a causal language model that needs "
+            "nothing but tokens and positions"
         ) from error
     finally:
-        _sight.reset(token)
+        _observed.reset(token)
     spread = float(own.max() - own.min()) or 1.0
-    gap = float((ours[0] - own).abs().max()) / spread
-    if own.isfinite().all() and embedding.weight.dtype != torch.bfloat16 and not gap <= SAME_LOGITS:
+    gap = float((ours - own).abs().max()) / spread
+    is_judged = own.isfinite().all() and embedding.weight.dtype != torch.bfloat16
+    # written so that a gap of NaN is refused as well
+    if is_judged and not gap <= SAME_LOGITS:
         raise ModelError(
-            f"{type(model).__name__} gives other logits under tempo's attention than under its own (by {gap:.1%} of their range, "
-            f"on {NUM_TOKENS} plain tokens): something in its attention is not known to tempo, so this model is refused"
+            f"{type(model).__name__} gives other logits under tempo's attention than under its own "
+            f"(by {gap:.1%} of their range, on {NUM_TOKENS} plain tokens): something in its "
+            "attention is not known to tempo, so this model is refused"
         )
-    if torch.equal(ours[0], ours[1]) and own.isfinite().all():
+    if torch.equal(ours, ours_elsewhere) and own.isfinite().all():
         raise ModelError(
-            f"{type(model).__name__} gives the same logits whatever position_ids are passed, so siblings could not share a position; "
-            "expected rotary embeddings that use position_ids"
+            f"{type(model).__name__} gives the same logits whatever position_ids are passed, so "
+            "siblings could not share a position; expected rotary embeddings that use position_ids"
         )
     return Probed(tuple(calls), cache.sizes)
 
@@ -111,13 +131,19 @@ def _by_tempo(
     calls: list[AttentionCall],
     cache: SlotCache,
 ) -> Tensor:
-    """Logits [T, V] of plain text through the function and the cache that the engine uses."""
+    """Logits [T, V] of plain text, by the attention function and the cache of the engine."""
     index = torch.arange(NUM_TOKENS, device=tokens.device)
+    everything = torch.ones(1, NUM_TOKENS, NUM_TOKENS, dtype=torch.bool, device=tokens.device)
     context = PassContext(
-        rows=torch.zeros_like(index), offsets=index, slots=index,
-        allowed=torch.ones(1, NUM_TOKENS, NUM_TOKENS, dtype=torch.bool, device=tokens.device).tril(), bias=None,
-        query_positions=positions[None], slot_positions=positions[None], expected=calls,
-    )  # fmt: skip
+        rows=torch.zeros_like(index),
+        offsets=index,
+        slots=index,
+        allowed=everything.tril(),
+        bias=None,
+        query_positions=positions[None],
+        slot_positions=positions[None],
+        expected=calls,
+    )
     cache.step = context
     with installed(model):
         output = model(
@@ -132,35 +158,41 @@ def _by_tempo(
 
 
 def _probe_mask(*args: Any, **kwargs: Any) -> Tensor:
-    """The mask that transformers would make, remembered with its rule."""
+    """The mask that transformers makes for a call. It is remembered with its rule."""
     mask: Any = sdpa_mask(*args, **kwargs | {"allow_is_causal_skip": False})
-    _sight.get().masks.append((mask, kwargs["mask_function"]))
+    _observed.get().masks.append((mask, kwargs["mask_function"]))
     return mask
 
 
 def _probe_attention(
     module: nn.Module,
-    query: Tensor,
-    key: Tensor,
+    query: Tensor,  # [1, H, T, D]
+    key: Tensor,  # [1, Hkv, T, D]
     value: Tensor,
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Note who asks, under which mask; the output is of the right shape and means nothing."""
-    sight = _sight.get()
-    rule = next((rule for mask, rule in sight.masks if _same(mask, attention_mask)), None)
+    """Zeros in the shape of an attention output. The call is noted with the window of its mask."""
+    observed = _observed.get()
+    rule = next((rule for mask, rule in observed.masks if _same(mask, attention_mask)), None)
     if rule is None:
         raise ModelError(
-            f"{type(module).__name__} changes its mask on the way to the attention function, or makes one of its own, which tempo "
-            "cannot follow; use a model whose attention is causal or has a sliding window"
+            f"{type(module).__name__} changes its mask on the way to the attention function, or "
+            "makes one of its own, which tempo cannot follow; use a model whose attention is "
+            "causal or has a sliding window"
         )
-    window = _window(rule, sight.context_length, type(module).__name__)
     _, num_heads, length, _ = query.shape
-    last = sight.calls[-1] if sight.calls else None
-    layer = 0 if last is None else last.layer + (last.module is not module)
-    sight.calls.append(
+    last = observed.calls[-1] if observed.calls else None
+    observed.calls.append(
         AttentionCall(
-            module, layer, window, num_heads, key.shape[1], key.shape[-1], value.shape[-1]
+            module=module,
+            # a module that calls several times in a row is one layer
+            layer=0 if last is None else last.layer + (last.module is not module),
+            window=_window(rule, observed.context_length, type(module).__name__),
+            num_heads=num_heads,
+            num_key_value_heads=key.shape[1],
+            key_size=key.shape[-1],
+            value_size=value.shape[-1],
         )
     )
     return value.new_zeros(value.shape[0], length, num_heads, value.shape[-1]), None
@@ -171,7 +203,10 @@ def _same(made: Tensor, given: Tensor | None) -> bool:
 
 
 def _window(rule: MaskRule, length: int, who: str) -> int | None:
-    """The window in positions that a mask rule states, None for a plain causal one; anything else is refused."""
+    """The window in positions that a mask rule states, or None for a plain causal one.
+
+    Raises ModelError for any other rule.
+    """
     keys = torch.arange(length)
     zero = torch.zeros((), dtype=torch.long)
 
@@ -180,20 +215,24 @@ def _window(rule: MaskRule, length: int, who: str) -> int | None:
             return rule(zero, zero, torch.tensor(query), keys).broadcast_to(length)
         except IndexError:
             raise ModelError(
-                f"the mask of {who} depends on the text it was made for (image blocks), not on positions alone"
+                f"the mask of {who} depends on the text it was made for (image blocks), not on "
+                "positions alone; use a model whose mask is causal or a sliding window"
             ) from None
 
     seen = row(length - 1)
     window = None if seen.all() else length - int(seen.int().argmax())
-    queries = {0, 1, length // 2, length - 1} | (
-        {window - 1, window, window + 1} if window else set()
-    )
-    for query in sorted(q for q in queries if 0 <= q < length):
+    # queries at both ends, in the middle, and around the first one that the window cuts off
+    queries = {0, 1, length // 2, length - 1}
+    if window:
+        queries |= {window - 1, window, window + 1}
+    for query in sorted(query for query in queries if 0 <= query < length):
+        found = row(query)
         expected = (keys <= query) & (query - keys < (window or length))
-        if not torch.equal(row(query), expected):
+        if not torch.equal(found, expected):
             raise ModelError(
-                f"{who} has a mask that is neither causal nor a sliding window (position {query} sees {int(row(query).sum())} of "
-                f"{length}, expected {int(expected.sum())}); use a model whose layers are of these kinds"
+                f"{who} has a mask that is neither causal nor a sliding window (position {query} "
+                f"sees {int(found.sum())} of {length}, expected {int(expected.sum())}); use a "
+                "model whose layers are of these kinds"
             )
     return window
 

@@ -1,6 +1,7 @@
 """One run under way: what it has chosen, which slots that took, and what is kept of it.
 
-Shapes: w members of a set, N slots, L layers, H heads, V vocabulary.
+Shapes: P prompt tokens, w members of a set, N slots, L layers, H query heads, Hkv key heads,
+D head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,20 +28,51 @@ from tempo.trace import Step, Trace, slot_steps
 
 
 class Prefix(NamedTuple):
-    """What a pass over a prompt gave, beside the keys and values that it left in a row."""
+    """What a pass over a prompt gave. Its keys and values are in the cache.
+
+    Attributes:
+        row: The cache row that holds them.
+        prompt: The token ids, [P].
+        logits: The logits of the last token, [1, V].
+        raw_keys: The keys before rotation, [L, Hkv, P, D], if they were captured.
+    """
 
     row: int
     prompt: list[int]
-    logits: Tensor  # [1, V] of the last token
-    raw_keys: Tensor | None  # [L, Hkv, P, D] if they were captured
+    logits: Tensor
+    raw_keys: Tensor | None
 
 
 @dataclass(eq=False)
 class Run:
-    """One run under way: its slots, what it has chosen, what it has recorded.
+    """One run under way: its slots, what it has chosen, and what it has recorded.
 
-    spool: where the large arrays go instead of memory.
-    history: what decides keys and values of all slots so far: runs of one history can share a pass.
+    Attributes:
+        lm: The model.
+        index: The number of the run.
+        spec: The settings of the run.
+        spool: Where the large arrays go, instead of memory.
+        row: The run's row in the cache, -1 while it has none.
+        history: A hash of what determines keys and values of all slots so far. Runs with the same
+            history can share a pass.
+        steps: The fields of a `Step`, for each set that was chosen.
+        slots: The slots of each set that was appended.
+        num_forwarded: How many sets a pass has forwarded.
+        new_logits: [num_read, V], the logits of the pass just made. They belong to the last prompt
+            token, or to the members of the sets just forwarded.
+        prefix: What the pass over the prompt gave, once it is made.
+        stop_reason: Why the run ends: "max_steps", "eos" or "replay". Empty until the last set is
+            chosen.
+        started: When the run's first pass began, by `time.perf_counter`.
+        pass_seconds: The time of the pass just made.
+        attention: [L, H, w, N - first_column], the weights of the pass just made.
+        first_column: The slot that the first column of `attention` belongs to.
+        raw_keys: The keys before rotation, [L, Hkv, T, D] for each pass of T tokens.
+        kv: The arrays of "kv", once the run is finished.
+        seconds: How long the run took, once it is finished.
+
+    Raises:
+        SpecError: if the spec does not fit the model.
     """
 
     lm: LanguageModel
@@ -50,17 +82,15 @@ class Run:
     row: int = -1
     history: bytes = b""
     steps: list[dict[str, Any]] = field(default_factory=list)
-    slots: list[range] = field(default_factory=list)  # of each set that has been appended
-    num_forwarded: int = 0  # sets whose pass has been made
-    new_logits: Tensor | None = (
-        None  # [num_read, V] of the last prompt token, or of the members of the sets just forwarded
-    )
-    prefix: Prefix | None = None  # once the prompt has been forwarded
+    slots: list[range] = field(default_factory=list)
+    num_forwarded: int = 0
+    new_logits: Tensor | None = None
+    prefix: Prefix | None = None
     stop_reason: str = ""
     started: float = 0.0
     pass_seconds: float = 0.0
-    attention: np.ndarray | None = None  # [L, H, w, N - first_column] of the pass just made
-    first_column: int = 0  # the slot that its first column is about
+    attention: np.ndarray | None = None
+    first_column: int = 0
     raw_keys: list[Tensor] = field(default_factory=list)
     kv: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: float = 0.0
@@ -79,42 +109,56 @@ class Run:
         )
         self.layout.append_prompt(self.prompt)
         self._note(0, None)
+        self._check_spec()
+
+    def _check_spec(self) -> None:
+        """SpecError if this model cannot run this spec."""
+        spec, lm = self.spec, self.lm
         for step, tokens in enumerate(spec.replay or ()):
-            strange = [token for token in tokens if not 0 <= token < self.lm.vocab_size]
+            strange = [token for token in tokens if not 0 <= token < lm.vocab_size]
             if strange:
                 raise SpecError(
-                    f"replay step {step} holds token id {strange[0]}, outside the vocabulary of {self.lm.name} "
-                    f"(0 to {self.lm.vocab_size - 1}); replay sets made with the same tokenizer"
+                    f"replay step {step} holds token id {strange[0]}, outside the vocabulary of "
+                    f"{lm.name} (0 to {lm.vocab_size - 1}); replay sets made with the same "
+                    "tokenizer"
                 )
-        if "kv" in spec.capture and not self.lm.has_plain_keys:
+        if "kv" in spec.capture and not lm.has_plain_keys:
             raise SpecError(
-                f"the layers of {self.lm.name} do not all cache keys and values of one size (they share them, cache latents, or differ); "
-                "leave 'kv' out of capture"
+                f"the layers of {lm.name} do not all cache keys and values of one size (they share "
+                "them, cache latents, or differ); leave 'kv' out of capture"
             )
-        longest = self.num_prompt + self.num_steps
-        longest = max(
-            longest, *(position + 1 for row in spec.replay_positions or () for position in row), 0
-        )
-        if longest > self.lm.context_length:
+        num_positions = self._num_positions()
+        if num_positions > lm.context_length:
             raise SpecError(
-                f"{self.num_prompt} prompt tokens and {self.num_steps} steps need {longest} positions, {self.lm.name} has "
-                f"{self.lm.context_length}; shorten the prompt or lower max_steps"
+                f"{self.num_prompt} prompt tokens and {self.num_steps} steps need {num_positions} "
+                f"positions, {lm.name} has {lm.context_length}; shorten the prompt or lower "
+                "max_steps"
             )
-        if spec.isolated_layers and spec.isolated_layers[1] > self.lm.num_layers:
+        if spec.isolated_layers and spec.isolated_layers[1] > lm.num_layers:
             raise SpecError(
-                f"isolated_layers={list(spec.isolated_layers)}: {self.lm.name} has {self.lm.num_layers} layers, 0 to "
-                f"{self.lm.num_layers - 1}; the second number is the layer after the last"
+                f"isolated_layers={list(spec.isolated_layers)}: {lm.name} has {lm.num_layers} "
+                f"layers, 0 to {lm.num_layers - 1}; the second number is the layer after the last"
             )
+
+    def _num_positions(self) -> int:
+        """How many positions the run may take, one for each step unless a replay gives others."""
+        num_positions = self.num_prompt + self.num_steps
+        for positions in self.spec.replay_positions or ():
+            num_positions = max(num_positions, *(position + 1 for position in positions))
+        return num_positions
 
     @property
     def num_new(self) -> int:
+        """How many tokens the coming pass forwards."""
         return self.layout.num_slots - self.layout.start
 
     @property
     def num_read(self) -> int:
-        """How many of the new tokens need logits: the last of a prompt, every member of a set; of the last set none, unless captured.
+        """How many of the new tokens need logits.
 
-        A readout of one member takes those of all as well: what is captured must not change the shape of the pass.
+        Of a prompt the last one does, of a set every member. A readout of one member takes the
+        logits of all members as well, because what is captured must not change the shape of the
+        pass. The last set of a run needs none, unless logits are captured.
         """
         if self.layout.new_tokens_are_prompt():
             return 1
@@ -122,19 +166,20 @@ class Run:
 
     @property
     def records_attention(self) -> bool:
-        return (
-            bool({"attention", "siblings"}.intersection(self.spec.capture))
-            and not self.layout.new_tokens_are_prompt()
-        )
+        """Whether attention weights of the coming pass are captured."""
+        captured = {"attention", "siblings"}.intersection(self.spec.capture)
+        return bool(captured) and not self.layout.new_tokens_are_prompt()
 
     def fits(self, prefix: Prefix) -> bool:
-        """Whether another run's pass over its prompt gave all that this run's would."""
-        return prefix.prompt == self.prompt and (
-            "kv" not in self.spec.capture or prefix.raw_keys is not None
-        )
+        """Whether another run's pass over its prompt gave all that this run needs."""
+        has_raw_keys = "kv" not in self.spec.capture or prefix.raw_keys is not None
+        return prefix.prompt == self.prompt and has_raw_keys
 
     def begin_with(self, prefix: Prefix) -> None:
-        """Take what a pass over the prompt gave, be it this run's own or another's whose keys and values are now in this row."""
+        """Start from a pass over the prompt, whose keys and values are now in this run's row.
+
+        The pass was made for this run, or for another one with the same prompt.
+        """
         self.prefix = prefix._replace(row=self.row)
         self.started = self.started or time.perf_counter()
         self.new_logits = prefix.logits
@@ -143,41 +188,53 @@ class Run:
             self.raw_keys = [prefix.raw_keys]
 
     def step(self) -> bool:
-        """Take in the logits of a pass, then choose and append what the next one forwards; True once the run is over."""
+        """Read the logits of a pass, then choose and append the sets of the next one.
+
+        Returns True once the run is over.
+        """
         assert self.new_logits is not None
         new_logits, self.new_logits = self.new_logits, None
         self._check_finite("logits", new_logits)
-        sets = (
-            [range(self.layout.start, self.layout.num_slots)[-1:]]
-            if not self.slots
-            else self.slots[self.num_forwarded :]
-        )
+        if self.slots:
+            sets = self.slots[self.num_forwarded :]
+        else:
+            # of the prompt only the last token gives logits
+            sets = [range(self.layout.start, self.layout.num_slots)[-1:]]
         self.num_forwarded = len(self.slots)
         attention, self.attention = self.attention, None
         if attention is not None and not len(new_logits):
+            # without logits, weights of the last layer show whether the pass was finite
             self._check_finite("attention weights", torch.from_numpy(attention[-1]))
-        parts = (
-            new_logits.split([len(slots) for slots in sets]) if len(new_logits) else [new_logits]
-        )
+        parts = [new_logits]
+        if len(new_logits):
+            parts = new_logits.split([len(slots) for slots in sets])
         for slots, logits in zip(sets, parts, strict=True):
             if self.steps:
                 self._record(slots, logits, attention)
             if self.stop_reason:
                 return True
             self._choose(logits, len(sets))
-        # the last set is forwarded only if something of that pass is asked for
+        # the last set is forwarded only if something of that pass is captured
         return bool(self.stop_reason) and not self.spec.capture
 
     def _check_finite(self, what: str, found: Tensor) -> None:
         if found.numel() and not all(map(math.isfinite, torch.aminmax(found))):
             where = f"after set {len(self.steps) - 1}" if self.steps else "after the prompt"
+            dtype = str(self.lm.dtype).removeprefix("torch.")
             raise ModelError(
-                f"{self.lm.name} gave {what} that are not finite {where} of run {self.index} (prompt {self.spec.prompt!r:.60}); "
-                f"the model runs in {str(self.lm.dtype).removeprefix('torch.')}: try float32, and check its weights"
+                f"{self.lm.name} gave {what} that are not finite {where} of run {self.index} "
+                f"(prompt {self.spec.prompt!r:.60}); the model runs in {dtype}: try float32, and "
+                "check its weights"
             )
 
     def _record(self, slots: range, logits: Tensor, attention: np.ndarray | None) -> None:
-        """What the members of the last set themselves gave in the pass that forwarded them."""
+        """Keep what the members of the last set gave in the pass that forwarded them.
+
+        Args:
+            slots: The slots of the set.
+            logits: The members' logits, [w, V].
+            attention: The weights of the whole pass, [L, H, w of the pass, N - first_column].
+        """
         if "logits" in self.spec.capture:
             self.steps[-1]["logits"] = self._keep(logits.float().numpy())
         if attention is not None:
@@ -192,7 +249,14 @@ class Run:
         return np.ascontiguousarray(array) if self.spool is None else self.spool.write(array)
 
     def _choose(self, logits: Tensor, num_sets: int) -> None:
-        """The next set, from the logits of the last one; it is appended unless the pass just made has forwarded it."""
+        """Choose the next set from the logits [w, V] of the last one.
+
+        It is appended, unless it is a replay's set that the pass just made has forwarded already.
+
+        Args:
+            logits: The logits of the last set's members, [w, V].
+            num_sets: How many sets shared the pass just made.
+        """
         k, spec, lm = len(self.steps), self.spec, self.lm
         probabilities = self.steps[-1]["probabilities"] if k else [1.0]
         distribution = read_out(logits, probabilities, spec.readout)
@@ -216,16 +280,23 @@ class Run:
                 "seconds": self.pass_seconds / num_sets,
             }
         )
-        if chosen.stops or k + 1 == self.num_steps:
-            self.stop_reason = "eos" if chosen.stops else "replay" if spec.replay else "max_steps"
+        if chosen.stops:
+            self.stop_reason = "eos"
+        elif k + 1 == self.num_steps:
+            self.stop_reason = "replay" if spec.replay else "max_steps"
 
     def _append(self, chosen: Selection) -> None:
-        """Give the chosen set its slots. A replay's sets are known, and follow all at once, to share one pass."""
+        """Give the chosen set its slots.
+
+        The sets of a replay are known. They are all appended at once, so that they share one pass.
+        """
         start = self.layout.num_slots
         self._append_set(chosen.tokens, chosen.probabilities)
-        # the weights of a set under `probability` are known only once the set before it has been read
+        # With weighting `probability`, the weights of a set are known only once the set before it
+        # has been read.
         if self.spec.replay and self.spec.weighting != "probability":
-            # the last one too, captured or not: what is captured must not change the shape of the pass
+            # The last set is among them even if nothing of it is captured. What is captured must
+            # not change the shape of the pass.
             for tokens in self.spec.replay[len(self.slots) :]:
                 self._append_set(tokens, [1.0] * len(tokens))
         self.layout.start = start
@@ -234,17 +305,13 @@ class Run:
         start = self.layout.num_slots
         self.layout.append_set(tokens, probabilities)
         self.slots.append(range(start, self.layout.num_slots))
-        # a single token of no weight is seen by all modes alike
+        # a single token without a weight looks the same in every mode
         plain = len(self.slots[-1]) == 1 and not self.layout.slot_bias[start]
-        self._note(
-            start,
-            None
-            if plain
-            else (self.spec.visibility, self.spec.isolated_layers, self.spec.isolated_mass),
-        )
+        mode = self.spec.visibility, self.spec.isolated_layers, self.spec.isolated_mass
+        self._note(start, None if plain else mode)
 
     def _note(self, start: int, mode: object) -> None:
-        """Take the slots from `start` on into the history."""
+        """Add the slots from `start` on, and how they see each other, to the history."""
         layout = self.layout
         added = (
             layout.slot_token[start:],
@@ -257,26 +324,24 @@ class Run:
     def finish(self, cache: SlotCache) -> None:
         """Copy out what the next run in this row would overwrite."""
         self.seconds = time.perf_counter() - self.started
-        if "kv" in self.spec.capture:
-            held = slice(self.row, self.row + 1), slice(None), slice(0, self.layout.num_slots)
-            for name in ("keys", "values"):
-                self.kv[name] = (
-                    torch.cat([getattr(layer, name)[held] for layer in cache.layers])
-                    .float()
-                    .cpu()
-                    .numpy()
-                )
-            self._check_finite("cached values", torch.from_numpy(self.kv["values"][-1]))
-            self.kv["raw_keys"] = torch.cat(self.raw_keys, dim=2).float().cpu().numpy()
+        if "kv" not in self.spec.capture:
+            return
+        held = slice(self.row, self.row + 1), slice(None), slice(0, self.layout.num_slots)
+        for name in ("keys", "values"):
+            of_layers = torch.cat([getattr(layer, name)[held] for layer in cache.layers])
+            self.kv[name] = of_layers.float().cpu().numpy()
+        self._check_finite("cached values", torch.from_numpy(self.kv["values"][-1]))
+        self.kv["raw_keys"] = torch.cat(self.raw_keys, dim=2).float().cpu().numpy()
 
     def trace(self) -> Trace:
-        lm, layout, widths = self.lm, self.layout, [len(step["tokens"]) for step in self.steps]
+        """The trace of the finished run."""
+        lm, layout = self.lm, self.layout
+        widths = [len(step["tokens"]) for step in self.steps]
+        steps = self.spool.read(self.steps) if self.spool else self.steps
         return Trace(
             spec=self.spec,
             prompt_tokens=self.prompt,
-            steps=[
-                Step(**step) for step in (self.spool.read(self.steps) if self.spool else self.steps)
-            ],
+            steps=[Step(**step) for step in steps],
             slot_token=np.array(layout.slot_token, dtype=np.int64),
             slot_position=np.array(layout.slot_position, dtype=np.int64),
             slot_step=slot_steps(self.num_prompt, widths),

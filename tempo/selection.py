@@ -21,9 +21,11 @@ SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
 class Selection(NamedTuple):
     """The set chosen at one step.
 
-    tokens, probabilities: the members, by falling probability.
-    ended: end-of-sequence tokens that reached the threshold but were not appended.
-    stops: whether the run ends with this set.
+    Attributes:
+        tokens: The members' token ids, by falling probability.
+        probabilities: The members' probabilities.
+        ended: End-of-sequence tokens that reached the threshold but were not appended.
+        stops: Whether the run ends with this set.
     """
 
     tokens: list[int]
@@ -35,8 +37,9 @@ class Selection(NamedTuple):
 def member_weights(probabilities: Sequence[float]) -> Tensor:
     """The members' selection probabilities, rescaled to sum to one: float64 [w].
 
-    >>> member_weights([0.3, 0.1])
-    tensor([0.7500, 0.2500], dtype=torch.float64)
+    Example:
+        >>> member_weights([0.3, 0.1])
+        tensor([0.7500, 0.2500], dtype=torch.float64)
     """
     weights = torch.tensor(probabilities, dtype=torch.float64).clamp_min(SMALLEST_PROBABILITY)
     return weights / weights.sum()
@@ -45,21 +48,23 @@ def member_weights(probabilities: Sequence[float]) -> Tensor:
 def read_out(logits: Tensor, probabilities: Sequence[float], readout: str) -> Tensor:
     """The distribution that the next step chooses from: float32 [V]. See docs/semantics.md.
 
-    logits: each member's own output, [w, V].
-    probabilities: those that the members were selected with.
-    readout: how the members are combined.
-        `mixture`: the mean of the members' softmaxes, weighted by `member_weights`. For isolated
-        siblings of the first wide set this is the exact marginal over the set.
-        `mean_logits`: the softmax of the mean logits.
-        `first`, `last`: the softmax of that member alone.
+    Args:
+        logits: Each member's own output, [w, V].
+        probabilities: The probabilities that the members were selected with, [w].
+        readout: `mixture` is the mean of the members' softmaxes, weighted by `member_weights`. For
+            isolated siblings of the first wide set it is the exact marginal over the set.
+            `mean_logits` is the softmax of the mean logits. `first` and `last` are the softmax of
+            that member alone.
 
-    Raises ValueError for any other readout.
+    Raises:
+        ValueError: if there is no such readout.
 
-    >>> logits = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()  # two members, two tokens
-    >>> read_out(logits, [0.3, 0.1], "mixture")  # 0.75 * 0.9 + 0.25 * 0.1 = 0.7
-    tensor([0.7000, 0.3000])
-    >>> read_out(logits, [0.3, 0.1], "first")
-    tensor([0.9000, 0.1000])
+    Example:
+        >>> logits = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()  # two members, two tokens
+        >>> read_out(logits, [0.3, 0.1], "mixture")  # 0.75 * 0.9 + 0.25 * 0.1 = 0.7
+        tensor([0.7000, 0.3000])
+        >>> read_out(logits, [0.3, 0.1], "first")
+        tensor([0.9000, 0.1000])
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if readout == "mixture":
@@ -86,18 +91,21 @@ def select(
 
     Members come by falling probability, ties by lower token id.
 
-    distribution: the probabilities of all tokens, [V].
-    max_width: keep only this many of the most probable tokens. None keeps all.
-    eos: ids of end-of-sequence tokens. A set led by one is kept and stops the run. One that does
-        not lead is left out and listed in `ended`.
+    Args:
+        distribution: The probabilities of all tokens, [V].
+        threshold: A token with at least this probability joins the set.
+        max_width: Only this many of the most probable tokens join the set. None sets no limit.
+        eos: The end-of-sequence tokens. A set led by one is kept and stops the run. One that does
+            not lead is left out and listed in `ended`.
 
-    >>> distribution = torch.tensor([0.125, 0.5, 0.125, 0.25])
-    >>> select(distribution, threshold=0.2, max_width=None)
-    Selection(tokens=[1, 3], probabilities=[0.5, 0.25], ended=[], stops=False)
-    >>> select(distribution, threshold=0.9, max_width=None).tokens  # none reaches it
-    [1]
-    >>> select(distribution, threshold=0.2, max_width=None, eos=frozenset({3}))
-    Selection(tokens=[1], probabilities=[0.5], ended=[3], stops=False)
+    Example:
+        >>> distribution = torch.tensor([0.125, 0.5, 0.125, 0.25])
+        >>> select(distribution, threshold=0.2, max_width=None)
+        Selection(tokens=[1, 3], probabilities=[0.5, 0.25], ended=[], stops=False)
+        >>> select(distribution, threshold=0.9, max_width=None).tokens  # none reaches it
+        [1]
+        >>> select(distribution, threshold=0.2, max_width=None, eos=frozenset({3}))
+        Selection(tokens=[1], probabilities=[0.5], ended=[3], stops=False)
     """
     tokens = torch.nonzero(distribution >= threshold).flatten()
     if tokens.numel() == 0:

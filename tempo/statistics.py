@@ -47,13 +47,16 @@ LARGEST_NUM = 1_000_000
 class Result(NamedTuple):
     """An estimate with its interval and effect size, and the p-values of both directions.
 
-    estimate, low, high: the estimate and its 95 % interval.
-    effect_size: of a mean, mean / standard deviation (Cohen's dz). Of a pseudomedian, the
-        rank-biserial correlation. Of a share, Cohen's h against the margin.
-    p: the two-sided p of the direction that was asked for.
-    p_against: the two-sided p of the opposite direction.
-    note: why one direction could not be tested, or empty.
-    details: what only this test reports, such as the cell of a map.
+    Attributes:
+        estimate: The mean, pseudomedian or share.
+        low: The lower end of its 95 % interval.
+        high: The upper end of its 95 % interval.
+        effect_size: Of a mean, mean / standard deviation (Cohen's dz). Of a pseudomedian, the
+            rank-biserial correlation. Of a share, Cohen's h against the margin.
+        p: The two-sided p of the direction that was asked for.
+        p_against: The two-sided p of the opposite direction.
+        note: Why one direction could not be tested, or empty.
+        details: What only this test reports, such as the cell of a map.
     """
 
     estimate: float
@@ -74,11 +77,15 @@ def mean_test(values: np.ndarray, direction: Direction, margin: float) -> Result
     (Hall 1988). With too few values the direction against a long tail is not tested, see
     `skew_note`.
 
-    direction: `greater` or `less` than the margin, or `equivalent`: within plus or minus it.
+    Args:
+        values: One number for each prompt, [n].
+        direction: `greater` or `less` than the margin, or `equivalent`: within plus or minus it.
+        margin: What the mean is compared with, in the unit of the values.
 
-    >>> found = mean_test(np.linspace(0.1, 1.9, 20), "greater", margin=0.5)
-    >>> round(found.estimate, 6), found.p < 0.05, found.p_against
-    (1.0, True, 1.0)
+    Example:
+        >>> found = mean_test(np.linspace(0.1, 1.9, 20), "greater", margin=0.5)
+        >>> round(found.estimate, 6), found.p < 0.05, found.p_against
+        (1.0, True, 1.0)
     """
     p, against = _directed(one_sided_mean, values, direction, margin)
     scaled = _scaled(values)
@@ -100,12 +107,16 @@ def pseudomedian_test(values: np.ndarray, direction: Direction, margin: float) -
     The pseudomedian is the median of the means of all pairs. It describes a typical prompt, and a
     few extreme prompts do not move it. Estimate and interval are those of Hodges and Lehmann.
 
-    direction: `greater` or `less` than the margin, or `equivalent`: within plus or minus it.
+    Args:
+        values: One number for each prompt, [n].
+        direction: `greater` or `less` than the margin, or `equivalent`: within plus or minus it.
+        margin: What the pseudomedian is compared with, in the unit of the values.
 
-    >>> values = np.append(np.linspace(-0.9, 1.1, 19), 1000.0)  # one extreme prompt
-    >>> found = pseudomedian_test(values, "less", margin=1.0)
-    >>> found.estimate < 0.3, found.p < 0.05
-    (True, True)
+    Example:
+        >>> values = np.append(np.linspace(-0.9, 1.1, 19), 1000.0)  # one extreme prompt
+        >>> found = pseudomedian_test(values, "less", margin=1.0)
+        >>> found.estimate < 0.3, found.p < 0.05
+        (True, True)
     """
     p, against = _directed(one_sided_ranks, values, direction, margin)
     edge = margin if direction != "equivalent" else 0.0
@@ -126,11 +137,15 @@ def share_test(held: int, n: int, margin: float) -> Result:
 
     The interval is that of Clopper and Pearson.
 
-    held: for how many of the n units the statement was true.
+    Args:
+        held: For how many prompts the statement was true.
+        n: The number of prompts.
+        margin: The share that is compared with, from 0 to 1.
 
-    >>> found = share_test(9, 10, margin=0.5)
-    >>> found.estimate, round(found.p, 4), found.p_against  # 2 * (10 + 1) / 2**10
-    (0.9, 0.0215, 1.0)
+    Example:
+        >>> found = share_test(9, 10, margin=0.5)
+        >>> found.estimate, round(found.p, 4), found.p_against  # 2 * (10 + 1) / 2**10
+        (0.9, 0.0215, 1.0)
     """
     interval = stats.binomtest(held, n).proportion_ci(CONFIDENCE, "exact")
     above = float(stats.binomtest(held, n, margin, "greater").pvalue)
@@ -158,11 +173,17 @@ def map_test(maps: np.ndarray, margin: float) -> Result:
 
     Source: Westfall & Young 1993, Resampling-Based Multiple Testing.
 
-    >>> maps = np.random.default_rng(0).normal(0, 1, (40, 3, 4))  # 40 prompts, 3 layers, 4 heads
-    >>> maps[:, 1, 2] += 2.0
-    >>> found = map_test(maps, margin=0.5)
-    >>> found.p < 0.05, found.details
-    (True, {'cell': [1, 2], 'cells': 12, 'significant': 1})
+    Args:
+        maps: One map for each prompt, such as layers by heads: [n, ...].
+        margin: What the means are compared with, in the unit of the maps.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> maps = rng.normal(0, 1, (40, 3, 4))  # 40 prompts, 3 layers, 4 heads
+        >>> maps[:, 1, 2] += 2.0
+        >>> found = map_test(maps, margin=0.5)
+        >>> found.p < 0.05, found.details
+        (True, {'cell': [1, 2], 'cells': 12, 'significant': 1})
     """
     n = len(maps)
     cells = maps.reshape(n, -1).astype(np.float64) - margin
@@ -227,9 +248,10 @@ def one_sided_mean(values: np.ndarray) -> tuple[float, float]:
 
     p is 1 for a direction that cannot be tested on data this skewed.
 
-    >>> skewed = np.array([0.0] * 9 + [1.0])  # the mean is 0.1, and the long tail is above it
-    >>> one_sided_mean(skewed - 0.5)[1]  # ten such values cannot show that it is below 0.5
-    1.0
+    Example:
+        >>> skewed = np.array([0.0] * 9 + [1.0])  # the mean is 0.1, and the long tail is above it
+        >>> one_sided_mean(skewed - 0.5)[1]  # ten such values cannot show that it is below 0.5
+        1.0
     """
     scaled = _scaled(values)
     flips, bootstrap = sign_flip(scaled), bootstrap_t(scaled)
@@ -244,8 +266,9 @@ def sign_flip(values: np.ndarray) -> tuple[float, float]:
 
     Few values are flipped in all ways, so that p is exact. Otherwise NUM_RESAMPLES are drawn.
 
-    >>> sign_flip(np.array([1.0, 2.0, 3.0]))  # the largest sum of all 2**3 sign patterns
-    (0.125, 1.0)
+    Example:
+        >>> sign_flip(np.array([1.0, 2.0, 3.0]))  # the largest sum of all 2**3 sign patterns
+        (0.125, 1.0)
     """
     found = stats.permutation_test(
         (values,),
@@ -271,9 +294,10 @@ def bootstrap_t(values: np.ndarray) -> tuple[float, float]:
 
     Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, 16.4.
 
-    >>> above, below = bootstrap_t(np.linspace(0.1, 1.9, 20))
-    >>> above < 0.001, below > 0.999
-    (True, True)
+    Example:
+        >>> above, below = bootstrap_t(np.linspace(0.1, 1.9, 20))
+        >>> above < 0.001, below > 0.999
+        (True, True)
     """
     n, residuals = len(values), values - values.mean()
     drawn = residuals[np.random.default_rng(SEED).integers(n, size=(NUM_RESAMPLES, n))]
@@ -293,8 +317,9 @@ def one_sided_ranks(values: np.ndarray) -> tuple[float, float]:
     exponential gave 5.7 % instead of 5 %. The statistic is therefore also compared with its own
     spread, and the larger p counts.
 
-    >>> one_sided_ranks(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))[0]  # one of 2**5 sign patterns
-    0.03125
+    Example:
+        >>> one_sided_ranks(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))[0]  # one of 2**5 sign patterns
+        0.03125
     """
     n = len(values)
     pairs, chances = _pair_means(values), _signed_rank_chances(n)
@@ -312,9 +337,10 @@ def one_sided_ranks(values: np.ndarray) -> tuple[float, float]:
 def bca_interval(values: np.ndarray) -> tuple[float, float]:
     """95 % BCa bootstrap interval of the mean of `values` [n], NaN if there is none.
 
-    >>> low, high = bca_interval(np.linspace(0.1, 1.9, 20))
-    >>> low < 1.0 < high
-    True
+    Example:
+        >>> low, high = bca_interval(np.linspace(0.1, 1.9, 20))
+        >>> low < 1.0 < high
+        True
     """
     with warnings.catch_warnings():
         # of degenerate data, which the NaN reports
@@ -334,8 +360,9 @@ def bca_interval(values: np.ndarray) -> tuple[float, float]:
 def hodges_lehmann(values: np.ndarray) -> tuple[float, float, float]:
     """The pseudomedian of `values` [n], n >= 6, and its exact 95 % interval.
 
-    >>> hodges_lehmann(np.arange(1.0, 11.0))
-    (5.5, 3.0, 8.0)
+    Example:
+        >>> hodges_lehmann(np.arange(1.0, 11.0))
+        (5.5, 3.0, 8.0)
     """
     pairs = _pair_means(values)
     cumulative = np.cumsum(_signed_rank_chances(len(values)))
@@ -346,8 +373,9 @@ def hodges_lehmann(values: np.ndarray) -> tuple[float, float, float]:
 def skew_note(values: np.ndarray) -> str:
     """Why `values` [n] cannot show a mean on the far side of their long tail, or an empty string.
 
-    >>> skew_note(np.array([0.0] * 9 + [1.0])).split(" (")[0]
-    'too few for data this skewed to show that the mean is below anything'
+    Example:
+        >>> skew_note(np.array([0.0] * 9 + [1.0])).split(" (")[0]
+        'too few for data this skewed to show that the mean is below anything'
     """
     n, skewness = len(values), _skewness(values)
     if n > COCHRAN * skewness**2:
@@ -365,8 +393,13 @@ def holm(ps: Sequence[float], size: int) -> list[float]:
 
     Members of the family that have no p here count as the least significant ones.
 
-    >>> holm([0.01, 0.25], size=4)  # 4 * 0.01 and 3 * 0.25
-    [0.04, 0.75]
+    Args:
+        ps: The p-values of those members that have one.
+        size: How many claims the family has.
+
+    Example:
+        >>> holm([0.01, 0.25], size=4)  # 4 * 0.01 and 3 * 0.25
+        [0.04, 0.75]
     """
     corrected, running = [0.0] * len(ps), 0.0
     by_size = sorted(range(len(ps)), key=lambda i: ps[i])
@@ -379,11 +412,15 @@ def holm(ps: Sequence[float], size: int) -> list[float]:
 def num_for_mean(distance: float, sd: float, alpha: float, power: float) -> int:
     """How many units a two-sided test of a mean needs for this power (Guenther 1981).
 
-    distance: how far the true mean is from the margin.
-    sd: standard deviation over units, in the same unit as `distance`.
+    Args:
+        distance: How far the true mean is from the margin.
+        sd: The standard deviation of the values, in the same unit as `distance`.
+        alpha: The two-sided level of the test.
+        power: The chance to find the mean on the right side of the margin.
 
-    >>> num_for_mean(0.5, sd=1.0, alpha=0.05, power=0.8)
-    34
+    Example:
+        >>> num_for_mean(0.5, sd=1.0, alpha=0.05, power=0.8)
+        34
     """
     z = float(stats.norm.ppf(1 - alpha / 2))
     needed = ((z + float(stats.norm.ppf(power))) * sd / distance) ** 2 + z**2 / 2
@@ -393,11 +430,15 @@ def num_for_mean(distance: float, sd: float, alpha: float, power: float) -> int:
 def num_for_share(planned: float, margin: float, alpha: float, power: float) -> int:
     """How many units the exact binomial test needs to tell two shares apart with this power.
 
-    planned: the share that is expected.
-    margin: the share that it is tested against.
+    Args:
+        planned: The share that is expected to be true.
+        margin: The share that it is tested against.
+        alpha: The two-sided level of the test.
+        power: The chance to find the share on the right side of the margin.
 
-    >>> num_for_share(planned=1.0, margin=0.5, alpha=0.05, power=0.9)
-    10
+    Example:
+        >>> num_for_share(planned=1.0, margin=0.5, alpha=0.05, power=0.9)
+        10
     """
     n = MIN_UNITS
     while n < LARGEST_NUM:

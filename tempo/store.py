@@ -49,7 +49,11 @@ class TraceStore:
             return None
 
     def put(self, trace: Trace) -> None:
-        """Save a trace. Raises TraceError if it cannot be written."""
+        """Save a trace under its spec.
+
+        Raises:
+            TraceError: if it cannot be written.
+        """
         trace.save(self.place(trace.spec))
 
     def place(self, spec: RunSpec) -> Path:
