@@ -1,9 +1,11 @@
-"""Llama in true float64, from the papers' formulas: a reference that shares no code with tempo or with transformers.
+"""Llama in true float64, from the papers' formulas.
 
-`.double()` is not one: transformers computes softmax, norms and rotary angles of a float64 model in float32. RMSNorm:
-arXiv 1910.07467; rotary embedding (half-split): 2104.09864, eq. 34; grouped queries: 2305.13245; SwiGLU: 2002.05202.
+This reference shares no code with tempo or with transformers. `.double()` is not float64, because
+transformers computes softmax, norms and rotary angles of a float64 model in float32. Sources:
+RMSNorm arXiv 1910.07467; rotary embedding (half-split) 2104.09864, eq. 34; grouped queries
+2305.13245; SwiGLU 2002.05202.
 
-Shapes: L layers, H query heads, Hkv key heads, D head size, N slots, V vocabulary.
+Shapes: L layers, H query heads, Hkv key heads, D head size, E hidden size, N slots, V vocabulary.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 class Llama64:
-    """The weights of a `LlamaForCausalLM` (or of a Mistral, which differs by its mask alone), in float64."""
+    """A `LlamaForCausalLM` in float64, or a Mistral, which differs only by its mask."""
 
     def __init__(self, model: Any) -> None:
         config = model.config
@@ -45,9 +47,8 @@ class Llama64:
             name: tensor.double().numpy() for name, tensor in model.state_dict().items()
         }
         self.num_layers: int = config.num_hidden_layers
-        self.head_dim: int = (
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        )
+        default = config.hidden_size // config.num_attention_heads
+        self.head_dim: int = getattr(config, "head_dim", None) or default
         self.eps: float = config.rms_norm_eps
         self.frequencies = rotary_frequencies(config.rope_parameters["rope_theta"], self.head_dim)
 
@@ -58,14 +59,17 @@ class Llama64:
         allowed: ArrayLike,
         bias: ArrayLike = 0.0,
     ) -> Pass:
-        """All slots in one shot. `allowed`: bool [N, N], query by key; `bias`: added to attention logits, [N] by key or [N, N]."""
+        """All slots in one forward pass.
+
+        allowed: who may attend to whom, bool [N, N], query by key.
+        bias: what is added to attention logits, [N] by key or [N, N] query by key.
+        """
         hidden = self.weights["model.embed_tokens.weight"][list(tokens)]  # [N, E]
         mask = np.where(allowed, bias, -np.inf)
         layers = []
         for layer in range(self.num_layers):
-            hidden, *of_layer = self._block(
-                f"model.layers.{layer}.", hidden, np.asarray(positions), mask
-            )
+            name = f"model.layers.{layer}."
+            hidden, *of_layer = self._block(name, hidden, np.asarray(positions), mask)
             layers.append(of_layer)
         logits = self._norm(hidden, "model.norm") @ self.weights["lm_head.weight"].T
         return Pass(logits, *(np.stack(arrays) for arrays in zip(*layers, strict=True)))
@@ -73,7 +77,11 @@ class Llama64:
     def _block(
         self, name: str, hidden: np.ndarray, positions: np.ndarray, mask: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        """One decoder layer: the new hidden states [N, E], attention [H, N, N], raw keys, keys and values [Hkv, N, D]."""
+        """One decoder layer.
+
+        Returns the new hidden states [N, E], attention [H, N, N], and raw keys, keys and values
+        [Hkv, N, D].
+        """
         normed = self._norm(hidden, name + "input_layernorm")
         raw_queries, raw_keys, values = (
             self._heads(normed, f"{name}self_attn.{part}_proj") for part in "qkv"
@@ -97,11 +105,8 @@ class Llama64:
         return self._linear(states, name).reshape(len(states), -1, self.head_dim).swapaxes(0, 1)
 
     def _norm(self, states: np.ndarray, name: str) -> np.ndarray:
-        return (
-            states
-            / np.sqrt((states**2).mean(axis=-1, keepdims=True) + self.eps)
-            * self.weights[name + ".weight"]
-        )
+        size = np.sqrt((states**2).mean(axis=-1, keepdims=True) + self.eps)
+        return states / size * self.weights[name + ".weight"]
 
     def _rotate(self, states: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Pairs (i, i + D/2) of [heads, N, D] turned by position * frequency_i."""

@@ -1,4 +1,4 @@
-"""TEMPO by brute force on `Llama64`: masks, positions, bias and read-out stated once more from the definition.
+"""TEMPO by brute force on `Llama64`: masks, positions, bias and read-out, from their definitions.
 
 Shapes: P prompt tokens, N slots, w set width, V vocabulary.
 """
@@ -21,14 +21,17 @@ class Lattice(NamedTuple):
     sets: list[int]  # every prompt token is a set of its own
 
     def slots(self, k: int, num_prompt: int) -> list[int]:
-        """Where the members of generated set k are; k = -1 is the last prompt token."""
+        """Slots of the members of generated set k; k = -1 is the last prompt token."""
         return [slot for slot, of_set in enumerate(self.sets) if of_set == num_prompt + k]
 
 
 def lattice(
     prompt: Sequence[int], sets: Sequence[Sequence[int]], positions: str = "shared"
 ) -> Lattice:
-    """Set k stands at position P + k as a whole (`shared`), or each slot at its own index (`sequential`)."""
+    """The slots of these sets after the prompt.
+
+    All of set k stands at position P + k (`shared`), or each slot at its own index (`sequential`).
+    """
     slots = [(token, i) for i, token in enumerate(prompt)]
     slots += [(token, len(prompt) + k) for k, members in enumerate(sets) for token in members]
     tokens, of_sets = ([slot[i] for slot in slots] for i in (0, 1))
@@ -36,7 +39,10 @@ def lattice(
 
 
 def allowed(slots: Lattice, visibility: str, window: int | None = None) -> np.ndarray:
-    """Who may attend to whom, bool [N, N], query by key, one pair at a time; a window counts positions."""
+    """Who may attend to whom, bool [N, N], query by key, one pair at a time.
+
+    A window counts positions.
+    """
 
     def may(query: int, key: int) -> bool:
         if window is not None and slots.positions[query] - slots.positions[key] >= window:
@@ -46,40 +52,44 @@ def allowed(slots: Lattice, visibility: str, window: int | None = None) -> np.nd
         siblings = slots.sets[key] == slots.sets[query]
         return siblings and (visibility == "visible" or (visibility == "causal" and key < query))
 
-    size = range(len(slots.tokens))
-    return np.array([[may(query, key) for key in size] for query in size])
+    size = len(slots.tokens)
+    mask = np.zeros((size, size), dtype=bool)
+    for query, key in np.ndindex(size, size):
+        mask[query, key] = may(query, key)
+    return mask
 
 
 class Replayed(NamedTuple):
-    """What forcing the sets gives: the last entry of `distributions` is the one after the last set."""
+    """What forcing the sets gives."""
 
     slots: Lattice
-    distributions: list[np.ndarray]  # [V] each, one more than sets
+    distributions: list[np.ndarray]  # [V] each; the last one is what follows the last set
     out: Pass
 
 
 def replay(
-    model: Llama64, prompt: Sequence[int], sets: Sequence[Sequence[int]], *, visibility: str = "isolated",
-    positions: str = "shared", readout: str = "mixture", weighting: str = "none", window: int | None = None,
-) -> Replayed:  # fmt: skip
-    """One full pass a step, since the bias of a set needs the distribution it came from."""
+    model: Llama64,
+    prompt: Sequence[int],
+    sets: Sequence[Sequence[int]],
+    *,
+    visibility: str = "isolated",
+    positions: str = "shared",
+    readout: str = "mixture",
+    weighting: str = "none",
+    window: int | None = None,
+) -> Replayed:
+    """One full pass a step, because the bias of a set needs the distribution it came from."""
     distributions: list[np.ndarray] = []
     key_bias, weights = [0.0] * len(prompt), np.ones(1)
     for k in range(len(sets) + 1):
         slots = lattice(prompt, sets[:k], positions)
         query_set, key_set = np.array(slots.sets)[:, None], np.array(slots.sets)
-        biased = (key_set < query_set) | (
-            visibility == "visible"
-        )  # its own set only where all siblings see each other
-        out = model(
-            slots.tokens,
-            slots.positions,
-            allowed(slots, visibility, window),
-            np.where(biased, key_bias, 0.0),
-        )
-        distributions.append(
-            read_out(out.logits[slots.slots(k - 1, len(prompt))], weights, readout)
-        )
+        # a set's own queries are biased only where all siblings see each other
+        biased = (key_set < query_set) | (visibility == "visible")
+        bias = np.where(biased, key_bias, 0.0)
+        out = model(slots.tokens, slots.positions, allowed(slots, visibility, window), bias)
+        members = out.logits[slots.slots(k - 1, len(prompt))]
+        distributions.append(read_out(members, weights, readout))
         if k < len(sets):
             weights = distributions[k][list(sets[k])]
             weights = weights / weights.sum()
@@ -98,6 +108,5 @@ def read_out(logits: np.ndarray, weights: np.ndarray, readout: str) -> np.ndarra
     """One distribution [V] from the members' logits [w, V]."""
     if readout == "mixture":
         return weights @ softmax(logits)
-    return softmax(
-        {"mean_logits": logits.mean(axis=0), "first": logits[0], "last": logits[-1]}[readout]
-    )
+    one = {"mean_logits": logits.mean(axis=0), "first": logits[0], "last": logits[-1]}[readout]
+    return softmax(one)

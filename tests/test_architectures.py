@@ -1,4 +1,4 @@
-"""Every causal-LM architecture of the installed transformers runs as the oracle says, or is refused with its reason."""
+"""Every causal-LM architecture of transformers agrees with the oracle or is refused with reason."""
 
 import pytest
 import torch
@@ -13,21 +13,23 @@ from tempo.support import read_registry
 from tests.planting import under_one_mask
 
 KNOWN = read_registry().get(transformers.__version__, {})
-MANY = {"5.23.0": 85, "5.24.0": 85, "5.0.0": 55}  # supported at least, by version
+# At least so many are supported, by version of transformers.
+MANY = {"5.23.0": 85, "5.24.0": 85, "5.0.0": 55}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny matrices: a second thread only waits
+    torch.set_num_threads(1)  # the matrices are tiny: a second thread only waits
     yield
     torch.set_num_threads(before)
 
 
 def test_the_registry_is_of_the_installed_transformers():
+    release, num_known = transformers.__version__, len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     assert set(KNOWN) == set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), (
-        f"tempo/architectures.json has {len(KNOWN)} architectures of transformers {transformers.__version__}, which has "
-        f"{len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}: run `make architectures` and look at what it says"
+        f"tempo/architectures.json has {len(KNOWN)} architectures of transformers {release}, "
+        f"which has {num_known}: run `make architectures` and look at what it says"
     )
     supported = [name for name, entry in KNOWN.items() if entry["status"] == "supported"]
     assert len(supported) >= MANY[transformers.__version__]
@@ -35,11 +37,12 @@ def test_the_registry_is_of_the_installed_transformers():
 
 @pytest.mark.parametrize("name", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 def test_an_architecture_is_what_the_registry_says(name):
-    """`measure` itself raises if a supported one deviates from the oracle, or if attention did not matter there."""
+    """`measure` itself raises if a supported one deviates or if its attention does not matter."""
     entry = measure(name)
-    assert (entry.status, entry.reason, entry.architecture) == tuple(
-        KNOWN[name][key] for key in ("status", "reason", "architecture")
-    )
+    known = KNOWN[name]
+    assert entry.status == known["status"]
+    assert entry.reason == known["reason"]
+    assert entry.architecture == known["architecture"]
     assert entry.status == "supported" or entry.reason
 
 
@@ -123,18 +126,16 @@ def test_a_model_that_ignores_position_ids_is_refused(monkeypatch):
 
 
 def test_an_unfinished_registry_is_seen(monkeypatch):
-    monkeypatch.setitem(
-        globals(), "KNOWN", {name: entry for name, entry in KNOWN.items() if name != "llama"}
-    )
+    unfinished = {name: entry for name, entry in KNOWN.items() if name != "llama"}
+    monkeypatch.setitem(globals(), "KNOWN", unfinished)
     with pytest.raises(AssertionError, match="make architectures"):
         test_the_registry_is_of_the_installed_transformers()
 
 
 def test_the_registry_is_written_by_version_and_keeps_the_others(monkeypatch, tmp_path):
+    old = {"4.0": {"old": {"status": "supported"}}}
     monkeypatch.setattr(architectures, "REGISTRY", tmp_path / "architectures.json")
-    monkeypatch.setattr(
-        architectures, "read_registry", lambda: {"4.0": {"old": {"status": "supported"}}}
-    )
+    monkeypatch.setattr(architectures, "read_registry", lambda: old)
     architectures.write({"llama": measure("llama")})
     text = (tmp_path / "architectures.json").read_text()
     assert '"old"' in text

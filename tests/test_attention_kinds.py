@@ -1,4 +1,4 @@
-"""Kinds of attention beside the plain one, in architectures of the pinned transformers; by name, as their versions differ."""
+"""Kinds of attention beside the plain one, in architectures of transformers that have them."""
 
 import pytest
 
@@ -15,10 +15,8 @@ def test_the_budget_of_latent_attention_counts_what_it_caches():
         "a latent cache is smaller than the keys and values made from it"
     )
     distributions = sum(step.distribution.nbytes for step in run.steps)
-    assert (
-        run.peak_bytes
-        == distributions + lm.num_layers * run.num_slots * heads * (keys + values) * 4
-    )
+    cache = lm.num_layers * run.num_slots * heads * (keys + values) * 4
+    assert run.peak_bytes == distributions + cache
 
 
 def test_differential_attention_asks_twice_a_layer_and_is_recorded_once():

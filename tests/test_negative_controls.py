@@ -1,6 +1,7 @@
 """Every fault against every check: no fault passes all checks, and no check passes all faults.
 
-The table it makes is committed. `TEMPO_WRITE_TABLES=1 pytest tests/test_negative_controls.py` writes it again.
+The resulting table is committed. `TEMPO_WRITE_TABLES=1 pytest tests/test_negative_controls.py`
+writes it again.
 """
 
 import difflib
@@ -19,11 +20,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 TABLE = Path(__file__).parents[1] / "reports" / "published" / "faults.md"
 WRITE = "TEMPO_WRITE_TABLES"
+# VIOLATED: the check fails. REFUSED: tempo itself raises an error. PASSED: the check holds.
 VIOLATED, REFUSED, PASSED = "x", "e", ""
 
 
 def outcome(check, plant=None):
-    """Whether the check fails for one of the fixed cases, and how; any other exception is an error of this test."""
+    """How the check comes out over the fixed cases: VIOLATED, REFUSED or PASSED.
+
+    Any other exception is an error of this test.
+    """
     for case in FIXED_CASES:
         with pytest.MonkeyPatch.context() as patch:
             if plant is not None:
@@ -63,13 +68,15 @@ def test_the_check_passes_once_all_faults_are_gone(name):
 
 
 def table(matrix):
-    """Faults by row, checks by number, and what each of them is."""
+    """A Markdown page: faults by row, checks by number, and a sentence on each of them."""
     numbers = range(1, len(CHECKS) + 1)
+    size = f"{len(FAULTS)} faults, {len(CHECKS)} checks, {len(FIXED_CASES)} cases each"
     lines = [
         "# Faults planted in the engine, and the checks that catch them",
         "",
-        f"Made by `tests/test_negative_controls.py`: {len(FAULTS)} faults, {len(CHECKS)} checks, {len(FIXED_CASES)} cases each. "
-        f"{VIOLATED}: the check fails; {REFUSED}: tempo itself refuses to go on; empty: the fault does not reach what is checked.",
+        f"Made by `tests/test_negative_controls.py`: {size}. "
+        f"{VIOLATED}: the check fails. {REFUSED}: tempo itself refuses to go on. "
+        "Empty: the fault does not reach what is checked.",
         "",
         "| fault | caught by | " + " | ".join(map(str, numbers)) + " |",
         "|---|--:|" + ":-:|" * len(CHECKS),
@@ -78,16 +85,17 @@ def table(matrix):
         caught = sum(map(bool, row.values()))
         lines.append(f"| {fault} | {caught} | " + " | ".join(row[name] for name in CHECKS) + " |")
     lines += ["", "## Faults", ""]
-    lines += [
-        f"- **{fault}**: {plant.__doc__.partition(chr(10))[0]}" for fault, plant in FAULTS.items()
-    ]
+    lines += [f"- **{fault}**: {first_line(plant)}" for fault, plant in FAULTS.items()]
     lines += ["", "## Checks", ""]
     for number, (name, check) in zip(numbers, CHECKS.items(), strict=True):
         triggered = sum(bool(row[name]) for row in matrix.values())
-        lines.append(
-            f"{number}. **{name}** (fails for {triggered}): {check.holds.__doc__.partition(chr(10))[0]}"
-        )
+        lines.append(f"{number}. **{name}** (fails for {triggered}): {first_line(check.holds)}")
     return "\n".join(lines) + "\n"
+
+
+def first_line(function):
+    """The first line of its docstring."""
+    return function.__doc__.partition("\n")[0]
 
 
 def test_the_committed_table_is_what_was_found(matrix):
@@ -100,6 +108,7 @@ def test_the_committed_table_is_what_was_found(matrix):
             committed.splitlines(), found.splitlines(), "committed", "found", lineterm="", n=0
         )
     )
+    command = f"{WRITE}=1 pytest tests/{Path(__file__).name}"
     assert committed == found, (
-        f"{TABLE.name} is out of date; run `{WRITE}=1 pytest tests/{Path(__file__).name}` and commit it:\n{changes}"
+        f"{TABLE.name} is out of date; run `{command}` and commit it:\n{changes}"
     )

@@ -1,4 +1,4 @@
-"""Small random models built in code, each once a session, with what the exactness checks need of them."""
+"""Small random models built in code, each once a session, and the float64 reference of each."""
 
 from __future__ import annotations
 
@@ -21,33 +21,44 @@ from tempo import LanguageModel
 from tests.llama64 import Llama64
 
 VOCAB = 64  # small, so that several tokens reach a threshold and a full marginal can be summed
-# Token ids with one and the same embedding: to the model they are copies of one token, to a set they are different ones.
+# Token ids with one and the same embedding. The model cannot tell them apart, but a set can.
 TWINS = (60, 61, 62, 63)
-WINDOW = 4  # positions a sliding layer sees: less than a prompt and its sets
+# Positions that a sliding layer sees: fewer than a prompt and its sets have.
+WINDOW = 4
 THETA = 1e4
-# Weights this much above 1 / sqrt(fan-in) spread attention logits by about 1.5^2, so that attention is far from uniform.
+# Weights are this much above 1 / sqrt(fan-in). Attention logits then spread by about 1.5^2, and
+# attention is far from uniform.
 GAIN = 1.5
-SINK = 1.0  # about the largest attention logit of a query: the sink takes a good part of the mass
+# About the largest attention logit of a query, so that the sink takes much of the mass.
+SINK = 1.0
 
 SHAPE = {
-    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 8, "max_position_embeddings": 256, "tie_word_embeddings": False, "bos_token_id": None, "eos_token_id": None,
-    "pad_token_id": None, "rope_parameters": {"rope_type": "default", "rope_theta": THETA},
-}  # fmt: skip
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "rope_parameters": {"rope_type": "default", "rope_theta": THETA},
+}
 
 
 @cache
 def llama(num_layers: int = 2, seed: int = 0) -> LanguageModel:
+    """A plain Llama."""
     return _wrapped(LlamaForCausalLM(LlamaConfig(num_hidden_layers=num_layers, **SHAPE)), seed)
 
 
 @cache
 def mistral() -> LanguageModel:
-    """Llama with a sliding window in every layer."""
-    return _wrapped(
-        MistralForCausalLM(MistralConfig(num_hidden_layers=2, sliding_window=WINDOW, **SHAPE)),
-        seed=0,
-    )
+    """A Llama with a sliding window in every layer."""
+    config = MistralConfig(num_hidden_layers=2, sliding_window=WINDOW, **SHAPE)
+    return _wrapped(MistralForCausalLM(config), seed=0)
 
 
 @cache
@@ -74,13 +85,14 @@ def exact(lm: LanguageModel) -> Llama64:
 
 
 def _wrapped(model: PreTrainedModel, seed: int) -> LanguageModel:
+    """The model with random weights, ready to run."""
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if parameter.ndim > 1:  # norms stay at one, biases at zero
+        if parameter.ndim > 1:
             std = 1.0 if "embed_tokens" in name else GAIN / math.sqrt(parameter.shape[-1])
             parameter.normal_(std=std, generator=generator)
-        elif "norm" not in name:
+        elif "norm" not in name:  # norms stay at one, biases become zero
             parameter.zero_()
     embedding = model.get_input_embeddings().weight
     embedding[list(TWINS)] = embedding[TWINS[0]].clone()
