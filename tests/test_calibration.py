@@ -1,4 +1,7 @@
-"""The committed calibration: made by the statistics in use, within its limits, and reproduced in part; and able to fail."""
+"""The committed calibration was made by the statistics in use and is within its limits.
+
+A part of it is reproduced, and each check can fail.
+"""
 
 import json
 from pathlib import Path
@@ -30,12 +33,14 @@ def few_resamples(monkeypatch):
 
 
 def cells(test):
+    """The rows of one test on null data."""
     return [row for row in REPORT["null"] if row["test"] == test]
 
 
 def test_the_table_was_made_by_the_statistics_in_use():
     assert REPORT["statistics_sha256"] == statistics_sha256(), (
-        "tempo/statistics.py has changed since its calibration: run make calibration, look at the table, commit both"
+        "tempo/statistics.py has changed since its calibration: "
+        "run make calibration, look at the table, commit both"
     )
     assert (PUBLISHED / "calibration.md").read_text(encoding="utf-8") == markdown(REPORT)
 
@@ -53,15 +58,24 @@ def test_the_limit_would_catch_the_plain_sign_flip_test():
     assert worst > limit(500) + 0.05
 
 
-# Their planned effect takes more prompts than the suite has, as their sample-size plan says; here so that no other joins them unseen.
+# Their planned effect takes more prompts than the suite has, as their sample-size plan says.
+# They are listed so that no other claim joins them unseen.
 MORE_THAN_THE_SUITE = {
-    "exp7.not-worse-than-top-branch", "exp7.closer-than-top-branch", "exp7.closer-in-js-than-top-branch", "exp8.no-interaction",
-    "exp11.count-weighting-helps", "exp11.probability-removes-a-third", "exp11.posterior-beats-late-commitment",
-    "exp12.law-explains-weak-heads", "exp12.alternatives-score-lower", "exp12.more-than-the-law-somewhere",
-}  # fmt: skip
+    "exp7.not-worse-than-top-branch",
+    "exp7.closer-than-top-branch",
+    "exp7.closer-in-js-than-top-branch",
+    "exp8.no-interaction",
+    "exp11.count-weighting-helps",
+    "exp11.probability-removes-a-third",
+    "exp11.posterior-beats-late-commitment",
+    "exp12.law-explains-weak-heads",
+    "exp12.alternatives-score-lower",
+    "exp12.more-than-the-law-somewhere",
+}
 
 
-# Enough prompts for data of a normal shape, as plans assume, and not for data as skewed as a real model's.
+# The suite has enough prompts for data of a normal shape, as their plans assume. For data as skewed
+# as a real model's it has too few.
 LESS_IN_THEIR_OWN_SHAPE = {
     "exp7.visible-not-worse-than-isolated",
     "exp8.company",
@@ -71,13 +85,13 @@ LESS_IN_THEIR_OWN_SHAPE = {
 
 @pytest.mark.parametrize("row", REPORT["registered"], ids=lambda row: row["claim"])
 def test_each_registered_effect_is_found_nine_times_in_ten_at_160_prompts_or_named_here(row):
-    assert (row["needed"] > 160) == (row["claim"] in MORE_THAN_THE_SUITE)
+    claim = row["claim"]
+    assert (row["needed"] > 160) == (claim in MORE_THAN_THE_SUITE)
     if row["needed"] <= 160:
         least = 1 - limit(row["draws"], alpha=0.1)
         assert row["power"] >= least
-        assert (row.get("power_real_shape", 1.0) < least) == (
-            row["claim"] in LESS_IN_THEIR_OWN_SHAPE
-        )
+        in_own_shape = row.get("power_real_shape", 1.0)
+        assert (in_own_shape < least) == (claim in LESS_IN_THEIR_OWN_SHAPE)
 
 
 def test_a_model_does_not_differ_from_itself_and_shuffled_labels_seldom():
@@ -97,7 +111,7 @@ RECHECKED = [
 
 
 @pytest.mark.parametrize(("name", "settings", "draw", "n"), RECHECKED)
-def test_a_part_of_the_table_comes_out_again(name, settings, draw, n):
+def test_a_part_of_the_table_is_reproduced(name, settings, draw, n):
     claim = plain_claim(**settings, id=name)
     shift = settings.get("margin", 0.0)
     again = simulate(Scenario(claim, draw, n, shift, simulations=FEW, seed=1)).false

@@ -1,4 +1,4 @@
-"""tempo.capture: memory known to the byte before a run, refusals whose remedies work, and keys before rotation."""
+"""tempo.capture: memory known to the byte before a run, refusals whose remedies work, raw keys."""
 
 import itertools
 import math
@@ -25,7 +25,10 @@ SUBSETS = [names for count in range(5) for names in itertools.combinations(CAPTU
 
 
 def nbytes(trace):
-    """Bytes of the arrays a trace really holds, by name; the cache holds the keys and values in the model's float32."""
+    """Bytes of the arrays that a trace really holds, by name.
+
+    The cache holds keys and values in the model's float32.
+    """
     held = {"distribution": sum(step.distribution.nbytes for step in trace.steps)}
     for name in ("attention", "siblings", "logits"):
         arrays = [array for step in trace.steps if (array := getattr(step, name)) is not None]
@@ -56,30 +59,22 @@ def test_bytes_are_those_of_the_arrays_of_the_trace_exactly_and_by_name(tiny, sp
     assert {name: size for name, size in sizes.items() if name in held} == held
     assert set(sizes) == {"distribution", "cache", *names}
     assert trace.peak_bytes == sum(sizes.values())
-    wider = [*trace.widths[:-1], trace.widths[-1] + 1]
-    assert all(
-        size > sizes[name]
-        for name, size in trace_bytes(tiny, trace.spec, 7, wider).items()
-        if name != "distribution"
-    )
+    one_wider = [*trace.widths[:-1], trace.widths[-1] + 1]
+    wider = trace_bytes(tiny, trace.spec, 7, one_wider)
+    assert all(size > sizes[name] for name, size in wider.items() if name != "distribution")
 
 
 def test_the_cache_counts_every_slot_whether_or_not_keys_are_kept(tiny):
     without = trace_bytes(tiny, RunSpec(prompt="a"), 5, [2, 3])
-    assert (
-        without["cache"]
-        == trace_bytes(tiny, RunSpec(prompt="a", capture="kv"), 5, [2, 3])["cache"]
-        == 3 * 2 * 10 * 2 * 16 * 4
-    )
+    kept = trace_bytes(tiny, RunSpec(prompt="a", capture="kv"), 5, [2, 3])
+    assert without["cache"] == kept["cache"] == 3 * 2 * 10 * 2 * 16 * 4
     assert "kv" not in without
     assert without["cache"] < trace_bytes(tiny, RunSpec(prompt="a"), 6, [2, 3])["cache"]
 
 
 def test_a_cache_of_half_precision_takes_half(tiny):
-    shape = {
-        name: getattr(tiny, name)
-        for name in ("vocab_size", "num_layers", "num_heads", "key_value_sizes")
-    }
+    names = ("vocab_size", "num_layers", "num_heads", "key_value_sizes")
+    shape = {name: getattr(tiny, name) for name in names}
     half = SimpleNamespace(dtype=torch.bfloat16, **shape)
     spec = RunSpec(prompt="a", capture=EVERYTHING)
     full, small = trace_bytes(tiny, spec, 5, [2, 3]), trace_bytes(half, spec, 5, [2, 3])
@@ -133,19 +128,14 @@ def test_no_distribution_has_a_wider_set_than_the_bound(counts, threshold, membe
             spec = RunSpec(prompt="a", threshold=level)
             width = len(select(distribution, level, None).tokens)
             assert 1 <= width <= widest_set(spec, len(weights))
-            assert (
-                len(select(distribution, level, 3).tokens)
-                <= widest_set(spec.but(max_width=3), len(weights))
-                <= 3
-            )
+            capped = len(select(distribution, level, 3).tokens)
+            assert capped <= widest_set(spec.but(max_width=3), len(weights)) <= 3
 
 
 def test_siblings_alone_beside_a_run_that_records_all_attention(tiny):
-    specs = [
-        RunSpec(prompt=PROMPT, threshold=0.03, max_steps=4, capture=capture)
-        for capture in ("siblings", "attention")
-    ]
-    lean, full = tempo.generate_batch(tiny, [specs[0].but(prompt="A dog sat"), specs[1]])
+    spec = RunSpec(prompt=PROMPT, threshold=0.03, max_steps=4)
+    specs = [spec.but(prompt="A dog sat", capture="siblings"), spec.but(capture="attention")]
+    lean, full = tempo.generate_batch(tiny, specs)
     (alone,) = tempo.generate_batch(tiny, [lean.spec])
     assert max(lean.widths) > 1
     for step, other in zip(lean.steps, alone.steps, strict=True):
@@ -158,18 +148,11 @@ def test_siblings_alone_beside_a_run_that_records_all_attention(tiny):
 def test_siblings_are_the_last_columns_of_attention_whether_that_is_kept_or_not(
     tiny, capture, replayed
 ):
-    spec = RunSpec(
-        prompt=PROMPT,
-        threshold=0.03,
-        max_steps=5,
-        visibility="visible",
-        capture=("attention", "siblings"),
-    )
+    seen = RunSpec(prompt=PROMPT, threshold=0.03, max_steps=5, visibility="visible")
+    spec = seen.but(capture=("attention", "siblings"))
     spec = spec.but(replay=tempo.generate_batch(tiny, [spec])[0]) if replayed else spec
-    full, lean = (
-        tempo.generate_batch(tiny, [spec])[0],
-        tempo.generate_batch(tiny, [spec.but(capture=capture)])[0],
-    )
+    (full,) = tempo.generate_batch(tiny, [spec])
+    (lean,) = tempo.generate_batch(tiny, [spec.but(capture=capture)])
     assert max(full.widths) > 1
     for step, other in zip(full.steps, lean.steps, strict=True):
         width = len(step.tokens)
@@ -182,11 +165,8 @@ def test_siblings_are_the_last_columns_of_attention_whether_that_is_kept_or_not(
 def test_the_bound_is_reached_so_a_smaller_one_would_be_wrong(members):
     distribution = torch.softmax(torch.zeros(members), dim=-1)
     threshold = float(distribution[0])
-    assert (
-        len(select(distribution, threshold, None).tokens)
-        == members
-        == widest_set(RunSpec(prompt="a", threshold=threshold), 10**6)
-    )
+    width = len(select(distribution, threshold, None).tokens)
+    assert width == members == widest_set(RunSpec(prompt="a", threshold=threshold), 10**6)
 
 
 def test_the_bound_is_capped_by_the_vocabulary_and_the_width_asked_for():
@@ -212,6 +192,7 @@ def refusal(lm, specs, budget):
 
 
 def needs(lm, spec, num_prompt=5):
+    """Bytes of all arrays of a run."""
     return sum(trace_bytes(lm, spec, num_prompt).values())
 
 
@@ -235,9 +216,8 @@ def test_the_remedies_of_a_refusal_really_fit_and_one_more_does_not(
         assert check_budget(tiny_shape, [spec.but(**{name: best})], [5], budget) is None
         assert f"{name}=" in refusal(tiny_shape, [spec.but(**{name: best + 1})], budget)
     found = re.search(r"capture without '(\w+)'", message)
-    fitting = [
-        name for name in names if needs(tiny_shape, spec.but(capture=set(names) - {name})) <= budget
-    ]
+    lean = {name: spec.but(capture=set(names) - {name}) for name in names}
+    fitting = [name for name in names if needs(tiny_shape, lean[name]) <= budget]
     assert (found is not None) == bool(fitting)
     if found:
         assert found[1] in fitting
@@ -248,7 +228,7 @@ def test_the_remedies_of_a_refusal_really_fit_and_one_more_does_not(
 
 @pytest.fixture(scope="module")
 def tiny_shape():
-    """The sizes of the tiny model without its weights, as a budget needs no more."""
+    """The sizes of the tiny model without its weights. A budget needs no more."""
     return SimpleNamespace(
         num_layers=3,
         num_heads=4,
@@ -289,28 +269,34 @@ def test_runs_are_counted_together_and_fewer_at_a_time_fit(tiny_shape):
 def test_without_a_budget_part_of_the_free_memory_is_one(tiny_shape, monkeypatch):
     spec = RunSpec(prompt="a", capture=EVERYTHING)
     free = math.ceil(needs(tiny_shape, spec) / FREE_MEMORY_SHARE)
-    monkeypatch.setattr(capture.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    memory = SimpleNamespace(available=free)
+    monkeypatch.setattr(capture.psutil, "virtual_memory", lambda: memory)
     assert check_budget(tiny_shape, [spec], [5], None) is None
-    monkeypatch.setattr(
-        capture.psutil, "virtual_memory", lambda: SimpleNamespace(available=free - 2)
-    )
+    memory.available = free - 2
     with pytest.raises(MemoryBudgetError, match=f"{needs(tiny_shape, spec)} bytes"):
         check_budget(tiny_shape, [spec], [5], None)
 
 
 def test_nothing_is_computed_before_a_refusal(tiny, monkeypatch):
-    passes = []
-    original = engine._forward
-    monkeypatch.setattr(engine, "_forward", lambda *args: (passes.append(args), original(*args))[1])
+    passes, original = [], engine._forward
+
+    def counted(*args):
+        passes.append(args)
+        return original(*args)
+
+    def one(budget):
+        tempo.generate(tiny, PROMPT, max_steps=2, capture=EVERYTHING, memory_budget=budget)
+
+    def batch(budget):
+        tempo.generate_batch(tiny, [spec], memory_budget=budget)
+
+    def stream(budget):
+        list(tempo.stream(tiny, [spec], memory_budget=budget))
+
+    monkeypatch.setattr(engine, "_forward", counted)
     spec = RunSpec(prompt=PROMPT, max_steps=2, capture=EVERYTHING)
     needed = needs(tiny, spec, len(tiny.encode(PROMPT)))
-    for run in (
-        lambda budget: tempo.generate(
-            tiny, PROMPT, max_steps=2, capture=EVERYTHING, memory_budget=budget
-        ),
-        lambda budget: tempo.generate_batch(tiny, [spec], memory_budget=budget),
-        lambda budget: list(tempo.stream(tiny, [spec], memory_budget=budget)),
-    ):
+    for run in (one, batch, stream):
         passes.clear()
         with pytest.raises(MemoryBudgetError, match=f"{needed} bytes"):
             run(needed - 1)
@@ -334,22 +320,23 @@ def test_a_refusal_is_a_tempo_error_and_a_memory_error(tiny_shape):
     assert check_budget(tiny_shape, [], [], 0) is None
 
 
+def same_logits(one, other):
+    """Whether the logits of two traces are equal to the bit."""
+    pairs = zip(one.steps, other.steps, strict=True)
+    return all(np.array_equal(a.logits, b.logits) for a, b in pairs)
+
+
 @pytest.mark.parametrize("visibility", ["isolated", "visible"])
 def test_capturing_raw_keys_does_not_change_a_logit(tiny, visibility):
-    settings = {"threshold": 0.02, "max_steps": 4, "visibility": visibility, "positions": "shared"}
+    settings = {"threshold": 0.02, "max_steps": 4, "visibility": visibility}
     plain = tempo.generate(tiny, PROMPT, capture="logits", **settings)
     rich = tempo.generate(tiny, PROMPT, capture=("logits", "kv"), **settings)
     assert plain.sets == rich.sets
     assert max(plain.widths) > 1
-    assert all(
-        np.array_equal(a.logits, b.logits) for a, b in zip(plain.steps, rich.steps, strict=True)
-    )
-    moved = tempo.generate(
-        tiny, PROMPT, capture="logits", replay=plain.sets, **{**settings, "positions": "sequential"}
-    )
-    assert not all(
-        np.array_equal(a.logits, b.logits) for a, b in zip(plain.steps, moved.steps, strict=True)
-    )
+    assert same_logits(plain, rich)
+    elsewhere = settings | {"replay": plain.sets, "positions": "sequential"}
+    moved = tempo.generate(tiny, PROMPT, capture="logits", **elsewhere)
+    assert not same_logits(plain, moved)
 
 
 def test_raw_keys_are_collected_in_the_block_and_not_after_it(tiny):
@@ -360,15 +347,13 @@ def test_raw_keys_are_collected_in_the_block_and_not_after_it(tiny):
             watched = tiny.model(tokens, use_cache=True)
         cached = [layer.keys for layer in watched.past_key_values.layers]
         assert torch.equal(plain.logits, watched.logits)
-        assert [tuple(keys.shape) for keys in found] == [
-            (1, tiny.num_key_value_heads, 3, tiny.head_dim)
-        ] * tiny.num_layers
+        shape = (1, tiny.num_key_value_heads, 3, tiny.head_dim)
+        assert [tuple(keys.shape) for keys in found] == [shape] * tiny.num_layers
         for raw, keys in zip(found, cached, strict=True):
-            assert torch.equal(raw[:, :, 0], keys[:, :, 0])  # position 0 is not rotated
+            # position 0 is not rotated, and a rotation keeps lengths
+            assert torch.equal(raw[:, :, 0], keys[:, :, 0])
             assert not torch.equal(raw[:, :, 1], keys[:, :, 1])
-            assert torch.allclose(
-                raw.norm(dim=-1), keys.norm(dim=-1), rtol=1e-5
-            )  # a rotation keeps lengths
+            assert torch.allclose(raw.norm(dim=-1), keys.norm(dim=-1), rtol=1e-5)
         tiny.model(tokens, use_cache=True)
     assert len(found) == tiny.num_layers
     assert not any(module._forward_pre_hooks for module in tiny.attention_modules)
@@ -396,10 +381,7 @@ def test_a_module_that_hides_its_rotation_is_refused():
     module, cache = Hiding(), SimpleNamespace(update=lambda *args: None)
     with pytest.raises(ModelError, match="leave 'kv' out of capture"), raw_keys([module]):
         module(torch.ones(2), past_key_values=cache)
+    tables = (torch.zeros(2), torch.zeros(2))
     with raw_keys([module]) as found:
-        module(
-            torch.ones(2),
-            past_key_values=cache,
-            position_embeddings=(torch.zeros(2), torch.zeros(2)),
-        )
+        module(torch.ones(2), past_key_values=cache, position_embeddings=tables)
     assert torch.equal(found[0], torch.ones(2))
