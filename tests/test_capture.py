@@ -179,7 +179,7 @@ def test_the_bound_is_capped_by_the_vocabulary_and_the_width_asked_for():
 
 
 def test_rounding_that_lets_one_more_token_in_is_provided_for():
-    # a float32 softmax may sum to slightly more than one, and three members reach this threshold then
+    # a float32 softmax may sum to slightly more than one; then three members reach this threshold
     assert widest_set(RunSpec(prompt="a", threshold=(1 + 5e-7) / 3), 10) == 3
     assert math.floor(1 / ((1 + 5e-7) / 3)) == 2
 
