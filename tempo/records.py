@@ -1,4 +1,4 @@
-"""The record behind reports: JSON lines that survive a killed run, and the findings read back from them."""
+"""JSON lines that survive a killed run, and the findings read back from them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from tempo.text import escaped
 
 
 def read_findings(path: str | Path) -> list[Finding]:
-    """The findings of a record written by experiments, the last one of each claim, config and model.
+    """The findings in a `findings.jsonl`, the last one of each claim, config and model.
 
-    Raises TraceError if the file is missing, is no such record, or was written with another version of the schema.
+    Raises TraceError if the file is missing, holds something else, or has another schema version.
     """
     found: dict[tuple[str, str, str], Finding] = {}
     try:
         for record in read_jsonl(path):
             if (seen := record.pop("schema", "none")) != SCHEMA:
                 raise TraceError(
-                    f"{path} holds a finding of schema {seen!r}, this tempo reads {SCHEMA}; delete the file and run pytest "
-                    "test_experiments again, which reads the measured cases and runs no model for them"
+                    f"{path} holds a finding of schema {seen!r}, this tempo reads {SCHEMA}; delete "
+                    "the file and run pytest on the studies again: what was measured is kept, so "
+                    "that no model runs for it"
                 )
             values: dict[str, Any] = {
                 name: math.nan if value is None else value for name, value in record.items()
@@ -39,20 +40,22 @@ def read_findings(path: str | Path) -> list[Finding]:
             ] = finding
     except TypeError as error:
         raise TraceError(
-            f"{path} is not a record of findings ({error}); run pytest test_experiments to make one"
+            f"{path} is not a record of findings ({error}); run pytest on the studies to make one"
         ) from None
     except OSError as error:
         raise TraceError(
-            f"cannot read {path}: {error.strerror}; run pytest test_experiments to make it"
+            f"cannot read {path}: {error.strerror}; run pytest on the studies to make it"
         ) from None
     return list(found.values())
 
 
 def append_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Append one line per record and force them to disk; half a line left by a killed run is dropped first.
+    """Append one line per record and force them to disk.
 
-    NumPy values, paths and dataclasses become plain JSON; NaN and infinity become null, since JSON has neither. For one
-    writer at a time. Raises TypeError before anything is written if a record holds something else.
+    Half a line left by a killed run is dropped first. NumPy values, paths and dataclasses become
+    plain JSON. NaN and infinity become null, since JSON has neither. Only one process may write at
+    a time.
+    Raises TypeError before anything is written if a record holds something else.
     """
     lines = [json.dumps(plain(record), allow_nan=False) + "\n" for record in records]
     path = Path(path)
@@ -72,9 +75,10 @@ def append_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The records of the file, without a last line that a killed run left unfinished; none if there is no file.
+    """The records of the file; none if there is no file.
 
-    Raises TraceError with the line's number if any other line is not a JSON object.
+    A last line that a killed run left unfinished is ignored. Raises TraceError with the line's
+    number if any other line is not a JSON object.
     """
     path = Path(path)
     lines = path.read_bytes().split(b"\n") if path.exists() else []
@@ -92,7 +96,13 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """The value as what JSON knows: dict, list, str, int, float, bool, None."""
+    """The value as what JSON knows: dict, list, str, int, float, bool, None.
+
+    Raises TypeError if it is made of something else.
+
+    >>> plain({"at": Path("a"), "x": (1, math.nan)})
+    {'at': 'a', 'x': [1, None]}
+    """
     match value:
         case np.ndarray() | np.generic():
             return plain(value.tolist())
@@ -111,12 +121,13 @@ def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     raise TypeError(
-        f"cannot record a {type(value).__name__} as JSON; pass numbers, strings, lists, dicts or arrays"
+        f"cannot record a {type(value).__name__} as JSON; pass numbers, strings, lists, dicts or "
+        "arrays"
     )
 
 
 def _ends_with_newline(file: BinaryIO) -> bool:
-    """Whether the file is empty or its last line is complete; cheap, since a record may be long."""
+    """Whether the file is empty or its last line is complete. Reads one byte: records are long."""
     if file.seek(0, os.SEEK_END) == 0:
         return True
     file.seek(-1, os.SEEK_END)

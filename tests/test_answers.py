@@ -1,6 +1,7 @@
-"""The answers follow from the findings by the registered rules, and are undetermined where a needed finding is."""
+"""Answers follow from findings by their rules, and are undetermined where a needed finding is."""
 
-import importlib.util
+import importlib
+import json
 import math
 import re
 from dataclasses import replace
@@ -9,39 +10,47 @@ from pathlib import Path
 import pytest
 
 from tempo.claims import Finding
-from tempo.reporting import answers, conclusion
+from tempo.errors import TraceError
+from tempo.reporting import rules
 from tempo.reporting.answers import (
-    ARTEFACTS,
+    FEW,
+    Answer,
+    Conclusions,
+    Findings,
+    evidence,
+    headline_lines,
+    verdicts_alone,
+)
+from tempo.reporting.rules import decide, explain, refuted, supported, zero
+from test_experiments import questions as q
+from test_experiments.questions import (
     ATTENDS,
     CLOSER,
+    DEPTH,
     ENGINE_DIFFERS,
     EQUIVALENT,
     EXACT,
+    HELPS,
     IDENTICAL,
     ISOLATED_ZERO,
     MORE_THAN_UNIFORM,
     NOT_WORSE,
+    PLAIN,
     SELECTION,
     SHARING,
     STORED,
     TOP_10,
-    ZERO_TOO,
-)
-from tempo.reporting.conclusion import (
-    DEPTH,
-    FACT,
-    FACT_REWEIGHTED,
-    HELPS,
-    NOT_WORSE_REWEIGHTED,
-    READS,
-    READS_REWEIGHTED,
     VISIBLE_NOT_WORSE,
+    ZERO_TOO,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
 S, R, I = "SUPPORTED", "REFUTED", "INCONCLUSIVE"  # noqa: E741
-BEFORE = "exp2.same-before-first-wide-set"
-# The pattern of verdicts that makes each scenario, by its registered rule; in A no sibling gets any attention at all.
+BEFORE = q.SAME_BEFORE
+ARTEFACTS = tuple(q.ARTEFACTS)
+READS, FACT = PLAIN[2:]
+NOT_WORSE_REWEIGHTED, _, READS_REWEIGHTED, FACT_REWEIGHTED = q.WEIGHTED
+# The verdicts that make each scenario, by its rule; in A no sibling gets any attention at all.
 PATTERNS = {
     "A": {IDENTICAL: S, EQUIVALENT: S, TOP_10: S, SELECTION: S, MORE_THAN_UNIFORM: R},
     "B": {IDENTICAL: R, EQUIVALENT: S, TOP_10: S, SELECTION: S, MORE_THAN_UNIFORM: R, ATTENDS: S},
@@ -58,34 +67,56 @@ NEEDED = {
 
 def finding(claim, verdict, **changes) -> Finding:
     base = Finding(
-        claim=claim, statement="", kind="empirical", verdict=verdict, reason="", estimate=0.25, low=0.125, high=0.5,
-        effect_size=1.0, n=160, unit="prompt", statistic="", test="greater", margin=0.0, margin_reason="", p=0.01, p_corrected=0.02,
-        p_against=1.0, p_against_corrected=1.0, family="", control="", control_estimate=0.0, control_holds=True,
-        context={"experiment": claim.split(".")[0], "model": "tiny"},
-    )  # fmt: skip
+        claim=str(claim),
+        statement="",
+        kind="empirical",
+        verdict=verdict,
+        reason="",
+        estimate=0.25,
+        low=0.125,
+        high=0.5,
+        effect_size=1.0,
+        n=160,
+        unit="prompt",
+        statistic="",
+        test="greater",
+        margin=0.0,
+        margin_reason="",
+        p=0.01,
+        p_corrected=0.02,
+        p_against=1.0,
+        p_against_corrected=1.0,
+        family="",
+        control="",
+        control_estimate=0.0,
+        control_holds=True,
+        context={"experiment": str(claim).split(".")[0], "model": "tiny"},
+    )
     return replace(base, **changes)
 
 
-ZERO = finding(
-    ATTENDS, I, estimate=0.0, low=0.0, high=0.0, p=math.nan
-)  # no spread: the test has nothing to judge by
+# No spread: the test has nothing to judge by.
+ZERO = finding(ATTENDS, I, estimate=0.0, low=0.0, high=0.0, p=math.nan)
 
 
-def pattern(letter) -> dict[str, Finding]:
+def told(answer, found) -> Answer:
+    """What a rule of the questions answers from findings."""
+    return answer(Findings(list(found)))
+
+
+def pattern(letter) -> dict[object, Finding]:
     found = {claim: finding(claim, verdict) for claim, verdict in PATTERNS[letter].items()}
     return found | ({ATTENDS: ZERO} if letter == "A" else {})
 
 
 @pytest.mark.parametrize("letter", PATTERNS)
 def test_each_scenario_follows_from_its_pattern_and_no_other_does(letter):
-    found = answers.scenario(list(pattern(letter).values()))
+    found = told(q.scenario, pattern(letter).values())
     assert found.short.startswith(f"{letter}: ")
     assert found.rule.startswith(f"{letter}: ")
-    held = [
-        name
-        for name, _, _, rule in answers.SCENARIOS
-        if rule(answers.Findings(list(pattern(letter).values())))
-    ]
+    assert found.claims
+    f = Findings(list(pattern(letter).values()))
+    held = [name[0] for name, rule in q.SCENARIOS.items() if rule.truth(f)]
     assert held == [letter]
 
 
@@ -111,34 +142,30 @@ def test_a_scenario_is_undetermined_where_a_needed_finding_is_missing_or_unsound
             context={"experiment": "x", "config": "mine", "variant": "mine"},
         )
         found |= {claim: known, "other": other}
-    said = answers.scenario(list(found.values()))
+    said = told(q.scenario, found.values())
     assert said.short == "Undetermined"
-    assert claim in said.text
+    assert str(claim) in said.text
 
 
 def test_a_needless_finding_may_be_open():
     found = pattern("D") | {IDENTICAL: finding(IDENTICAL, I)}
     del found[MORE_THAN_UNIFORM]
-    assert answers.scenario(list(found.values())).short.startswith("D")
+    assert told(q.scenario, found.values()).short.startswith("D")
 
 
 def test_verdicts_that_fit_no_scenario_are_said_to_fit_none():
     found = pattern("D") | {SELECTION: finding(SELECTION, S)}
-    said = answers.scenario(list(found.values()))
+    said = told(q.scenario, found.values())
     assert said.short == "Undetermined"
     assert "fit none of the four" in said.text
 
 
 def test_nothing_is_known_from_no_findings():
-    for answer in (
-        *answers.questions([]),
-        answers.scenario([]),
-        conclusion.recommended_mode([]),
-        conclusion.just_fine([]),
-    ):
+    for answer in q.conclusions([]).answers:
         assert answer.short == "Undetermined"
-    assert "Not measured in this record: exp7, exp13, exp11" in conclusion.just_fine([]).text
-    assert "not built" not in conclusion.just_fine([]).text
+    fine = told(q.just_fine, [])
+    assert "Not measured in this record: exp7, exp13, exp11" in fine.text
+    assert "not built" not in fine.text
 
 
 @pytest.mark.parametrize(
@@ -158,24 +185,31 @@ def test_whether_siblings_attend(attends, isolated, short):
         for claim, verdict in ((ATTENDS, attends), (ISOLATED_ZERO, isolated))
         if verdict
     ]
-    assert answers.attend(found).short == short
-    assert answers.attend([ZERO]).short == "No"
+    assert told(q.attend, found).short == short
+    assert told(q.attend, [ZERO]).short == "No"
 
 
 def test_an_isolated_sibling_that_attends_makes_no_yes():
-    assert answers.attend([finding(ATTENDS, S), finding(ISOLATED_ZERO, R)]).short == "Undetermined"
+    found = [finding(ATTENDS, S), finding(ISOLATED_ZERO, R)]
+    assert told(q.attend, found).short == "Undetermined"
 
 
 @pytest.mark.parametrize(
     ("verdicts", "short"),
-    [((S, S, S, S), "Identical"), ((R, S, S, S), "Not identical, but equivalent"), ((R, R, S, S), "Only the top-k"),
-     ((R, R, R, S), "Neither"), ((R, R, S, R), "Neither"), ((R, R, I, S), "Undetermined"), ((I, I, R, R), "Undetermined")],
-)  # fmt: skip
+    [
+        ((S, S, S, S), "Identical"),
+        ((R, S, S, S), "Not identical, but equivalent"),
+        ((R, R, S, S), "Only the top-k"),
+        ((R, R, R, S), "Neither"),
+        ((R, R, S, R), "Neither"),
+        ((R, R, I, S), "Undetermined"),
+        ((I, I, R, R), "Undetermined"),
+    ],
+)
 def test_identical_equivalent_or_only_the_top_k(verdicts, short):
     claims = (IDENTICAL, EQUIVALENT, TOP_10, SELECTION)
-    said = answers.identical(
-        [finding(claim, verdict) for claim, verdict in zip(claims, verdicts, strict=True)]
-    )
+    found = [finding(claim, verdict) for claim, verdict in zip(claims, verdicts, strict=True)]
+    said = told(q.identical, found)
     assert said.short == short
     assert "0.25 [0.125, 0.5]" in said.text
     assert "25\u00a0% [12.5, 50]" in said.text
@@ -187,36 +221,46 @@ POSITION = {**dict.fromkeys(STORED, S), EXACT: S, NOT_WORSE: S, CLOSER: S}
 def of(verdicts) -> list[Finding]:
     """A finding for each claim with this verdict; None: not measured."""
     invariants = (*STORED, EXACT, BEFORE, *ARTEFACTS, ZERO_TOO)
-    return [
-        finding(claim, v, kind="invariant" if claim in invariants else "empirical", estimate=1.0 if v == S else 0.25)
-        for claim, v in verdicts.items() if v
-    ]  # fmt: skip
+    found = []
+    for claim, verdict in verdicts.items():
+        if verdict:
+            kind = "invariant" if claim in invariants else "empirical"
+            estimate = 1.0 if verdict == S else 0.25
+            found.append(finding(claim, verdict, kind=kind, estimate=estimate))
+    return found
 
 
 @pytest.mark.parametrize(
     ("changes", "short"),
-    [({}, "Better than"), ({CLOSER: R}, "No worse than"), ({CLOSER: I}, "No worse than"), ({CLOSER: R, NOT_WORSE: R}, "Worse than"),
-     ({CLOSER: I, NOT_WORSE: I}, "Undetermined"), ({STORED[1]: R}, "Undetermined"), ({STORED[2]: None}, "Undetermined"),
-     ({EXACT: None}, "Undetermined"), ({EXACT: R}, "Undetermined"), ({CLOSER: None, NOT_WORSE: None}, "Undetermined")],
-)  # fmt: skip
+    [
+        ({}, "Better than"),
+        ({CLOSER: R}, "No worse than"),
+        ({CLOSER: I}, "No worse than"),
+        ({CLOSER: R, NOT_WORSE: R}, "Worse than"),
+        ({CLOSER: I, NOT_WORSE: I}, "Undetermined"),
+        ({STORED[1]: R}, "Undetermined"),
+        ({STORED[2]: None}, "Undetermined"),
+        ({EXACT: None}, "Undetermined"),
+        ({EXACT: R}, "Undetermined"),
+        ({CLOSER: None, NOT_WORSE: None}, "Undetermined"),
+    ],
+)
 def test_how_well_several_tokens_at_one_position_are_handled(changes, short):
-    said = answers.same_position(of(POSITION | changes))
+    said = told(q.same_position, of(POSITION | changes))
     assert said.short.startswith(short)
 
 
 def test_what_no_experiment_measured_is_never_guessed():
     stored = of(dict.fromkeys(STORED, S))
-    said = answers.same_position(stored)
+    said = told(q.same_position, stored)
     assert said.short == "Undetermined"
     assert "They really stand" not in said.text
     assert "Siblings really stand at one position" in said.text
     assert "Not measured in this record: exp7, exp8." in said.text
-    assert (
-        "do NOT stand"
-        in answers.same_position([stored[0], replace(stored[1], verdict=R), stored[2]]).text
-    )
-    assert "not shown" in answers.same_position(stored[:2]).text
-    assert "Not measured" not in answers.same_position(of(POSITION | {SHARING: S})).text
+    moved = [stored[0], replace(stored[1], verdict=R), stored[2]]
+    assert "do NOT stand" in told(q.same_position, moved).text
+    assert "not shown" in told(q.same_position, stored[:2]).text
+    assert "Not measured" not in told(q.same_position, of(POSITION | {SHARING: S})).text
 
 
 LOOKED = {BEFORE: S, IDENTICAL: R, ENGINE_DIFFERS: S, **dict.fromkeys(ARTEFACTS, S), ZERO_TOO: S}
@@ -224,28 +268,36 @@ LOOKED = {BEFORE: S, IDENTICAL: R, ENGINE_DIFFERS: S, **dict.fromkeys(ARTEFACTS,
 
 @pytest.mark.parametrize(
     ("changes", "short"),
-    [({}, "Artefacts"), (dict.fromkeys(ARTEFACTS, R), "Not the model"), ({ENGINE_DIFFERS: I}, "Not the model"),
-     ({ENGINE_DIFFERS: None, **dict.fromkeys(ARTEFACTS)}, "Not the model"), ({ENGINE_DIFFERS: R}, "Undetermined"),
-     ({IDENTICAL: S, ENGINE_DIFFERS: R}, "They are identical"), ({IDENTICAL: S}, "Undetermined"), ({IDENTICAL: I}, "Undetermined"),
-     ({BEFORE: R}, "Undetermined"), ({BEFORE: None}, "Undetermined")],
-)  # fmt: skip
+    [
+        ({}, "Artefacts"),
+        (dict.fromkeys(ARTEFACTS, R), "Not the model"),
+        ({ENGINE_DIFFERS: I}, "Not the model"),
+        ({ENGINE_DIFFERS: None, **dict.fromkeys(ARTEFACTS)}, "Not the model"),
+        ({ENGINE_DIFFERS: R}, "Undetermined"),
+        ({IDENTICAL: S, ENGINE_DIFFERS: R}, "They are identical"),
+        ({IDENTICAL: S, ENGINE_DIFFERS: None}, "They are identical"),
+        ({IDENTICAL: S}, "Undetermined"),
+        ({IDENTICAL: I}, "Undetermined"),
+        ({BEFORE: R}, "Undetermined"),
+        ({BEFORE: None}, "Undetermined"),
+    ],
+)
 def test_why_they_looked_identical(changes, short):
-    assert answers.looked_identical(of(LOOKED | changes)).short.startswith(short)
+    assert told(q.looked_identical, of(LOOKED | changes)).short.startswith(short)
 
 
 def test_the_artefacts_that_suffice_are_named_and_no_other():
     first, second, _ = ARTEFACTS
-    text = answers.looked_identical(of(LOOKED | {second: R})).text
-    assert ARTEFACTS[first] in text
-    assert ARTEFACTS[second] not in text
+    text = told(q.looked_identical, of(LOOKED | {second: R})).text
+    assert q.ARTEFACTS[first] in text
+    assert q.ARTEFACTS[second] not in text
     assert "160 of 160 prompts" in text
-    assert "visible mode as well" in text
-    assert "visible mode as well" not in answers.looked_identical(of(LOOKED | {ZERO_TOO: R})).text
-    assert "harness is at fault" in answers.looked_identical(of(LOOKED | {BEFORE: R})).text
-    assert (
-        "Not measured in this record: exp6."
-        in answers.looked_identical(of({BEFORE: S, IDENTICAL: R})).text
-    )
+    too = "visible mode as well"
+    assert too in text
+    assert too not in told(q.looked_identical, of(LOOKED | {ZERO_TOO: R})).text
+    assert "harness is at fault" in told(q.looked_identical, of(LOOKED | {BEFORE: R})).text
+    text = told(q.looked_identical, of({BEFORE: S, IDENTICAL: R})).text
+    assert "Not measured in this record: exp6." in text
 
 
 FINE = {EXACT: S, NOT_WORSE: S, DEPTH: S, READS: S, FACT: S}
@@ -297,7 +349,7 @@ CONCLUSIONS = [
 
 @pytest.mark.parametrize(("verdicts", "short"), CONCLUSIONS)
 def test_the_conclusion(verdicts, short):
-    assert conclusion.just_fine(of(verdicts)).short == short
+    assert told(q.just_fine, of(verdicts)).short == short
 
 
 def test_every_conclusion_is_possible():
@@ -311,26 +363,23 @@ def test_every_conclusion_is_possible():
 
 @pytest.mark.parametrize("claim", [*FINE, *MENDED])
 def test_no_conclusion_rests_on_a_claim_whose_control_misbehaves(claim):
-    found = [replace(f, control_holds=f.claim != claim) for f in of(FINE | MENDED | {NOT_WORSE: R})]
-    needless = claim in (NOT_WORSE, READS, FACT)
-    assert conclusion.just_fine(found).short == (
-        "Fine with reweighting" if needless else "Undetermined"
-    )
+    decided = of(FINE | MENDED | {NOT_WORSE: R})
+    found = [replace(f, control_holds=f.claim != str(claim)) for f in decided]
+    short = "Fine with reweighting" if claim in (NOT_WORSE, READS, FACT) else "Undetermined"
+    assert told(q.just_fine, found).short == short
 
 
 def test_nothing_follows_where_any_invariant_is_violated():
     broken = finding("exp4.anything", R, kind="invariant")
-    said = conclusion.just_fine([*of(FINE), broken])
+    said = told(q.just_fine, [*of(FINE), broken])
     assert said.short == "Undetermined"
     assert "An invariant is violated" in said.text
-    assert conclusion.just_fine([*of(FINE), replace(broken, verdict=S)]).short == "Just fine"
+    assert told(q.just_fine, [*of(FINE), replace(broken, verdict=S)]).short == "Just fine"
 
 
 def test_the_conclusion_says_what_was_met_and_what_was_not():
-    words = {claim: said for said, claims in conclusion.CRITERIA.items() for claim in claims}
-    text = conclusion.just_fine(
-        of(FINE | MENDED | {NOT_WORSE: R, FACT: I, READS_REWEIGHTED: R})
-    ).text
+    words = dict(zip(PLAIN, q.CRITERIA, strict=True))
+    text = told(q.just_fine, of(FINE | MENDED | {NOT_WORSE: R, FACT: I, READS_REWEIGHTED: R})).text
     text, reweighted = text.split(" With reweighting ")
     met, failed = text.removeprefix("Met: ").split("Failed: ")
     failed, undecided = failed.split("Open: ")
@@ -340,21 +389,15 @@ def test_the_conclusion_says_what_was_met_and_what_was_not():
     met, failed = reweighted.removeprefix("met: ").split("; failed: ")
     assert met == ", ".join(words[claim] for claim in (NOT_WORSE, DEPTH, FACT))
     assert failed == f"{words[READS]}."
-    assert "With reweighting" not in conclusion.just_fine(of(FINE | MENDED)).text
-    assert "With reweighting" not in conclusion.just_fine(of(FINE | {READS: R})).text
+    assert "With reweighting" not in told(q.just_fine, of(FINE | MENDED)).text
+    assert "With reweighting" not in told(q.just_fine, of(FINE | {READS: R})).text
 
 
 def test_the_recommended_mode_without_fidelity_is_undetermined_but_says_what_the_evidence_says():
-    advice = {
-        letter: conclusion.recommended_mode(list(pattern(letter).values())) for letter in PATTERNS
-    }
+    advice = {letter: told(q.recommended_mode, pattern(letter).values()) for letter in PATTERNS}
     either = "Either visibility, weighting undetermined"
-    assert [answer.short for answer in advice.values()] == [
-        either,
-        either,
-        "Undetermined",
-        "Undetermined",
-    ]
+    shorts = [answer.short for answer in advice.values()]
+    assert shorts == [either, either, "Undetermined", "Undetermined"]
     assert "not interchangeable" in advice["D"].text
     assert "same results" in advice["A"].text
     assert len({answer.text for answer in advice.values()}) == 4
@@ -363,63 +406,67 @@ def test_the_recommended_mode_without_fidelity_is_undetermined_but_says_what_the
 
 @pytest.mark.parametrize(
     ("visible", "helps", "short"),
-    [(R, S, "Isolated, weighting by probability"), (S, R, "Either visibility, no weighting"), (R, I, "Isolated, weighting undetermined"),
-     (I, S, "Visibility undetermined, weighting by probability"), (I, I, "Undetermined"), (None, None, "Undetermined")],
-)  # fmt: skip
+    [
+        (R, S, "Isolated, weighting by probability"),
+        (S, R, "Either visibility, no weighting"),
+        (R, I, "Isolated, weighting undetermined"),
+        (I, S, "Visibility undetermined, weighting by probability"),
+        (I, I, "Undetermined"),
+        (None, None, "Undetermined"),
+    ],
+)
 def test_the_recommended_mode(visible, helps, short):
-    found = conclusion.recommended_mode(of({VISIBLE_NOT_WORSE: visible, HELPS: helps}))
-    assert found.short == short
-    refuted = of({VISIBLE_NOT_WORSE: R}) + list(pattern("B").values())
-    assert conclusion.recommended_mode(refuted).short.startswith("Isolated")
+    found = of({VISIBLE_NOT_WORSE: visible, HELPS: helps})
+    assert told(q.recommended_mode, found).short == short
+    refuted_in_b = of({VISIBLE_NOT_WORSE: R}) + list(pattern("B").values())
+    assert told(q.recommended_mode, refuted_in_b).short.startswith("Isolated")
 
 
 def test_the_advice_follows_the_conclusion():
-    said = {
-        short: conclusion.recommended_mode(of(verdicts)).text
-        for verdicts, short in reversed(CONCLUSIONS)
-    }
+    said = {}
+    for verdicts, short in CONCLUSIONS:
+        said.setdefault(short, told(q.recommended_mode, of(verdicts)).text)
     for short, text in said.items():
-        assert conclusion.FINE_ADVICE[short] in text
+        assert q.FINE_ADVICE[short] in text
 
 
 def test_every_answer_names_its_claims_and_they_come_with_their_findings():
-    for make in (answers.scenario, answers.attend, answers.identical, answers.same_position, answers.looked_identical,
-                 conclusion.just_fine, conclusion.recommended_mode):  # fmt: skip
-        answer = make([])
+    for answer in q.conclusions([]).answers:
         assert answer.claims
-        assert [f for _, f in answers.evidence(answer, [])] == [None] * len(answer.claims)
+        assert answer.rule
+        assert [f for _, f in evidence(answer, [])] == [None] * len(answer.claims)
         both = [finding(answer.claims[0], S), finding(answer.claims[0], R)]
-        assert [
-            f for claim, f in answers.evidence(answer, both) if claim == answer.claims[0]
-        ] == both
+        behind = evidence(answer, both)
+        assert [f for claim, f in behind if claim == answer.claims[0]] == both
 
 
-def registered() -> set[str]:
-    """The ids of all registered claims."""
+def test_the_conclusions_are_the_title_the_scenario_four_questions_and_advice():
+    made = q.conclusions(list(pattern("D").values()))
+    assert [answer.place for answer in made.answers] == ["headline"] * 2 + ["question"] * 4 + [
+        "advice"
+    ]
+    assert made.headlines[0].question == made.title == q.TITLE
+    assert made.headlines[1].short == "D: fundamental difference"
+    assert Conclusions.from_record(json.loads(json.dumps(made.record()))) == made
+
+
+def registered(experiments) -> set[str]:
+    """The ids of all claims of these experiments."""
     found = set()
-    for path in sorted((ROOT / "test_experiments").glob("test_exp*.py")):
-        spec = importlib.util.spec_from_file_location(f"claims_of_{path.stem}", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found |= {claim.id for claim in module.STUDY.claims}
+    for experiment in experiments:
+        (path,) = (ROOT / "test_experiments").glob(f"test_{experiment}_*.py")
+        module = importlib.import_module(f"test_experiments.{path.stem}")
+        found |= set(module.study.claims)
     return found
 
 
-def test_every_claim_that_a_rule_or_the_method_names_is_registered():
-    """A renamed claim must not turn an answer into "undetermined" unseen."""
-    known = registered()
-    experiments = {claim.split(".")[0] for claim in known}
-    rules = (*answers.questions([]), conclusion.just_fine([]), conclusion.recommended_mode([]))
-    explained = re.findall(
-        r"`(exp\d+\.[a-z0-9-]+)`", (ROOT / "docs/method.md").read_text(encoding="utf-8")
-    )
-    named = {
-        *answers.SCENARIO_CLAIMS,
-        *explained,
-        *(claim for answer in rules for claim in answer.claims),
-    }
+def test_every_claim_that_the_method_names_is_registered():
+    """A renamed claim must not leave the method behind. The rules would not even import."""
+    text = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    explained = re.findall(r"`(exp\d+\.[a-z0-9-]+)`", text)
     assert len(explained) >= 7
-    assert {claim for claim in named if claim.split(".")[0] in experiments} <= known
+    known = registered({claim.split(".")[0] for claim in explained})
+    assert set(explained) <= known
     assert "exp2.no-such-claim" not in known
 
 
@@ -427,3 +474,147 @@ def test_the_links_of_the_method_lead_somewhere():
     links = re.findall(r"\]\(([^)]+)\)", (ROOT / "docs/method.md").read_text(encoding="utf-8"))
     assert links
     assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
+
+
+# --- what every study can use
+
+
+def test_a_claim_is_asked_for_by_its_id_or_by_itself():
+    class Claim:
+        def __str__(self):
+            return "s.a"
+
+    f = Findings([finding("s.a", S, estimate=0.5, low=0.25, high=0.75)])
+    for claim in ("s.a", Claim()):
+        assert f.of(claim)
+        assert f.truth(claim) is True
+        assert f.zero(claim) is False
+        assert f.said(claim, percent=True) == "50\u00a0% [25, 75]"
+        assert f.count(claim) == "80 of 160 prompts"
+        assert f.verdict(claim) == "supported"
+    assert f.truth("s.b") is None
+    assert f.said("s.b") == "not measured"
+    assert f.verdict("s.b") == "undecided"
+
+
+TRUTHS = {"yes": S, "no": R, "open": I, "absent": None}
+
+
+@pytest.mark.parametrize(
+    ("rule", "truth"),
+    [
+        (rules.supported("yes", "yes"), True),
+        (rules.supported("yes", "no"), False),
+        (rules.supported("no", "open"), False),
+        (rules.supported("yes", "open"), None),
+        (rules.supported("absent"), None),
+        (rules.refuted("no"), True),
+        (rules.refuted("no", "yes"), False),
+        (rules.refuted("no", "open"), None),
+        (rules.any_supported("no", "yes", "open"), True),
+        (rules.any_supported("no", "open"), None),
+        (rules.any_supported("no", "no"), False),
+        (rules.any_refuted("no", "yes", "open"), True),
+        (rules.any_refuted("yes", "open"), None),
+        (rules.any_refuted("yes", "yes"), False),
+        (rules.not_refuted("yes"), True),
+        (rules.not_refuted("open"), True),
+        (rules.not_refuted("absent"), True),
+        (rules.not_refuted("no"), False),
+        (rules.not_measured("absent"), True),
+        (rules.not_measured("open"), False),
+        (rules.zero("zero"), True),
+        (rules.zero("yes"), False),
+        (rules.zero("absent"), None),
+        (rules.supported("yes") & rules.refuted("no"), True),
+        (rules.supported("yes") & rules.supported("open"), None),
+        (rules.supported("no") & rules.supported("open"), False),
+        (rules.supported("yes") | rules.supported("open"), True),
+        (rules.supported("no") | rules.supported("open"), None),
+        (rules.supported("no") | rules.supported("no"), False),
+    ],
+)
+def test_a_rule_is_true_false_or_unknown(rule, truth):
+    found = [finding(claim, verdict) for claim, verdict in TRUTHS.items() if verdict]
+    found.append(finding("zero", I, estimate=0.0, low=0.0, high=0.0))
+    assert rule.truth(Findings(found)) is truth
+
+
+def test_a_violated_invariant_is_seen_by_the_rule_for_it():
+    broken = finding("s.a", R, kind="invariant")
+    assert rules.nothing_violated().truth(Findings([broken])) is False
+    assert rules.nothing_violated().truth(Findings([replace(broken, kind="empirical")])) is True
+
+
+def test_rules_say_themselves_in_words_and_choices_are_bracketed_within_longer_ones():
+    choice = refuted("b") | zero("b")
+    assert choice.words == "b refuted or b exactly zero"
+    assert (supported("a") & choice).words == "a supported, (b refuted or b exactly zero)"
+    assert (supported("a") & choice.called("B")).words == "a supported, B"
+    answers = {"Yes": supported("a", "b"), "No": choice}
+    assert explain(answers) == (
+        "Yes: a and b supported. No: b refuted or b exactly zero. Else undetermined."
+    )
+
+
+def test_the_first_rule_that_holds_decides_if_what_is_given_holds():
+    f = Findings([finding("a", S), finding("b", R)])
+    both = {"One": supported("a"), "Two": refuted("b")}
+    assert decide(f, both) == "One"
+    assert decide(f, both, given=refuted("b")) == "One"
+    assert decide(f, both, given=supported("b")) == "Undetermined"
+    assert decide(f, both, given=supported("absent")) == "Undetermined"
+    assert decide(f, {"Two": supported("b")}) == "Undetermined"
+
+
+def test_a_study_without_conclusions_shows_its_verdicts():
+    found = [finding("s.a", S, statement="It grows."), finding("s.b", R, statement="It shrinks.")]
+    made = verdicts_alone(found)
+    (headline,) = made.answers
+    assert headline.place == "headline"
+    assert headline.short == "1 supported, 1 refuted"
+    assert "It grows: supported, 0.25 [0.125, 0.5]." in headline.text
+    assert made.explained == ()
+    assert headline_lines(made)[0].startswith("Findings: 1 supported, 1 refuted. It grows: ")
+    many = verdicts_alone(found * FEW)
+    assert many.headlines[0].text == ""
+    assert headline_lines(verdicts_alone([])) == ["Findings: no findings."]
+
+
+def headline(question, short, text="") -> Answer:
+    return Answer(question, short, text, "a rule", (), "headline")
+
+
+def test_the_lines_at_the_end_of_a_session_tell_numbers_up_to_the_first_decided_answer():
+    open_first = (headline("Is it?", "Undetermined", "No."), headline("Which?", "A", "1."))
+    assert headline_lines(Conclusions("Is it?", "", (*open_first, headline("So?", "B", "2.")))) == [
+        "Is it? Undetermined. No.",
+        "Which? A. 1.",
+        "So? B.",
+    ]
+
+
+RECORD = Conclusions("T", "A", (headline("Q", "S", "t"),)).record()
+
+
+@pytest.mark.parametrize(
+    ("damaged", "field"),
+    [
+        ([], "it"),
+        ("text", "it"),
+        ({**RECORD, "title": 3}, "title"),
+        ({**RECORD, "title": None}, "title"),
+        ({key: value for key, value in RECORD.items() if key != "answers"}, "answers"),
+        ({**RECORD, "more": 1}, "more"),
+        ({**RECORD, "answers": [{**RECORD["answers"][0], "place": "top"}]}, "answers.0.place"),
+        ({**RECORD, "answers": [{**RECORD["answers"][0], "claims": [1]}]}, "answers.0.claims.0"),
+        ({**RECORD, "answers": [{**RECORD["answers"][0], "more": 1}]}, "answers.0.more"),
+    ],
+)
+def test_a_damaged_record_of_conclusions_is_an_error_of_one_line(damaged, field):
+    with pytest.raises(TraceError) as error:
+        Conclusions.from_record(damaged)
+    assert re.search(rf"\({re.escape(field)}: ", str(error.value))
+    assert "\n" not in str(error.value)
+    assert "run pytest" in str(error.value)
+    assert Conclusions.from_record(RECORD).answers[0].short == "S"

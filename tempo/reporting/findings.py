@@ -14,13 +14,15 @@ from tempo.claims import Finding
 from tempo.text import escaped, number
 
 MAX_LINES = 20  # of the table in a terminal: what fits above the fold of a small window
-CONFIRMATORY = "confirmatory"  # the one family of claims that answers the questions; every other empirical claim is exploratory
+# The one family of claims that answers the questions. Every other empirical claim is exploratory.
+CONFIRMATORY = "confirmatory"
 ROLES = ("confirmatory", "exploratory", "invariant")
-SIGNS = {"REFUTED": "✕", "INCONCLUSIVE": "◇", "SUPPORTED": "●"}  # most in need of attention first
+# The verdicts, most in need of attention first.
+SIGNS = {"REFUTED": "✕", "INCONCLUSIVE": "◇", "SUPPORTED": "●"}
 
 
 def role(finding: Finding) -> str:
-    """What the claim is for: an invariant is a check of the harness, which no statistics decide."""
+    """What the claim is for. An invariant checks the harness itself; no statistics decide it."""
     if finding.kind == "invariant":
         return "invariant"
     return "confirmatory" if finding.family == CONFIRMATORY else "exploratory"
@@ -39,8 +41,10 @@ def counts(findings: Sequence[Finding]) -> str:
 
 
 def findings_table(findings: Sequence[Finding]) -> list[str]:
-    """The findings as at most 20 lines of at most 110 columns: the confirmatory ones, marked with *, then, if not all fit,
-    those that need attention."""
+    """The findings as at most 20 lines of at most 110 columns.
+
+    The confirmatory ones come first, marked with *. If not all fit, those that need attention stay.
+    """
     room = MAX_LINES - 2  # the header, and the line that says how many more
     shown = list(findings)
     if len(shown) > room:
@@ -63,38 +67,24 @@ def findings_table(findings: Sequence[Finding]) -> list[str]:
 
 def findings_markdown(findings: Sequence[Finding]) -> str:
     """The findings as a Markdown table, one row per claim, the confirmatory ones first."""
-    head = (
-        "verdict",
-        "claim",
-        "role",
-        "statement",
-        "estimate [95 % interval]",
-        "n",
-        "p corrected",
-        "control",
-    )
-    lines = ["| " + " | ".join(head) + " |", "|---|---|---|---|--:|--:|--:|---|"]
+    lines = [
+        "| verdict | claim | role | statement | estimate [95 % interval] | n | p corrected "
+        "| control |",
+        "|---|---|---|---|--:|--:|--:|---|",
+    ]
     for f in confirmatory_first(findings):
         control = f"{f.control}: {number(f.control_estimate)}, {behaved(f)}"
         verdict = f"{SIGNS[f.verdict]} {f.verdict.lower()}"
-        cells = (
-            verdict,
-            f.label,
-            role(f),
-            f.statement,
-            interval(f),
-            f"{f.n} {f.unit}s",
-            number(deciding(f)[1]),
-            control,
-        )
-        lines.append("| " + " | ".join(markdown_cell(cell) for cell in cells) + " |")
+        claim = (verdict, f.label, role(f), f.statement)
+        numbers = (interval(f), f"{f.n} {f.unit}s", number(deciding(f)[1]))
+        lines.append(markdown_row(*claim, *numbers, control))
     return "\n".join(lines) + "\n"
 
 
 def findings_summary(
     findings: Sequence[Finding], problems: Sequence[str], notes: Sequence[str] = ()
 ) -> str:
-    """The findings for the summary page of a CI job, in Markdown: what went wrong first, then the table."""
+    """The findings in Markdown for the page of a CI job: what went wrong, then the table."""
     lines = [f"## tempo: {counts(findings) or 'no findings'}", ""]
     lines += [
         f"- **regression** {markdown_cell(' '.join(problem.split()))}" for problem in problems
@@ -112,6 +102,20 @@ def findings_summary(
     return "\n".join([*lines, "", findings_markdown(findings)])
 
 
+def alarms(findings: Sequence[Finding]) -> list[str]:
+    """What makes the harness itself doubtful, before anything it says."""
+    broken = ", ".join(f.label for f in findings if violated(f))
+    blind = ", ".join(f.label for f in findings if not f.control_holds)
+    lines = []
+    if broken:
+        lines.append(
+            f"Invariant violated: {broken}. The harness is not sound; trust nothing below."
+        )
+    if blind:
+        lines.append(f"Negative control did not behave: {blind}. These checks prove nothing.")
+    return lines
+
+
 def _cut(text: str, length: int) -> str:
     text = escaped(text)
     return text if len(text) <= length else text[: length - 1] + "…"
@@ -120,6 +124,11 @@ def _cut(text: str, length: int) -> str:
 def markdown_cell(cell: str) -> str:
     """Plain text in a cell: no markup, no HTML, no mathematics, no second column."""
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(escaped(cell), quote=False))
+
+
+def markdown_row(*cells: str) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(map(markdown_cell, cells))} |"
 
 
 def interval(finding: Finding) -> str:
@@ -131,7 +140,7 @@ def violated(finding: Finding) -> bool:
 
 
 def deciding(finding: Finding) -> tuple[float, float]:
-    """The p, raw and corrected, that the verdict rests on: of a refutation the one against the claim."""
+    """The p, raw and corrected, behind the verdict: for a refutation the one against the claim."""
     return (
         (finding.p_against, finding.p_against_corrected)
         if finding.verdict == "REFUTED"

@@ -1,78 +1,88 @@
-"""What `tempo report` writes: the page, Markdown for a repository or a paper, and every figure as SVG and PNG."""
+"""What `tempo report` writes: the page, Markdown for a repository or a paper, the figures."""
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 from tempo.claims import Finding
-from tempo.errors import ResultsError
-from tempo.reporting.answers import TITLE, Answer, evidence, questions, scenario
+from tempo.errors import ResultsError, SpecError
+from tempo.reporting.answers import Answer, brief, evidence
 from tempo.reporting.comparison import Comparison, comparison_markdown
-from tempo.reporting.conclusion import just_fine, recommended_mode
-from tempo.reporting.figures.drawing import Picture, save
+from tempo.reporting.figures.drawing import FORMATS, Picture, save
 from tempo.reporting.figures.forest import forest
-from tempo.reporting.findings import SIGNS, findings_markdown, interval, markdown_cell, role
-from tempo.reporting.page import ASKED, alarms_of, certainty, report_html, roles
+from tempo.reporting.findings import (
+    SIGNS,
+    findings_markdown,
+    interval,
+    markdown_cell,
+    markdown_row,
+    role,
+)
+from tempo.reporting.page import alarms_of, certainty, report_html, roles
 from tempo.reporting.report import FIGURES, Report, Section, names_of
 from tempo.reporting.sidebyside import side_by_side_markdown
 from tempo.text import number, slug
 
 MAIN = "findings"  # the picture that a README shows
+MANIFEST = ".published.json"  # name and size of each figure that a publication wrote
 
 
-def main_picture(report: Report, name: str = MAIN) -> Picture:
-    """Every empirical claim: effect with interval, and the region in which it would hold."""
-    title = "Every empirical claim" if name == MAIN else f"Every empirical claim, {report.model}"
-    drawn = forest([finding for finding in report.findings if finding.kind == "empirical"], title)
-    return Picture(name, drawn.title, drawn.caption, drawn.alt, drawn.svg, drawn.png)
+def publish(
+    reports: Sequence[Report], out: Path, against: Comparison | None = None, format: str = "svg"
+) -> list[Path]:
+    """Write findings.html, findings.md, the figures, and with `against` comparison.md; the paths.
 
-
-def publish(reports: Sequence[Report], out: Path, against: Comparison | None = None) -> list[Path]:
-    """Write findings.html, findings.md, findings.svg and .png, figures/, and comparison.md; the paths written.
-
-    Of several models each has pictures of its own, whose names begin with the model's: findings-<model>.svg. Figures are those
-    that sessions left in the results folders; those of an earlier publication are removed.
+    format: of every figure, `svg` or `png`. The main one is findings.svg, the others lie in
+    figures/.
+    Of several models each has figures of its own, whose names hold the model's:
+    findings-<model>.svg.
+    Figures of an earlier publication are removed, and nothing else is.
+    Raises SpecError if there is no such format, ResultsError if a file cannot be written.
     """
+    if format not in FORMATS:
+        raise SpecError(f"format={format!r}, expected one of {', '.join(FORMATS)}")
     prefixes = _prefixes(reports)
-    mains = [
-        main_picture(report, f"{MAIN}-{prefix}".strip("-"))
-        for report, prefix in zip(reports, prefixes, strict=True)
-    ]
-    texts = {
+    mains = [main_picture(*each) for each in zip(reports, prefixes, strict=True)]
+    pictures: list[Picture] = []
+    for report, prefix in zip(reports, prefixes, strict=True):
+        pictures += _figures(report, prefix, format)
+    pages = {
         "findings.html": report_html(*reports, against=against),
-        "findings.md": report_markdown(reports, mains, prefixes),
+        "findings.md": report_markdown(reports, mains, format),
     }
     if against:
-        texts["comparison.md"] = comparison_markdown(against)
+        pages["comparison.md"] = comparison_markdown(against)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        written = []
-        for name, text in texts.items():
+        for name, text in pages.items():
             (out / name).write_text(text, encoding="utf-8")
-            written.append(out / name)
-        for old in [*out.glob(f"{MAIN}*"), *(out / FIGURES).glob("*")]:
-            if old.suffix in (".svg", ".png"):
-                old.unlink()
-        for main in mains:
-            written += save(main, out)
-        for report, prefix in zip(reports, prefixes, strict=True):
-            for section in report.sections:
-                for picture in section.pictures:
-                    name = figure_name(section, picture, prefix)
-                    written += _copy(
-                        report.root / section.folder / FIGURES, picture, out / FIGURES, name
-                    )
-        return written
+        _remove_earlier(out)
+        figures: list[Path] = []
+        for folder, shown in ((out, mains), (out / FIGURES, pictures)):
+            for picture in shown:
+                figures += save(picture, folder, [format])
+        sizes = {path.relative_to(out).as_posix(): path.stat().st_size for path in figures}
+        manifest = json.dumps(sizes, indent=1, sort_keys=True)
+        (out / MANIFEST).write_text(f"{manifest}\n", encoding="utf-8")
     except OSError as error:
         raise ResultsError(
             f"cannot write to {out}: {error.strerror}; choose another folder with --out"
         ) from None
+    return [*(out / name for name in pages), *figures]
+
+
+def main_picture(report: Report, prefix: str = "") -> Picture:
+    """Every empirical claim: effect with interval, and the region in which it would hold."""
+    empirical = [finding for finding in report.findings if finding.kind == "empirical"]
+    title = f"Every empirical claim, {report.model}" if prefix else "Every empirical claim"
+    return forest(empirical, title).named(f"{MAIN}-{prefix}".strip("-"))
 
 
 def _prefixes(reports: Sequence[Report]) -> list[str]:
-    """What the file names of each model's pictures begin with: nothing if there is one model, else its name, made unlike others."""
+    """What the figures' names of each model begin with: nothing if there is one, else its name."""
     slugs = [slug(name) for name in names_of(reports)]
     if len(slugs) == 1:
         return [""]
@@ -86,101 +96,112 @@ def figure_name(section: Section, picture: Picture, prefix: str = "") -> str:
     return f"{prefix}-{slug(section.folder)}-{picture.name}".strip("-")
 
 
-def _copy(source: Path, picture: Picture, target: Path, name: str) -> list[Path]:
-    """The SVG is written from the record, the PNG copied if the session left one."""
-    saved = save(Picture(name, picture.title, picture.caption, picture.alt, picture.svg), target)
-    raster = source / f"{picture.name}.png"
-    if raster.exists():
-        shutil.copyfile(raster, target / f"{name}.png")
-        saved.append(target / f"{name}.png")
-    return saved
+def _figures(report: Report, prefix: str, format: str) -> list[Picture]:
+    """The sections' pictures by the names of their files; a PNG is read from the results folder."""
+    found = []
+    for section in report.sections:
+        for picture in section.pictures:
+            named = picture.named(figure_name(section, picture, prefix))
+            if format == "png":
+                raster = report.root / section.folder / FIGURES / f"{picture.name}.png"
+                if not raster.is_file():
+                    raise ResultsError(f"there is no {raster}; publish the figures as svg instead")
+                named = replace(named, png=raster.read_bytes())
+            found.append(named)
+    return found
+
+
+def _remove_earlier(out: Path) -> None:
+    """Remove the figures of an earlier publication. One that was changed since then stays."""
+    path = out / MANIFEST
+    try:
+        sizes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:  # damaged, so that nobody knows what is ours
+        return
+    for name, size in sizes.items() if isinstance(sizes, dict) else ():
+        figure = out / name
+        # The manifest is a file as any other: it cannot lead out of the folder, or to a page.
+        ours = PurePosixPath(name).parent.as_posix() in (".", FIGURES)
+        ours = ours and figure.suffix.removeprefix(".") in FORMATS
+        if ours and figure.is_file() and figure.stat().st_size == size:
+            figure.unlink()
 
 
 def report_markdown(
-    reports: Sequence[Report], mains: Sequence[Picture], prefixes: Sequence[str]
+    reports: Sequence[Report], mains: Sequence[Picture], format: str = "svg"
 ) -> str:
-    """The report as Markdown: answers, claims, figures with their captions, provenance; several models side by side first."""
-    lines = [f"# {TITLE}", "", f"*{markdown_cell(', '.join(names_of(reports)))}*", ""]
-    if len(reports) > 1:
-        lines += [*_table([("Asked", ASKED)]), *side_by_side_markdown(reports)]
-    for report, name, main, prefix in zip(reports, names_of(reports), mains, prefixes, strict=True):
-        lines += [f"# {markdown_cell(name)}", ""] if len(reports) > 1 else []
-        lines += _one_model(report, main, prefix, [("Asked", ASKED)] if len(reports) == 1 else [])
+    """The report as Markdown: answers, claims, figures, provenance; several models side by side.
+
+    mains: the main picture of each report.
+    """
+    names, prefixes = names_of(reports), _prefixes(reports)
+    title = markdown_cell(reports[0].conclusions.title)
+    lines = [f"# {title}", "", f"*{markdown_cell(', '.join(names))}*", ""]
+    several = len(reports) > 1
+    if several:
+        lines += [*_table([("Asked", reports[0].conclusions.asked)])]
+        lines += side_by_side_markdown(reports)
+    for report, name, main, prefix in zip(reports, names, mains, prefixes, strict=True):
+        lines += [f"# {markdown_cell(name)}", ""] if several else []
+        lines += _one_model(report, main, prefix, format, with_question=not several)
     return "\n".join(lines) + "\n"
 
 
 def _one_model(
-    report: Report, main: Picture, prefix: str, asked: list[tuple[str, str]]
+    report: Report, main: Picture, prefix: str, format: str, with_question: bool
 ) -> list[str]:
-    found = report.findings
-    fine, what, mode = just_fine(found), scenario(found), recommended_mode(found)
+    found, conclusions = report.findings, report.conclusions
+    headlines = [f"{question} {short}. {text}" for question, short, text in brief(conclusions)]
+    advice = [f"{answer.short}. {answer.text}" for answer in conclusions.advice]
     lines = [f"**{markdown_cell(line)}**\n" for line in alarms_of(report)]
-    said = f"{fine.short}. {fine.text} Scenario: {what.short}. {what.text}"
-    lines += _table(
-        [
-            *asked,
-            ("Found", said),
-            ("How sure", " ".join(certainty(report))),
-            ("What to do", f"{mode.short}. {mode.text}"),
-        ]
-    )
-    lines += ["## The questions", ""]
-    for answer in (fine, *questions(found), what, mode):
-        lines += _answer(answer, found)
-    lines += [
-        "## Claims",
-        "",
-        markdown_cell(roles(found)),
-        "",
-        f"![{markdown_cell(main.title)}]({main.name}.svg)",
-        "",
+    rows = [
+        ("Asked", conclusions.asked if with_question else ""),
+        ("Found", " ".join(line.strip() for line in headlines)),
+        ("How sure", " ".join(certainty(report))),
+        ("What to do", " ".join(advice)),
     ]
-    lines += [markdown_cell(main.caption), "", findings_markdown(found)]
+    lines += _table(rows)
+    lines += ["## The questions", ""] if conclusions.explained else []
+    for answer in conclusions.explained:
+        lines += _answer(answer, found)
+    lines += ["## Claims", "", markdown_cell(roles(found)), ""]
+    lines += _figure(main, f"{main.name}.{format}")
+    lines += [findings_markdown(found)]
     for section in report.sections:
-        lines += [
-            f"## {markdown_cell(f'{section.experiment}: {section.title} ({section.config})')}",
-            "",
-        ]
+        title = f"{section.experiment}: {section.title} ({section.config})"
+        lines += [f"## {markdown_cell(title)}", ""]
         for picture in section.pictures:
-            path = f"{FIGURES}/{figure_name(section, picture, prefix)}.svg"
-            said = f"**{markdown_cell(picture.title)}.** {markdown_cell(picture.caption)}"
-            lines += [f"![{markdown_cell(picture.title)}]({path})", "", said, ""]
+            name = f"{FIGURES}/{figure_name(section, picture, prefix)}.{format}"
+            lines += _figure(picture, name)
     if report.about:
         lines += ["## Provenance", "", *_table(list(report.about.items()))]
     return lines
 
 
+def _figure(picture: Picture, path: str) -> list[str]:
+    title, caption = markdown_cell(picture.title), markdown_cell(picture.caption)
+    return [f"![{title}]({path})", "", f"**{title}.** {caption}", ""]
+
+
 def _answer(answer: Answer, findings: Sequence[Finding]) -> list[str]:
-    """An answer with the claims it rests on and its rule."""
-    lines = [
-        f"### {markdown_cell(answer.question)}",
-        "",
-        f"**{markdown_cell(answer.short)}.** {markdown_cell(answer.text)}",
-        "",
-    ]
-    lines += [
-        "| rests on | verdict | estimate [95 % interval] | n | control |",
-        "|---|---|--:|--:|--:|",
-    ]
+    """An answer with the claims behind it and its rule."""
+    said = f"**{markdown_cell(answer.short)}.** {markdown_cell(answer.text)}"
+    lines = [f"### {markdown_cell(answer.question)}", "", said, ""]
+    lines += ["| rests on | verdict | estimate [95 % interval] | n | control |"]
+    lines += ["|---|---|--:|--:|--:|"]
     for claim, f in evidence(answer, findings):
-        cells = (claim, "not measured in this record", "", "", "")
-        if f:
-            control = number(f.control_estimate) + ("" if f.control_holds else ", misbehaves")
-            cells = (
-                f.label,
-                f"{SIGNS[f.verdict]} {f.verdict.lower()}, {role(f)}",
-                interval(f),
-                f"{f.n}",
-                control,
-            )
-        lines.append("| " + " | ".join(map(markdown_cell, cells)) + " |")
-    return [*lines, "", f"Rule: {markdown_cell(answer.rule)}", ""]
+        if f is None:
+            lines.append(markdown_row(claim, "not measured in this record", "", "", ""))
+            continue
+        verdict = f"{SIGNS[f.verdict]} {f.verdict.lower()}, {role(f)}"
+        control = number(f.control_estimate) + ("" if f.control_holds else ", misbehaves")
+        lines.append(markdown_row(f.label, verdict, interval(f), str(f.n), control))
+    lines += ["", f"Rule: {markdown_cell(answer.rule)}"] if answer.rule else []
+    return [*lines, ""]
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
-    return [
-        "| | |",
-        "|---|---|",
-        *(f"| **{markdown_cell(name)}** | {markdown_cell(said)} |" for name, said in rows),
-        "",
-    ]
+    """A table of names and what is said of each; rows that say nothing are left out."""
+    shown = [(markdown_cell(name), markdown_cell(said)) for name, said in rows if said]
+    lines = [f"| **{name}** | {said} |" for name, said in shown]
+    return ["| | |", "|---|---|", *lines, ""]

@@ -1,48 +1,59 @@
-"""The report as records: what a session leaves in its results folder, and what a report is made from.
+"""The report as records: what a session leaves in its results folder, to make reports from.
 
-`<results>/findings.jsonl` holds the findings, `<results>/report.json` the session's provenance, `<results>/tests.html` the list of
-tests as pytest-html wrote it, and `<results>/<config>/report.json` the pictures and evidence of each config. A page made from
-these is the same to the byte whoever makes it.
+`<results>/findings.jsonl` holds the findings. `<results>/report.json` holds what the session knows
+beside them: provenance, its tests, and the conclusions about each model.
+`<results>/<config>/report.json` holds the pictures and evidence of one config. A page made from
+these is the same to the byte, whoever makes it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
 
 from tempo.claims import Finding
 from tempo.errors import ResultsError, TraceError
 from tempo.records import plain, read_findings
-from tempo.reporting.figures.drawing import Picture, save
+from tempo.reporting.answers import Conclusions, validated, verdicts_alone
+from tempo.reporting.figures.drawing import Picture, check_svg, save
 from tempo.text import slug
 
 RECORD = "report.json"
-TESTS = "tests.html"
 FIGURES = "figures"
 _PICTURE = ("name", "title", "caption", "alt", "svg")
 
 
 @dataclass(frozen=True)
 class Section:
-    """What one config of an experiment shows beside its findings."""
+    """What one config of an experiment shows beside its findings.
+
+    config: the name of its file. settings: its values. text: the sets of the config's own prompt.
+    files: raw results beside this record. problem: why there are no pictures.
+    folder: where the record lies, under the results folder.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     experiment: str
     title: str
-    config: str  # name of the config file
+    config: str
     model: str
     num_prompts: int
     pictures: tuple[Picture, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)  # the config's values
-    text: str = ""  # the sets of the config's own prompt
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
     analysis: str = ""
-    files: tuple[str, ...] = ()  # raw results beside this record
+    files: tuple[str, ...] = ()
     fingerprint: str = ""
-    problem: str = ""  # why there are no pictures
-    folder: str = ""  # under the results folder
+    problem: str = ""
+    folder: str = ""
 
     @property
     def anchor(self) -> str:
@@ -50,16 +61,74 @@ class Section:
 
 
 @dataclass(frozen=True)
+class TestRow:
+    """One test of a session: how it ended (`passed`, `failed`, ...), and the verdict of its claim.
+
+    seconds: how long it took. message: why it failed or was skipped.
+    """
+
+    __test__: ClassVar[bool] = False  # pytest collects classes called Test...
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    name: str
+    outcome: str
+    verdict: str = ""
+    seconds: float = 0.0
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a session of one model knows beside its findings and sections.
+
+    about: provenance, by name. conclusions: None if its studies draw none.
+    suite: the prompts in a phrase, such as `162 prompts in English of 11 categories
+    (prompts.yaml)`.
+    quick_look: of how many prompts, if it measured only a part of the suite.
+    """
+
+    model: str
+    about: Mapping[str, str]
+    conclusions: Conclusions | None = None
+    suite: str = ""
+    quick_look: int | None = None
+    tests: Sequence[TestRow] = ()
+
+
+@dataclass(frozen=True)
 class Report:
-    """All that a report shows of one model."""
+    """All that a report shows of one model; `root` is the results folder.
+
+    outdated: whether findings were added after the recorded conclusions, which are then left out.
+    """
 
     findings: tuple[Finding, ...]
     model: str = ""
     sections: tuple[Section, ...] = ()
-    about: Mapping[str, str] = field(default_factory=dict)  # provenance
-    quick_look: int | None = None  # of how many prompts, if not of the whole suite
-    tests: str = ""  # the page with the list of tests
-    root: Path = Path()  # the results folder
+    about: Mapping[str, str] = field(default_factory=dict)
+    quick_look: int | None = None
+    suite: str = ""
+    tests: tuple[TestRow, ...] = ()
+    recorded: Conclusions | None = None
+    outdated: bool = False
+    root: Path = Path()
+
+    @property
+    def conclusions(self) -> Conclusions:
+        """Those on record; if there are none, how many claims have which verdict."""
+        return self.recorded or verdicts_alone(self.findings)
+
+
+class _Record(BaseModel):
+    """The session's `report.json`. What an older tempo did not write is empty."""
+
+    model: str = ""
+    about: dict[str, str] = {}
+    suite: str = ""
+    quick_look: int | None = None
+    tests: tuple[TestRow, ...] = ()
+    conclusions: dict[str, Conclusions] = {}  # by model
+    drawn_from: dict[str, str] = {}  # by model: a hash of the findings behind its conclusions
 
 
 def write_section(results: Path, section: Section) -> None:
@@ -77,33 +146,49 @@ def write_section(results: Path, section: Section) -> None:
         raise ResultsError(
             f"cannot write to {figures}: {error.strerror}; choose another folder with --results"
         ) from None
-    record = {
-        key: value for key, value in asdict(section).items() if key not in ("pictures", "folder")
-    }
+    record = asdict(section)
+    del record["folder"]
     record["pictures"] = [
         {name: getattr(picture, name) for name in _PICTURE} for picture in pictures
     ]
-    _write(folder / RECORD, json.dumps(plain(record), indent=1))
+    _write(folder / RECORD, record)
 
 
-def write_session(
-    results: Path, model: str, about: Mapping[str, str], quick_look: int | None, tests: str = ""
-) -> None:
-    """Keep what a session knows beyond its sections."""
-    _write(
-        results / RECORD,
-        json.dumps({"model": model, "about": plain(about), "quick_look": quick_look}, indent=1),
-    )
-    _write(results / TESTS, tests)
+def write_session(results: Path, session: Session) -> None:
+    """Keep what a session knows. Conclusions about other models in the same folder stay."""
+    try:
+        before = _session(results)
+    except TraceError:  # damaged: nothing of it can be kept
+        before = _Record()
+    conclusions, drawn_from = dict(before.conclusions), dict(before.drawn_from)
+    conclusions.pop(session.model, None)
+    if session.conclusions:
+        conclusions[session.model] = session.conclusions
+        drawn_from[session.model] = _digest(findings_of(results, session.model))
+    record = asdict(session) | {
+        "conclusions": {model: drawn.record() for model, drawn in conclusions.items()},
+        "drawn_from": {model: drawn_from.get(model, "") for model in conclusions},
+    }
+    _write(results / RECORD, record)
+
+
+def findings_of(results: Path, model: str) -> list[Finding]:
+    """The findings about one model in a results folder, in a report's order: to conclude from."""
+    path = results / "findings.jsonl"
+    found = read_findings(path) if path.exists() else []
+    return sorted((f for f in found if _model(f) == model), key=_order)
 
 
 def read_report(results: Path) -> Report:
-    """The report of a results folder's last session, or of its last finding if no session is on record."""
+    """The report of a folder's last session, or if none is on record of its last finding.
+
+    Raises TraceError if the folder has no findings or a record is damaged.
+    """
     return read_reports([results])[0]
 
 
 def read_reports(folders: Sequence[Path]) -> list[Report]:
-    """A report for each model that has findings in each results folder, that of the folder's last session first.
+    """A report for each model of each results folder, that of the folder's last session first.
 
     Raises TraceError if a folder has no findings or a record is damaged.
     """
@@ -114,35 +199,38 @@ def _of_folder(results: Path) -> list[Report]:
     findings = read_findings(results / "findings.jsonl")
     if not findings:
         raise TraceError(
-            f"{results}/findings.jsonl holds no findings; run pytest test_experiments to make some"
+            f"{results}/findings.jsonl holds no findings; run pytest on the studies to make some"
         )
-    session = _read(results / RECORD) if (results / RECORD).exists() else {}
-    of_session = session.get("model") or _model(findings[-1])
-    every = [_section(path, results) for path in results.glob(f"*/{RECORD}")]
-    every.sort(key=lambda section: (experiment_number(section.experiment), section.config))
-    tests = results / TESTS
+    session = _session(results)
+    of_session = session.model or _model(findings[-1])
+    sections = [_section(path, results) for path in results.glob(f"*/{RECORD}")]
+    sections.sort(key=lambda section: (experiment_number(section.experiment), section.config))
     reports = []
     for model in dict.fromkeys([of_session, *map(_model, findings)]):
         own = sorted((f for f in findings if _model(f) == model), key=_order)
+        known = session.conclusions.get(model)
+        outdated = known is not None and session.drawn_from.get(model) != _digest(own)
+        # A folder keeps one session. Of other models it is gone, and so are the pictures of configs
+        # that were run again.
+        last = session if model == of_session else _Record()
         report = Report(
-            tuple(own),
-            model,
-            tuple(section for section in every if section.model == model),
+            findings=tuple(own),
+            model=model,
+            sections=tuple(section for section in sections if section.model == model),
+            about=last.about,
+            quick_look=last.quick_look,
+            suite=last.suite,
+            tests=last.tests,
+            recorded=None if outdated else known,
+            outdated=outdated,
             root=results,
         )
-        if (
-            model == of_session
-        ):  # of other models, pictures of configs that were run again are gone, and so is their session
-            report = replace(
-                report, about=session.get("about", {}), quick_look=session.get("quick_look"),
-                tests=tests.read_text(encoding="utf-8") if tests.exists() else "",
-            )  # fmt: skip
         reports.append(report)
     return reports
 
 
 def names_of(reports: Sequence[Report]) -> list[str]:
-    """What tells the reports apart: the model, and its results folder where several are of one model."""
+    """What tells the reports apart: the model, and its folder where several are of one model."""
     models = [report.model or "no model" for report in reports]
     return [
         f"{model} ({report.root})" if models.count(model) > 1 else model
@@ -150,12 +238,12 @@ def names_of(reports: Sequence[Report]) -> list[str]:
     ]
 
 
-def _model(finding: Finding) -> str:
-    return str(finding.context.get("model", ""))
-
-
 def experiment_number(experiment: str) -> tuple[int, str]:
-    """For sorting: exp10 comes after exp9."""
+    """For sorting: exp10 comes after exp9.
+
+    >>> sorted(["exp10", "exp9", "entropy"], key=experiment_number)
+    ['entropy', 'exp9', 'exp10']
+    """
     digits = re.search(r"\d+", experiment)
     return (int(digits[0]) if digits else 0, experiment)
 
@@ -166,36 +254,39 @@ def unlike_names(pictures: Sequence[Picture]) -> list[Picture]:
     out = []
     for picture in pictures:
         seen[picture.name] = seen.get(picture.name, 0) + 1
-        name = picture.name if seen[picture.name] == 1 else f"{picture.name}-{seen[picture.name]}"
-        out.append(
-            Picture(name, picture.title, picture.caption, picture.alt, picture.svg, picture.png)
-        )
+        number = seen[picture.name]
+        out.append(picture if number == 1 else picture.named(f"{picture.name}-{number}"))
     return out
 
 
+def _model(finding: Finding) -> str:
+    return str(finding.context.get("model", ""))
+
+
 def _order(finding: Finding) -> tuple[Any, ...]:
-    """By experiment and config; the claims of one config stay in the order of their registration."""
-    return (
-        *experiment_number(str(finding.context.get("experiment", ""))),
-        str(finding.context.get("config", "")),
-    )
+    """By experiment and config; claims of one config stay in the order of registration."""
+    experiment = experiment_number(str(finding.context.get("experiment", "")))
+    return (*experiment, str(finding.context.get("config", "")))
+
+
+def _digest(findings: Sequence[Finding]) -> str:
+    """A hash of the findings: whether conclusions were drawn from these."""
+    records = [plain(finding.record()) for finding in findings]
+    return hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _session(results: Path) -> _Record:
+    path = results / RECORD
+    return validated(_Record, _read(path), str(path)) if path.exists() else _Record()
 
 
 def _section(path: Path, results: Path) -> Section:
     record = _read(path)
-    try:
-        pictures = tuple(Picture(**picture) for picture in record.pop("pictures"))
-        files = tuple(record.pop("files"))
-        return Section(
-            **record,
-            pictures=pictures,
-            files=files,
-            folder=path.parent.relative_to(results).as_posix(),
-        )
-    except (KeyError, TypeError) as error:
-        raise TraceError(
-            f"{path} is not a report's record ({error}); run pytest test_experiments to make it again"
-        ) from None
+    folder = path.parent.relative_to(results).as_posix()
+    section = validated(Section, {**record, "folder": folder}, str(path))
+    for picture in section.pictures:
+        check_svg(picture.svg, str(path))
+    return section
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -203,20 +294,21 @@ def _read(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TraceError(
-            f"cannot read {path}: {error}; delete it and run pytest test_experiments to make it again"
+            f"cannot read {path}: {error}; delete it and run pytest on the studies to make it again"
         ) from None
     if not isinstance(record, dict):
         raise TraceError(
-            f"{path} is not a report's record; delete it and run pytest test_experiments to make it again"
+            f"{path} is not a report's record; delete it and run pytest on the studies to make it "
+            "again"
         )
     return record
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, record: object) -> None:
     fresh = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(text, encoding="utf-8")
+        fresh.write_text(json.dumps(plain(record), indent=1), encoding="utf-8")
         fresh.replace(path)
     except OSError as error:
         raise ResultsError(

@@ -1,38 +1,37 @@
-"""Several models in one report: their answers and their claims side by side, and where they disagree."""
+"""Several models in one report: their answers and claims side by side, and where they disagree."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from tempo.claims import Finding
-from tempo.reporting.answers import UNDETERMINED, Answer, questions, scenario
+from tempo.reporting.answers import UNDETERMINED, Answer
 from tempo.reporting.comparison import UNCHANGED, what_changed
-from tempo.reporting.conclusion import just_fine, recommended_mode
 from tempo.reporting.findings import (
     SIGNS,
     confirmatory_first,
     deciding,
     interval,
     markdown_cell,
+    markdown_row,
     role,
 )
 from tempo.reporting.report import Report, names_of
 from tempo.reporting.table import badge, effect_svg
-from tempo.text import escaped, number
+from tempo.text import html_text, number
 
-AGREE, OPEN, DIFFER = "", "open for some", "they differ"  # of answers
-OPPOSITE, DECIDED, MISSING, SIZE = (
-    "opposite verdicts",
-    "decided for some only",
-    "not measured for all",
-    "another size",
-)  # of claims
+AGREE = ""
+# How answers of models disagree.
+OPEN, DIFFER, UNASKED = "open for some", "they differ", "not asked of all"
+# How claims of models disagree.
+OPPOSITE, DECIDED = "opposite verdicts", "decided for some only"
+MISSING, SIZE = "not measured for all", "another size"
 MEANING = (
-    f"{OPPOSITE.capitalize()}: supported for one model, refuted for another. {DECIDED.capitalize()}: undecided for a model, which is not "
-    f"evidence that the models differ. {SIZE.capitalize()}: the same verdict, but 95 % intervals that do not overlap."
+    f"{OPPOSITE.capitalize()}: supported for one model, refuted for another. "
+    f"{DECIDED.capitalize()}: undecided for a model, which is not evidence that the models differ. "
+    f"{SIZE.capitalize()}: the same verdict, but 95 % intervals that do not overlap."
 )
 
 
@@ -56,139 +55,143 @@ class Row:
             return DECIDED
         if len(known) < len(self.found):
             return MISSING
-        return (
-            SIZE
-            if any(what_changed(*pair) != UNCHANGED for pair in combinations(known, 2))
-            else AGREE
-        )
+        unlike = any(what_changed(*pair) != UNCHANGED for pair in combinations(known, 2))
+        return SIZE if unlike else AGREE
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, and what each model's conclusions answer; None where they do not ask it."""
+
+    asked: str
+    answers: tuple[Answer | None, ...]
+
+    @property
+    def shorts(self) -> list[str]:
+        """Each model's answer in a word."""
+        return [answer.short if answer else "not asked" for answer in self.answers]
+
+    @property
+    def marker(self) -> str:
+        """Whether the models' answers differ, or are open for some; empty if they agree."""
+        shorts = {answer.short for answer in self.answers if answer}
+        if len(shorts - {UNDETERMINED}) > 1:
+            return DIFFER
+        if None in self.answers:
+            return UNASKED
+        return OPEN if len(shorts) > 1 else AGREE
 
 
 def claim_rows(reports: Sequence[Report]) -> list[Row]:
     """A row for each claim and config that any model has, the confirmatory ones first."""
     by_label = [{f.label: f for f in report.findings} for report in reports]
-    first = {f.label: f for report in reversed(reports) for f in report.findings}
-    in_order = dict.fromkeys(f.label for report in reports for f in report.findings)
+    first: dict[str, Finding] = {}
+    for found in by_label:
+        for label, finding in found.items():
+            first.setdefault(label, finding)
     return [
         Row(f.label, role(f), f.statement, tuple(found.get(f.label) for found in by_label))
-        for f in confirmatory_first(first[label] for label in in_order)
+        for f in confirmatory_first(first.values())
     ]
 
 
-def all_answers(report: Report) -> list[Answer]:
-    """The conclusion, the scenario, the four questions, the recommended mode."""
-    found = report.findings
-    return [just_fine(found), scenario(found), *questions(found), recommended_mode(found)]
-
-
-def answer_marker(answers: Sequence[Answer]) -> str:
-    """Whether the models' answers to one question differ, or are open for some."""
-    shorts = {answer.short for answer in answers}
-    if len(shorts - {UNDETERMINED}) > 1:
-        return DIFFER
-    return OPEN if len(shorts) > 1 else AGREE
+def questions(reports: Sequence[Report]) -> list[Question]:
+    """Each question that any model's conclusions answer by a rule, in their order."""
+    by_question = [
+        {answer.question: answer for answer in report.conclusions.explained} for report in reports
+    ]
+    asked: dict[str, None] = {}
+    for answers in by_question:
+        asked |= dict.fromkeys(answers)
+    return [
+        Question(question, tuple(answers.get(question) for answers in by_question))
+        for question in asked
+    ]
 
 
 def opposed(reports: Sequence[Report]) -> str:
     """On how many claims the models have opposite verdicts."""
     rows = claim_rows(reports)
-    return (
-        f"Opposite verdicts on {sum(row.marker == OPPOSITE for row in rows)} of {len(rows)} claims"
-    )
+    number_opposed = sum(row.marker == OPPOSITE for row in rows)
+    return f"Opposite verdicts on {number_opposed} of {len(rows)} claims"
 
 
 def said(reports: Sequence[Report]) -> list[str]:
-    """Where the models disagree, in sentences."""
-    names = names_of(reports)
-    by_question = list(zip(*map(all_answers, reports), strict=True))
-    differ = [answers for answers in by_question if answer_marker(answers) == DIFFER]
-    lines = [
-        f"{answers[0].question} "
-        + "; ".join(f"{name}: {a.short}" for name, a in zip(names, answers, strict=True))
-        + "."
-        for answers in differ
-    ]
-    rows = claim_rows(reports)
+    """Where the models disagree, in sentences: the first about questions, the last about claims."""
+    names, asked, rows = names_of(reports), questions(reports), claim_rows(reports)
+    differ = [question for question in asked if question.marker == DIFFER]
+    head = f"The models' answers differ on {len(differ)} of {len(asked)} questions"
+    lines = [f"{head}{':' if differ else '.'}" if asked else "These records answer no question."]
+    for question in differ:
+        answers = zip(names, question.shorts, strict=True)
+        each = "; ".join(f"{name}: {short}" for name, short in answers)
+        lines.append(f"{question.asked} {each}.")
     opposite = [row.label for row in rows if row.marker == OPPOSITE]
-    counted = opposed(reports) + (f" ({', '.join(opposite)})" if opposite else "")
-    rest = [
-        f"{n} {what}"
-        for what in (DECIDED, SIZE, MISSING)
-        if (n := sum(row.marker == what for row in rows))
-    ]
-    counted = "; ".join([counted, *rest]) + "."
-    head = f"The models' answers differ on {len(differ)} of {len(by_question)} questions" + (
-        ":" if differ else "."
-    )
-    return [head, *lines, counted]
+    counted = [opposed(reports) + (f" ({', '.join(opposite)})" if opposite else "")]
+    for marker in (DECIDED, SIZE, MISSING):
+        if count := sum(row.marker == marker for row in rows):
+            counted.append(f"{count} {marker}")
+    return [*lines, f"{'; '.join(counted)}."]
 
 
 def side_by_side_html(reports: Sequence[Report], at: Sequence[str]) -> str:
     """Both tables; `at`: what the ids of each model's part of the page begin with."""
-    names = [_text(name) for name in names_of(reports)]
-    heads = "".join(f'<th scope="col">{name}</th>' for name in names)
-    first, *lines = said(reports)
-    listed = f"<p>{_text(first)}</p><ul>{''.join(f'<li>{_text(line)}</li>' for line in lines[:-1])}</ul><p>{_text(lines[-1])}</p>"
-    answers = ""
-    for entries in zip(*map(all_answers, reports), strict=True):
-        mark = answer_marker(entries)
+    names = [html_text(name) for name in names_of(reports)]
+    first, *lines, last = said(reports)
+    listed = "".join(f"<li>{html_text(line)}</li>" for line in lines)
+    answers, claims = "", ""
+    for question in questions(reports):
         cells = "".join(
-            f'<td data-label="{name}">{_text(a.short)}</td>'
-            for name, a in zip(names, entries, strict=True)
+            f'<td data-label="{name}">{html_text(short)}</td>'
+            for name, short in zip(names, question.shorts, strict=True)
         )
-        answers += f'<tr{_row_class(mark)}><td data-label="Question">{_text(entries[0].question)}</td>{cells}{_mark(mark)}</tr>'
-    claims = ""
+        asked = f'<td data-label="Question">{html_text(question.asked)}</td>'
+        answers += _html_row(f"{asked}{cells}", question.marker)
     for row in claim_rows(reports):
         cells = "".join(
             _cell(f, row, name, prefix)
             for f, name, prefix in zip(row.found, names, at, strict=True)
         )
-        claim = f"<code>{_text(row.label)}</code><small>{row.role}</small>{_text(row.statement)}"
-        claims += f'<tr{_row_class(row.marker)}><td data-label="Claim">{claim}</td>{cells}{_mark(row.marker)}</tr>'
-
-    def table(label: str, what: str, body: str) -> str:
-        head = f'<thead><tr><th scope="col">{what}</th>{heads}<th scope="col">Disagreement</th></tr></thead>'
-        return (
-            f'<div class="tempo-scroll" tabindex="0" role="region" aria-label="{label}"><table class="tempo-table tempo-stacked">'
-            f"{head}<tbody>{body}</tbody></table></div>"
+        claim = (
+            f'<td data-label="Claim"><code>{html_text(row.label)}</code><small>{row.role}</small>'
+            f"{html_text(row.statement)}</td>"
         )
-
+        claims += _html_row(f"{claim}{cells}", row.marker)
     return (
-        f'<section id="tempo-models"><h2>The models side by side</h2>{listed}{table("Answers of the models", "Question", answers)}'
-        f"<h3>Claim by claim</h3><p><small>{_text(MEANING)}</small></p>{table('Claims of the models', 'Claim', claims)}"
-        "<p><small>Estimate with 95 % interval; the pictures of a row share a scale, the shaded region is where the claim would hold."
-        "</small></p></section>"
+        '<section id="tempo-models"><h2>The models side by side</h2>'
+        f"<p>{html_text(first)}</p><ul>{listed}</ul><p>{html_text(last)}</p>"
+        f"{_html_table('Answers of the models', 'Question', names, answers)}"
+        f"<h3>Claim by claim</h3><p><small>{html_text(MEANING)}</small></p>"
+        f"{_html_table('Claims of the models', 'Claim', names, claims)}"
+        "<p><small>Estimate with 95 % interval. The pictures of a row share a scale. The claim "
+        "would hold in the shaded region.</small></p></section>"
     )
+
+
+def _html_table(label: str, what: str, names: Sequence[str], body: str) -> str:
+    """A table with a column for each model; nothing if it has no row."""
+    heads = "".join(f'<th scope="col">{name}</th>' for name in (what, *names, "Disagreement"))
+    table = (
+        f'<div class="tempo-scroll" tabindex="0" role="region" aria-label="{label}">'
+        f'<table class="tempo-table tempo-stacked"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+    return table if body else ""
 
 
 def side_by_side_markdown(reports: Sequence[Report]) -> list[str]:
     """The same as lines of Markdown."""
     names = [markdown_cell(name) for name in names_of(reports)]
-    first, *lines = map(markdown_cell, said(reports))
-    out = [
-        "## The models side by side",
-        "",
-        first,
-        "",
-        *(f"- {line}" for line in lines[:-1]),
-        "",
-        lines[-1],
-        "",
-    ]
-    rule = "|---|" + "---|" * len(names) + "---|"
-    out += [f"| question | {' | '.join(names)} | disagreement |", rule]
-    for entries in zip(*map(all_answers, reports), strict=True):
-        cells = [entries[0].question, *(answer.short for answer in entries), answer_marker(entries)]
-        out.append("| " + " | ".join(map(markdown_cell, cells)) + " |")
-    out += [
-        "",
-        markdown_cell(MEANING),
-        "",
-        f"| claim | role | {' | '.join(names)} | disagreement |",
-        "|---" + rule,
-    ]
+    first, *lines, last = map(markdown_cell, said(reports))
+    out = ["## The models side by side", "", first, "", *(f"- {line}" for line in lines), "", last]
+    heads = f"{' | '.join(names)} | disagreement |"
+    rule = f"|---|{'---|' * len(names)}---|"
+    if asked := questions(reports):
+        rows = [markdown_row(each.asked, *each.shorts, each.marker) for each in asked]
+        out += ["", f"| question | {heads}", rule, *rows]
+    out += ["", markdown_cell(MEANING), "", f"| claim | role | {heads}", f"|---{rule}"]
     for row in claim_rows(reports):
-        cells = [row.label, row.role, *(_in_words(f) for f in row.found), row.marker]
-        out.append("| " + " | ".join(map(markdown_cell, cells)) + " |")
+        out.append(markdown_row(row.label, row.role, *map(_in_words, row.found), row.marker))
     return [*out, ""]
 
 
@@ -201,16 +204,15 @@ def _cell(f: Finding | None, row: Row, name: str, at: str) -> str:
         return f'<td data-label="{name}">not measured</td>'
     p = "" if f.kind == "invariant" else f", p {number(deciding(f)[1])}"
     others = [other for other in row.found if other]
-    return f'<td data-label="{name}" class="tempo-number">{badge(f)}<br>{effect_svg(f, others)}<br>{interval(f)}<small>n {f.n}{p}</small></td>'
+    return (
+        f'<td data-label="{name}" class="tempo-number">{badge(f)}<br>{effect_svg(f, others)}<br>'
+        f"{interval(f)}<small>n {f.n}{p}</small></td>"
+    )
 
 
-def _row_class(marker: str) -> str:
-    return ' class="tempo-differs"' if marker in (DIFFER, OPPOSITE) else ""
-
-
-def _mark(marker: str) -> str:
-    return f'<td data-label="Models">{f"<b>{marker}</b>" if marker in (DIFFER, OPPOSITE) else marker or "–"}</td>'
-
-
-def _text(value: object) -> str:
-    return html.escape(escaped(str(value)))
+def _html_row(cells: str, marker: str) -> str:
+    """A row with its disagreement, which stands out where the models contradict each other."""
+    stands_out = marker in (DIFFER, OPPOSITE)
+    said = f"<b>{marker}</b>" if stands_out else marker or "–"
+    of_class = ' class="tempo-differs"' if stands_out else ""
+    return f'<tr{of_class}>{cells}<td data-label="Models">{said}</td></tr>'

@@ -52,7 +52,8 @@ def table(
 ) -> Table:
     """One row a step, and a line under the last step at which the modes must agree."""
     table = new_table("step", *(() if free else ("set, replayed",)), *VISIBILITIES)
-    # What a set has of the line, so that its breaks come between members: a third, or what "KL .0029 TV .017" leaves.
+    # What a set has of the line, so that its breaks come between members: a third, or what
+    # "KL .0029 TV .017" leaves.
     room = (width - 8) // 3 - 2 if free else max(16, width - 64)
     for k, row in enumerate(rows):
         sets = {}
@@ -91,7 +92,10 @@ def member(text: str, probability: float, weight: str) -> Text:
 
 
 def members(texts: Sequence[str], probabilities: Sequence[float]) -> list[Text]:
-    """The pieces of a set that a line break may come between: `[ cat .12/`, ` mat .10]`; a set of one is dim."""
+    """The pieces of a set, between which a line may break: `[ cat .12/`, ` mat .10]`.
+
+    A set of one is dim.
+    """
     weight = "dim " if len(texts) == 1 else "bold "
     pieces = [
         member(text, probability, weight)
@@ -106,7 +110,7 @@ def words(text: str) -> list[Text]:
 
 
 def wrap(groups: Sequence[Sequence[Text]], width: int) -> list[Text]:
-    """Lines of pieces that keep their leading spaces; a group stays whole where it fits on a line."""
+    """Lines of pieces that keep their leading spaces. A group that fits on a line stays whole."""
     lines = [Text()]
     for pieces in groups:
         whole = sum(piece.cell_len for piece in pieces)
@@ -145,10 +149,8 @@ def summary(trace: Trace) -> Text:
 
 def comparison_table(comparison: Comparison) -> list[Table | Text]:
     """The claims that differ between two records, and how many do not."""
-    from tempo.reporting.comparison import (
-        UNCHANGED,
-        comparison_rows,
-    )  # only this command waits for SciPy
+    # imported here, since only this command needs SciPy and should wait for it
+    from tempo.reporting.comparison import UNCHANGED, comparison_rows
 
     changed = [row for row in comparison_rows(comparison) if row[-1] != UNCHANGED]
     table = new_table("claim", "what changed")
@@ -156,10 +158,7 @@ def comparison_table(comparison: Comparison) -> list[Table | Text]:
     for claim, verdict, effect, _, what in changed:
         table.add_row(Text(escaped(claim)), Text(escaped(f"{what}: {verdict}\n{effect}")))
     same = len(comparison.pairs) - len(changed)
-    first, second = (
-        f"{name}: {scenario}"
-        for name, scenario in zip(comparison.names, comparison.scenarios, strict=True)
-    )
+    first, second = comparison.labels
     return [
         Text(escaped(f"first {first}; second {second}")),
         table,

@@ -9,6 +9,20 @@ from tempo.reporting.figures.positions import position_map, set_lattice
 from tempo.text import number, slug
 
 __all__ = [
-    "Picture", "attention_heatmap", "bars", "cell_table", "distributions", "dots", "forest", "key_similarity", "layer_head_map",
-    "lines_by", "number", "position_map", "save", "set_lattice", "slug", "to_html",
-]  # fmt: skip
+    "Picture",
+    "attention_heatmap",
+    "bars",
+    "cell_table",
+    "distributions",
+    "dots",
+    "forest",
+    "key_similarity",
+    "layer_head_map",
+    "lines_by",
+    "number",
+    "position_map",
+    "save",
+    "set_lattice",
+    "slug",
+    "to_html",
+]

@@ -1,4 +1,7 @@
-"""Pictures of attention and of cached keys. Shapes: L layers, H query heads, Hkv key heads, w set width, N slots, D head size."""
+"""Pictures of attention and of cached keys.
+
+Shapes: L layers, H query heads, Hkv key heads, w set width, N slots, D head size.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +25,18 @@ from tempo.text import number, printable
 
 
 def attention_heatmap(
-    attention: np.ndarray, labels: Sequence[str], slots: Sequence[int], layers: Sequence[int] | None = None,
+    attention: np.ndarray,
+    labels: Sequence[str],
+    slots: Sequence[int],
+    layers: Sequence[int] | None = None,
     title: str = "Attention of a set",
-) -> Picture:  # fmt: skip
-    """Attention [L, H, w, N] of a set at `slots`, mean over heads, one panel for each of `layers` (default four)."""
-    layers = (
-        list(layers)
-        if layers is not None
-        else sorted({round(x) for x in np.linspace(0, len(attention) - 1, 4)})
-    )
+) -> Picture:
+    """Attention [L, H, w, N] of a set at `slots`, mean over heads, one panel for each layer.
+
+    labels: the texts of all N slots. layers: which to show; by default four.
+    """
+    four = sorted({round(x) for x in np.linspace(0, len(attention) - 1, 4)})
+    layers = four if layers is None else list(layers)
     weights = attention[layers].astype(np.float64).mean(axis=1)  # [layers, w, N]
     _, width, num_slots = weights.shape
     top = float(weights[..., 1:].max()) if num_slots > 1 else float(weights.max())
@@ -63,18 +69,24 @@ def attention_heatmap(
     means = [number(m.mean()) if m.size else "none" for m in among]
     said = ", ".join(f"layer {layer}: {mean}" for layer, mean in zip(layers, means, strict=True))
     caption = (
-        f"Rows: the {width} siblings as queries; columns: all {num_slots} slots, the siblings' own outlined. Mean over "
-        f"heads; the square-root colour scale ends at {number(norm.vmax)}, the largest weight outside slot 0, so that "
-        "the attention sink at slot 0 does not drown the rest. Grey means exactly zero. "
+        f"Rows: the {width} siblings as queries. Columns: all {num_slots} slots, the siblings' own "
+        f"outlined. Mean over heads. The square-root colour scale ends at {number(norm.vmax)}, the "
+        "largest weight outside slot 0, so that the attention sink at slot 0 does not drown the "
+        f"rest. Grey means exactly zero. Mean weight on each other sibling: {said}."
+    )
+    alt = (
+        f"Heatmap of attention from {width} siblings to {num_slots} slots. "
         f"Mean weight on each other sibling: {said}."
     )
-    alt = f"Heatmap of attention from {width} siblings to {num_slots} slots. Mean weight on each other sibling: {said}."
     size = (min(WIDTH, 2.0 + 0.22 * num_slots), 1.0 + len(layers) * (0.35 + row * width))
     return picture(title, caption, alt, size, draw)
 
 
 def layer_head_map(values: np.ndarray, title: str, label: str, caption: str) -> Picture:
-    """One value per layer and head [L, H] as a heatmap; diverging around zero if any is negative, NaN grey."""
+    """One value per layer and head [L, H] as a heatmap.
+
+    Its colours diverge around zero if any value is negative. NaN is grey.
+    """
     values = np.asarray(values, np.float64)
     finite = values[np.isfinite(values)] if np.isfinite(values).any() else np.zeros(1)
     signed, end = bool(finite.min() < 0), float(np.abs(finite).max()) or 1.0
@@ -92,12 +104,12 @@ def layer_head_map(values: np.ndarray, title: str, label: str, caption: str) -> 
             axis.set_major_locator(MaxNLocator(integer=True, nbins=10))
         figure.colorbar(image, ax=ax, fraction=0.05, pad=0.03).set_label(printable(label))
 
-    layer, head = divmod(
-        int(np.argmax(np.where(np.isfinite(values), np.abs(values), -1.0))), num_heads
-    )
+    sizes = np.where(np.isfinite(values), np.abs(values), -1.0)
+    layer, head = divmod(int(np.argmax(sizes)), num_heads)
     alt = (
-        f"Heatmap of {label} for {num_layers} layers and {num_heads} heads: from {number(finite.min())} to "
-        f"{number(finite.max())}, mean {number(finite.mean())}; largest in layer {layer}, head {head}."
+        f"Heatmap of {label} for {num_layers} layers and {num_heads} heads: "
+        f"from {number(finite.min())} to {number(finite.max())}, mean {number(finite.mean())}; "
+        f"largest in layer {layer}, head {head}."
     )
     caption += "" if np.isfinite(values).all() else " Grey: no value."
     size = (min(WIDTH, 2.2 + 0.24 * num_heads), min(6.0, 1.0 + 0.15 * num_layers))
@@ -105,10 +117,16 @@ def layer_head_map(values: np.ndarray, title: str, label: str, caption: str) -> 
 
 
 def key_similarity(
-    keys: np.ndarray, raw_keys: np.ndarray, positions: Sequence[int], labels: Sequence[str],
+    keys: np.ndarray,
+    raw_keys: np.ndarray,
+    positions: Sequence[int],
+    labels: Sequence[str],
     title: str = "Similarity of cached keys by position",
-) -> Picture:  # fmt: skip
-    """Cosine similarity of cached keys [L, Hkv, N, D], mean over layers and heads, and what their rotation adds to it."""
+) -> Picture:
+    """Cosine similarity of cached keys [L, Hkv, N, D], and what their rotation adds to it.
+
+    Both are means over layers and heads. raw_keys: the same keys before rotation.
+    """
     cached, raw = _cosines(keys), _cosines(raw_keys)  # [N, N]
     panels = (
         ("as cached", cached, "viridis"),
@@ -146,12 +164,14 @@ def key_similarity(
         axes[1].set_yticks([])
 
     said = (
-        f"{len(labels)} slots at {len(set(at.tolist()))} positions; within a set the rotation changes no similarity by more than "
-        f"{number(max(among, default=0.0))}, between positions by up to {number(apart)}"
+        f"{len(labels)} slots at {len(set(at.tolist()))} positions; within a set the rotation "
+        f"changes no similarity by more than {number(max(among, default=0.0))}, between positions "
+        f"by up to {number(apart)}"
     )
     caption = (
-        f"{said}. Left: cosine of every pair of cached keys, mean over layers and key heads; right: minus the same before rotation. "
-        "Sets are outlined; a set at one position must be blank on the right, as equal rotations cancel."
+        f"{said}. Left: cosine of every pair of cached keys, mean over layers and key heads. "
+        "Right: minus the same before rotation. Sets are outlined. A set at one position must be "
+        "blank on the right, as equal rotations cancel."
     )
     size = (9.0, 3.2 + 0.11 * len(labels))
     return picture(title, caption, f"Two heatmaps of cosine similarity. {said}.", size, draw)

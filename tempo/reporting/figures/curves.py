@@ -22,9 +22,13 @@ from tempo.text import number, printable
 
 
 def lines_by(
-    groups: Mapping[str, Sequence[tuple[float, float, float, float]]], xlabel: str, ylabel: str, title: str,
-    caption: str, log_y: bool = False,
-) -> Picture:  # fmt: skip
+    groups: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    caption: str,
+    log_y: bool = False,
+) -> Picture:
     """One line per group of (x, mean, low, high), with its interval as band and bars."""
     drawn = {
         printable(name): np.array(sorted(points), np.float64)
@@ -89,9 +93,13 @@ def lines_by(
 
 
 def distributions(
-    p: np.ndarray, q: np.ndarray, texts: Callable[[int], str] | Mapping[int, str],
-    names: tuple[str, str] = ("isolated", "visible"), k: int = 12, title: str = "Two distributions of the next token",
-) -> Picture:  # fmt: skip
+    p: np.ndarray,
+    q: np.ndarray,
+    texts: Callable[[int], str] | Mapping[int, str],
+    names: tuple[str, str] = ("isolated", "visible"),
+    k: int = 12,
+    title: str = "Two distributions of the next token",
+) -> Picture:
     """The k tokens that are most probable in either of two distributions [V], as paired bars."""
     p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
     tokens = [int(t) for t in np.argsort(-np.maximum(p, q), kind="stable")[:k]]
@@ -116,11 +124,15 @@ def distributions(
         f"{number(max(0.0, 1 - d[tokens].sum()))} ({n})" for n, d in zip(names, (p, q), strict=True)
     )
     caption = (
-        f"The {len(tokens)} tokens that are most probable in either. Probability not shown: {rest}. "
-        f"Total variation over all {len(p)} tokens: {number(distance)}. Where a token's bars differ, {names[1]} changed its probability."
+        f"The {len(tokens)} tokens that are most probable in either. Not shown: {rest}. "
+        f"Total variation over all {len(p)} tokens: {number(distance)}. Where a token's bars "
+        f"differ, {names[1]} changed its probability."
     )
     said = "; ".join(f"{text(t)}: {number(p[t])} and {number(q[t])}" for t in tokens[:5])
-    alt = f"Paired bars of {names[0]} and {names[1]}, total variation {number(distance)}. Most probable: {said}."
+    alt = (
+        f"Paired bars of {names[0]} and {names[1]}, total variation {number(distance)}. "
+        f"Most probable: {said}."
+    )
     return picture(title, caption, alt, (6.2, 1.1 + 0.27 * len(tokens)), draw)
 
 
@@ -132,7 +144,7 @@ def bars(
     title: str,
     caption: str,
 ) -> Picture:
-    """Bars of each group side by side at each of `labels`; hatching tells groups apart without colour."""
+    """Bars of each group side by side at each label. Hatching tells groups apart without colour."""
     drawn = {printable(name): np.asarray(heights, np.float64) for name, heights in groups.items()}
     share = 0.8 / max(1, len(drawn))
 

@@ -1,19 +1,19 @@
-"""What all pictures share: colours, token labels, and how matplotlib's output becomes inline SVG and PNG.
+"""What all pictures share: colours, token labels, and how matplotlib's output becomes SVG and PNG.
 
-Axes and text are drawn in `currentColor`, data in hues with a contrast of at least 3 to white and to #111, so that a
-picture reads in light and in dark mode. Token texts are hostile: they go through `escaped` and are never mathtext.
+Axes and text are drawn in `currentColor`, data in hues with a contrast of at least 3 to white and
+to #111, so that a picture reads in light and in dark mode. Token texts are hostile: they go through
+`escaped` and are never mathtext.
 """
 
 from __future__ import annotations
 
 import hashlib
-import html
 import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
-from tempo.text import escaped, printable, slug
+from tempo.errors import TraceError
+from tempo.text import html_text, printable, slug
 
 INK = "#010203"  # stands for `currentColor` while matplotlib draws; used for nothing else
 # Those of Okabe & Ito's colour-blind-safe hues that have contrast >= 3 to white and to #111.
@@ -32,60 +33,125 @@ _MAX_LABELS = 48  # token labels along an axis that can still be told apart at t
 _LABEL_LENGTH = 14
 WIDTH = 7.5  # inches at 96 CSS pixels
 _DPI = 110  # of a PNG: sharp enough beside text, and some ten kilobytes
+_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 _RC: dict[Any, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "tempo", "text.parse_math": False, "axes.formatter.use_mathtext": False,
-    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9, "axes.unicode_minus": True,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.titlesize": 9,
-    "axes.titlelocation": "left", "axes.axisbelow": True, "legend.frameon": False, "grid.color": INK,
-    "grid.alpha": 0.15, "grid.linewidth": 0.5, "image.interpolation": "none", "savefig.transparent": True,
-}  # fmt: skip
+    **dict.fromkeys(_INKED, INK),
+    "axes.axisbelow": True,
+    "axes.formatter.use_mathtext": False,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9,
+    "axes.unicode_minus": True,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "grid.alpha": 0.15,
+    "grid.color": INK,
+    "grid.linewidth": 0.5,
+    "image.interpolation": "none",
+    "legend.frameon": False,
+    "savefig.transparent": True,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tempo",
+    "text.parse_math": False,
+}
 _COLUMN = 600  # CSS pixels of half a page: wider pictures get a row of their own
 _XLINK = "{http://www.w3.org/1999/xlink}"
+_SVG = "{http://www.w3.org/2000/svg}"
+FORMATS = ("svg", "png")
+# What a picture may be made of. None of it runs anything, or loads anything by itself.
+SVG_TAGS = {"svg", "g", "defs", "use", "clipPath", "pattern", "linearGradient", "stop", "image"}
+SVG_TAGS |= {"path", "rect", "line", "circle", "ellipse", "polygon", "polyline"}
+SVG_TAGS |= {"text", "tspan", "title"}
+# Of a saved file, not of a page: its background is light or dark as the viewer prefers.
+_STYLE = (
+    "text{pointer-events:none}svg{color:#222;background:#fff}"
+    "@media(prefers-color-scheme:dark){svg{color:#ddd;background:#111}}"
+)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG that can stand inline in HTML, with what to see in it and a text alternative."""
+    """An SVG that can stand inline in HTML, with what to see in it and a text alternative.
 
-    name: str  # slug, of ids and file names
+    name: a slug, for ids and file names. png: the same on white, for a paper or a slide.
+    """
+
+    name: str
     title: str
     caption: str
     alt: str
     svg: str
-    png: bytes = field(default=b"", repr=False)  # the same on white, for a paper or a slide
+    png: bytes = field(default=b"", repr=False)
+
+    def named(self, name: str) -> Picture:
+        """The same picture by another name."""
+        return replace(self, name=name)
+
+
+def check_svg(svg: str, where: str) -> None:
+    """Raise TraceError if a picture from a record holds more than a drawing: scripts, links."""
+    try:
+        if "<!" in svg or "<?" in svg:  # comments and the like, which HTML reads otherwise than XML
+            raise ValueError("a declaration or comment")
+        for element in ET.fromstring(svg).iter():
+            _check_element(element)
+    except (ET.ParseError, ValueError) as error:
+        raise TraceError(
+            f"a picture in {where} is no drawing of tempo's ({error}); run pytest on the studies "
+            "to make it again"
+        ) from None
+
+
+def _check_element(element: ET.Element) -> None:
+    if (tag := element.tag.removeprefix(_SVG)) not in SVG_TAGS:
+        raise ValueError(f"a <{printable(tag)}>")
+    for key, value in element.attrib.items():
+        name = key.rpartition("}")[2].lower()
+        refers = name in ("href", "src") and not value.startswith(("#", "data:image/png;base64,"))
+        if name.startswith("on") or refers or "url(" in value.replace("url(#", ""):
+            raise ValueError(f"the attribute {printable(name)}")
 
 
 def to_html(picture: Picture, at: str = "") -> str:
-    """The picture as a <figure>, with its text alternative for all readers; it scrolls where it can shrink no further.
+    """The picture as a <figure> with its text alternative. It scrolls where it cannot shrink.
 
     at: what its ids begin with, so that one page can hold the same picture twice.
     """
-    title, caption, alt = (
-        html.escape(escaped(text)) for text in (picture.title, picture.caption, picture.alt)
-    )
+    title, caption, alt = map(html_text, (picture.title, picture.caption, picture.alt))
     width = re.search(r' width="(\d+)"', picture.svg)
     svg = re.sub(r'( id="|#)(?=fig[0-9a-f]{8}-)', rf"\1{at}", picture.svg) if at else picture.svg
     wide = " tempo-wide" if width and int(width[1]) > _COLUMN else ""
     return (
-        f'<figure class="tempo-figure{wide}"><div class="tempo-scroll" tabindex="0" role="region" aria-label="{title}">'
+        f'<figure class="tempo-figure{wide}">'
+        f'<div class="tempo-scroll" tabindex="0" role="region" aria-label="{title}">'
         f"{svg}</div><figcaption><strong>{title}.</strong> {caption}</figcaption>"
         f"<details><summary>As text</summary><p>{alt}</p></details></figure>"
     )
 
 
-def save(picture: Picture, folder: str | Path) -> list[Path]:
-    """Write `<folder>/<name>.svg`, its background light or dark as the viewer prefers, and `<name>.png`; the paths of both."""
-    style = "text{pointer-events:none}svg{color:#222;background:#fff}@media(prefers-color-scheme:dark){svg{color:#ddd;background:#111}}"
+def save(picture: Picture, folder: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write `<folder>/<name>.svg` and `.png`, or only one of both; the paths written.
+
+    A picture that was read from a record has no PNG.
+    """
+    contents = {"svg": _standing_alone(picture).encode(), "png": picture.png}
+    written = []
+    for kind in formats:
+        path = Path(folder) / f"{picture.name}.{kind}"
+        if contents[kind]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(contents[kind])
+            written.append(path)
+    return written
+
+
+def _standing_alone(picture: Picture) -> str:
+    """The SVG as a file of its own, with a title and a background."""
     head, body = picture.svg.split(">", 1)
-    path = Path(folder) / f"{picture.name}.svg"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    title = html.escape(escaped(picture.title))
-    path.write_text(f"{head}><title>{title}</title><style>{style}</style>{body}", encoding="utf-8")
-    if not picture.png:
-        return [path]
-    path.with_suffix(".png").write_bytes(picture.png)
-    return [path, path.with_suffix(".png")]
+    return f"{head}><title>{html_text(picture.title)}</title><style>{_STYLE}</style>{body}"
 
 
 def token_ticks(
@@ -118,7 +184,7 @@ def token_ticks(
 
 
 def cmap_of(name: str) -> Colormap:
-    """The colour map, with a grey that is none of its colours for cells without a value; 64 levels, to save bytes."""
+    """The colour map in 64 levels, to save bytes. Cells without a value get another grey."""
     return matplotlib.colormaps[name].resampled(64).with_extremes(bad="#b0b0b0")
 
 
@@ -135,7 +201,10 @@ def picture(
     draw: Callable[[Figure], None],
     tips: Sequence[str] = (),
 ) -> Picture:
-    """What `draw` draws on a figure of `size` inches; an artist with the gid `tip-<i>` shows `tips[i]` when pointed at."""
+    """What `draw` draws on a figure of `size` inches.
+
+    tips: an artist with the gid `tip-<i>` shows `tips[i]` when pointed at.
+    """
     vector, raster = io.StringIO(), io.BytesIO()
     with matplotlib.rc_context(_RC), warnings.catch_warnings():
         # The text stays text: the viewer's fonts draw it, matplotlib's only estimate its width.
@@ -165,7 +234,10 @@ def picture(
 
 
 def _inline(raw: str, prefix: str, alt: str, tips: Sequence[str] = ()) -> str:
-    """Matplotlib's SVG as an element for HTML: no style for the whole page, and only ids in use, unlike any other's."""
+    """Matplotlib's SVG as an element for HTML.
+
+    It holds no style for the whole page, and only ids that are in use, unlike any other picture's.
+    """
     root = ET.fromstring(raw)
     pointed = {f"tip-{i}": tip for i, tip in enumerate(tips)}
     for element in root.iter():
@@ -177,13 +249,11 @@ def _inline(raw: str, prefix: str, alt: str, tips: Sequence[str] = ()) -> str:
         for child in [c for c in parent if c.tag.endswith(("}style", "}metadata"))]:
             parent.remove(child)
     refers = re.compile(r"(?<=url\(#)[^)]+|(?<=^#).+")
-    used = {
-        ref
-        for e in root.iter()
-        for k, v in e.attrib.items()
-        if k != "id"
-        for ref in refers.findall(v)
-    }
+    used: set[str] = set()
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            if key != "id":
+                used.update(refers.findall(value))
     for element in root.iter():
         element.tag = element.tag.split("}")[-1]
         old = dict(element.attrib)
@@ -192,9 +262,8 @@ def _inline(raw: str, prefix: str, alt: str, tips: Sequence[str] = ()) -> str:
             if key == "id":
                 value = f"{prefix}-{value}" if value in used else ""
             else:
-                value = refers.sub(lambda match: f"{prefix}-{match[0]}", value).replace(
-                    INK, "currentColor"
-                )
+                value = refers.sub(lambda match: f"{prefix}-{match[0]}", value)
+                value = value.replace(INK, "currentColor")
                 value = re.sub(r"font-family: [^;]*(; )?", "", re.sub(r"\s+", " ", value)).strip()
             if value:
                 element.set(key.replace(_XLINK, "xlink:"), value)
@@ -204,9 +273,15 @@ def _inline(raw: str, prefix: str, alt: str, tips: Sequence[str] = ()) -> str:
     width, height = (float(x) for x in root.attrib["viewBox"].split()[2:])
     width, height = round(width * 96 / 72), round(height * 96 / 72)
     for key, value in {
-        "xmlns": "http://www.w3.org/2000/svg", "xmlns:xlink": _XLINK.strip("{}"), "role": "img", "aria-label": alt,
-        "width": f"{width}", "height": f"{height}", "font-family": "system-ui, sans-serif", "stroke-linejoin": "round",
+        "xmlns": _SVG.strip("{}"),
+        "xmlns:xlink": _XLINK.strip("{}"),
+        "role": "img",
+        "aria-label": alt,
+        "width": f"{width}",
+        "height": f"{height}",
+        "font-family": "system-ui, sans-serif",
+        "stroke-linejoin": "round",
         "style": f"width:100%;max-width:{width}px;min-width:{round(0.75 * width)}px;height:auto",
-    }.items():  # fmt: skip
+    }.items():
         root.set(key, value)
     return ET.tostring(root, encoding="unicode")

@@ -65,10 +65,14 @@ def cell_table(
 
 
 def dots(
-    groups: Mapping[str, Sequence[tuple[float, float, float]]], labels: Sequence[str], xlabel: str, title: str, caption: str,
+    groups: Mapping[str, Sequence[tuple[float, float, float]]],
+    labels: Sequence[str],
+    xlabel: str,
+    title: str,
+    caption: str,
     margin: float | None = None,
-) -> Picture:  # fmt: skip
-    """(mean, low, high) of each group at each of `labels`, a row each; a dashed line at `margin`."""
+) -> Picture:
+    """(mean, low, high) of each group, a row for each label, with a dashed line at the margin."""
     drawn = {printable(name): np.asarray(points, np.float64) for name, points in groups.items()}
 
     def draw(figure: Figure) -> None:

@@ -12,10 +12,11 @@ from matplotlib.ticker import FuncFormatter
 
 from tempo.claims import Finding
 from tempo.reporting.figures.drawing import INK, SYMBOLS, Picture, clip, picture
-from tempo.reporting.findings import confirmatory_first, role
+from tempo.reporting.findings import confirmatory_first, interval, role
 from tempo.text import number
 
-# In units of the scale: what lies farther is drawn at the edge, since an interval from too few prompts may have no bound to speak of.
+# In units of the scale. What lies farther is drawn at the edge: from too few prompts an interval
+# may have no bound to speak of.
 FARTHEST = 1e6
 _IN_MARGINS = "effect in units of the claim's margin (linear to 1, then logarithmic)"
 _OWN_SCALE = "effect of claims with margin 0, each row on a scale of its own"
@@ -25,8 +26,9 @@ _SHARE = "share of units for which it is true"
 def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -> Picture:
     """Every finding's estimate and 95 % interval against the region in which its claim would hold.
 
-    Three panels, because units differ: effects in units of their margin; shares; and effects whose margin is zero,
-    where only sign and precision can be compared, so each has its own scale.
+    It has three panels, because units differ: effects in units of their margin; shares; and effects
+    whose margin is zero. Of the last only sign and precision compare, so that each has its own
+    scale.
     """
     panels: dict[str, list[tuple[Finding, float]]] = {_IN_MARGINS: [], _OWN_SCALE: [], _SHARE: []}
     for finding in confirmatory_first(findings):
@@ -43,17 +45,7 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
         rows = [len(members) + 1 for members in panels.values()] or [1]
         axes = figure.subplots(len(rows), 1, squeeze=False, height_ratios=rows)[:, 0]
         for ax, (label, members) in zip(axes, panels.items(), strict=False):
-            values = [
-                _units(x, s)
-                for f, s in members
-                for x in (f.estimate, f.low, f.high)
-                if math.isfinite(x)
-            ]
-            left, right = (
-                (-0.03, 1.03)
-                if label == _SHARE
-                else (1.3 * min([-1, *values]), 1.3 * max([1, *values]))
-            )
+            left, right = (-0.03, 1.03) if label == _SHARE else _limits(members)
             if label == _IN_MARGINS:
                 ax.set_xscale("symlog", linthresh=1.0)
                 ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
@@ -68,18 +60,26 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
 
     count = {v: sum(f.verdict == v for f in findings) for v in SYMBOLS}
     caption = (
-        "Estimate and 95 % interval; the shaded region is where the claim would hold. Green disc: supported; "
-        "vermillion cross: refuted; purple open diamond: inconclusive. The verdict is the registered test's, not the "
-        "drawing's."
+        "Estimate and 95 % interval; the shaded region is where the claim would hold. Green disc: "
+        "supported; vermillion cross: refuted; purple open diamond: inconclusive. The verdict is "
+        "the registered test's, not the drawing's."
     )
     if any(role(f) == "confirmatory" for f in findings):
         caption += " ★ marks the confirmatory claims; all others are exploratory."
-    alt = ", ".join(f"{n} {v.lower()}" for v, n in count.items()) + ". " + "; ".join(
-        f"{f.label}: {number(f.estimate)} [{number(f.low)}, {number(f.high)}] {f.verdict.lower()}" for f in findings
-    )  # fmt: skip
+    counted = ", ".join(f"{n} {v.lower()}" for v, n in count.items())
+    each = "; ".join(f"{f.label}: {interval(f)} {f.verdict.lower()}" for f in findings)
+    alt = f"{counted}. {each}"
     return picture(
         title, caption, alt, (10.5, 0.6 + 0.27 * len(findings) + 0.5 * len(panels)), draw
     )
+
+
+def _limits(members: Sequence[tuple[Finding, float]]) -> tuple[float, float]:
+    """From where to where the axis reaches, in each member's units; at least from -1 to 1."""
+    values = [-1.0, 1.0]
+    for f, scale in members:
+        values += [_units(x, scale) for x in (f.estimate, f.low, f.high) if math.isfinite(x)]
+    return 1.3 * min(values), 1.3 * max(values)
 
 
 def _units(x: float, scale: float) -> float:
@@ -100,9 +100,13 @@ def _forest_row(
 ) -> None:
     unit = finding.margin / scale
     begin, end = {
-        "always": (0.995, right), "proportion": (finding.margin, right), "greater": (unit, right), "less": (left, unit),
-        "somewhere": (unit, right), "equivalent": (-unit, unit),
-    }[finding.test]  # fmt: skip
+        "always": (0.995, right),
+        "proportion": (finding.margin, right),
+        "greater": (unit, right),
+        "less": (left, unit),
+        "somewhere": (unit, right),
+        "equivalent": (-unit, unit),
+    }[finding.test]
     ax.add_patch(Rectangle((begin, row - 0.4), end - begin, 0.8, facecolor=INK, alpha=0.13, lw=0))
     colour, symbol = SYMBOLS[finding.verdict]
     if math.isfinite(finding.low) and math.isfinite(finding.high):
@@ -115,8 +119,6 @@ def _forest_row(
         )
     face = "none" if finding.verdict == "INCONCLUSIVE" else colour
     ax.plot([_units(finding.estimate, scale)], [row], symbol, mfc=face, mec=colour, ms=6.5)
-    interval = f"{number(finding.estimate)} [{number(finding.low)}, {number(finding.high)}]"
     margin = f"  margin {number(finding.margin)}" if finding.margin > 0 else ""
-    ax.text(
-        1.02, row, interval + margin, transform=ax.get_yaxis_transform(), va="center", fontsize=8
-    )
+    said = f"{interval(finding)}{margin}"
+    ax.text(1.02, row, said, transform=ax.get_yaxis_transform(), va="center", fontsize=8)

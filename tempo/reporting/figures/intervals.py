@@ -11,10 +11,17 @@ from tempo.text import number
 
 
 def intervals(
-    rows: Mapping[str, tuple[float, float, float]], xlabel: str, title: str, caption: str,
-    notes: Sequence[str] = (), reference: float | None = None,
-) -> Picture:  # fmt: skip
-    """(mean, low, high) of each named row as a dot on a bar, its numbers (and `notes`) beside it; `reference` as a line."""
+    rows: Mapping[str, tuple[float, float, float]],
+    xlabel: str,
+    title: str,
+    caption: str,
+    notes: Sequence[str] = (),
+    reference: float | None = None,
+) -> Picture:
+    """(mean, low, high) of each named row as a dot on a bar, with its numbers and its note.
+
+    reference: where a dashed line is drawn.
+    """
     texts = [f"{number(mean)} [{number(low)}, {number(high)}]" for mean, low, high in rows.values()]
     texts = [
         f"{text}  {note}".rstrip()

@@ -25,10 +25,16 @@ from tempo.text import escaped, number
 
 
 def position_map(
-    slots: Sequence[int], recovered_position: Sequence[float], expected_position: Sequence[float],
-    labels: Sequence[str], title: str = "Physical slot to logical position",
-) -> Picture:  # fmt: skip
-    """Each slot's position as recovered from its cached key, and the expected one; shared positions form a band."""
+    slots: Sequence[int],
+    recovered_position: Sequence[float],
+    expected_position: Sequence[float],
+    labels: Sequence[str],
+    title: str = "Physical slot to logical position",
+) -> Picture:
+    """Each slot's position as recovered from its cached key, and the expected one.
+
+    Shared positions form a band.
+    """
     slot, found, expected = (
         np.asarray(a, np.float64) for a in (slots, recovered_position, expected_position)
     )
@@ -72,12 +78,12 @@ def position_map(
         figure.legend(loc="outside upper left", ncols=3)
 
     said = (
-        f"{len(slot)} slots at {len(np.unique(found))} positions, of which {len(shared)} are shared; "
-        f"{int(wrong.sum())} slots are not where they were expected"
+        f"{len(slot)} slots at {len(np.unique(found))} positions, of which {len(shared)} are "
+        f"shared; {int(wrong.sum())} slots are not where they were expected"
     )
     caption = (
-        f"{said}. Left to right: slots in the order of the cache. Siblings at one position stand side by side in a "
-        "band with their number; a token with a position of its own climbs by one."
+        f"{said}. Left to right: slots in the order of the cache. Siblings at one position stand "
+        "side by side in a band with their number. A token with its own position climbs by one."
     )
     size = (min(WIDTH, 3.5 + 0.2 * len(slot)), 4.0)
     return picture(title, caption, f"Map from slot to position: {said}.", size, draw)
@@ -89,9 +95,10 @@ MOST_MEMBERS = 10  # of a set that the lattice draws; pointing at the last one s
 def set_lattice(
     prompt: str, steps: Sequence[Mapping[str, Any]], title: str = "The sets of a run"
 ) -> Picture:
-    """The sets of a run from left to right, every member a box that is the fuller the more probable it is.
+    """The sets of a run from left to right. A member is a box, the fuller the more probable it is.
 
-    steps: of each set `texts`, `probabilities`, `position`, and `ended` (end-of-sequence texts that were left out, if any).
+    steps: of each set `texts`, `probabilities`, `position`, and `ended` (end-of-sequence texts that
+    were left out, if any).
     """
     tips = [_tip(k, step) for k, step in enumerate(steps)]
 
@@ -105,31 +112,17 @@ def set_lattice(
             here = []
             for row, (text, probability) in enumerate(shown):
                 y = row - (len(shown) - 1) / 2
-                _member(
-                    ax,
-                    k,
-                    y,
-                    text,
-                    probability,
-                    f"tip-{k}",
-                    len(step["texts"]) - len(shown) if row == len(shown) - 1 else 0,
-                )
+                more = len(step["texts"]) - len(shown) if row == len(shown) - 1 else 0
+                _member(ax, k, y, text, probability, f"tip-{k}", more)
                 here.append((k, y, probability))
             total = sum(probability for *_, probability in here) or 1.0
-            faint = (
-                0.15 if len(before) * len(here) <= 16 else 0.03
-            )  # many lines must not drown the boxes
+            # many lines must not drown the boxes
+            faint = 0.15 if len(before) * len(here) <= 16 else 0.03
             for x, y, weight in before:
+                ends = [x + 0.40 if x >= 0 else x, k - 0.40]
                 for _, other, probability in here:
                     alpha = faint + 0.6 * weight * probability / total
-                    ax.plot(
-                        [x + 0.40 if x >= 0 else x, k - 0.40],
-                        [y, other],
-                        color=INK,
-                        lw=0.8,
-                        alpha=alpha,
-                        zorder=0,
-                    )
+                    ax.plot(ends, [y, other], color=INK, lw=0.8, alpha=alpha, zorder=0)
             before = [(x, y, probability / total) for x, y, probability in here]
         ax.set(
             xlim=(-2.6, len(steps) - 0.4),
@@ -142,9 +135,10 @@ def set_lattice(
 
     widths = [len(step["texts"]) for step in steps]
     caption = (
-        f"{len(steps)} sets of widths {', '.join(map(str, widths))}. Every column is one step at one position; a box's colour is the "
-        "fuller the more probable its token, and the number is its probability. A line between every two boxes, as every member is read by "
-        "the whole next set. Point at a box to see all of its set."
+        f"{len(steps)} sets of widths {', '.join(map(str, widths))}. Every column is one step at "
+        "one position. A box's colour is the fuller the more probable its token; the number is its "
+        "probability. Lines join every two boxes, as every member is read by the whole next set. "
+        "Point at a box to see all of its set."
     )
     size = (
         max(5.0, 0.92 * (len(steps) + 2.4)),

@@ -1,0 +1,358 @@
+"""The key questions, answered from the findings of the experiments by rules fixed before the data.
+
+The rules are written with the claims themselves. Where a claim is renamed or removed, this module
+cannot be imported, and no answer turns into "undetermined" unseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tempo.claims import Finding
+from tempo.reporting.answers import (
+    UNDETERMINED,
+    Answer,
+    Conclusions,
+    Findings,
+    Place,
+    Truth,
+    every,
+    unmeasured,
+)
+from tempo.reporting.rules import (
+    any_refuted,
+    any_supported,
+    decide,
+    explain,
+    listed,
+    not_measured,
+    not_refuted,
+    nothing_violated,
+    refuted,
+    supported,
+    zero,
+)
+from test_experiments import test_exp2_logits_comparison as exp2
+from test_experiments import test_exp3_cross_parallel_attention as exp3
+from test_experiments import test_exp4_kv_cache as exp4
+from test_experiments import test_exp6_why_identical as exp6
+from test_experiments import test_exp7_branch_mixture as exp7
+from test_experiments import test_exp8_position_or_company as exp8
+from test_experiments import test_exp11_crowding as exp11
+from test_experiments import test_exp13_reading as exp13
+
+TITLE = "Does a language model handle several tokens at the same position just fine?"
+ASKED = (
+    "At each step every token that reaches a probability threshold is appended, all at one "
+    "position. Does the model cope, and does it matter whether such siblings attend to each other "
+    "(visible) or not (isolated)?"
+)
+
+# exp2: what the modes predict after a set. exp3: what siblings give each other.
+SAME_BEFORE = exp2.test_same_before_first_wide_set
+IDENTICAL, EQUIVALENT = exp2.test_identical_logits, exp2.test_equivalent_at_reader
+TOP_10, SELECTION = exp2.test_same_top_10, exp2.test_same_selection
+ATTENDS, MORE_THAN_UNIFORM = exp3.test_score_above_zero, exp3.test_more_than_uniform
+ISOLATED_ZERO, WORKS = exp3.test_isolated_is_zero, exp3.test_does_something
+NEAR = exp3.test_more_than_at_distance_one
+# exp4: where siblings stand. exp7 and exp8: how near the truth they are read. exp11: weights.
+STORED = (
+    exp4.test_siblings_share_a_position,
+    exp4.test_positions_are_p_plus_k,
+    exp4.test_next_query_reaches_every_slot,
+)
+EXACT, CLOSER = exp7.test_exact_where_theory_says, exp7.test_closer_than_top_branch
+NOT_WORSE, DEPTH = exp7.test_not_worse_than_top_branch, exp7.test_error_does_not_grow_with_depth
+VISIBLE_NOT_WORSE = exp7.test_visible_not_worse_than_isolated
+SHARING, READER_DISTANCE = exp8.test_sharing_helps, exp8.test_reader_distance
+HELPS = exp11.test_probability_weighting_helps
+# exp6: artefacts of the earlier pipeline. Each that is supported makes the modes look identical.
+ENGINE_DIFFERS, ZERO_TOO = exp6.test_correct_engine_differs, exp6.test_zero_in_visible_mode_too
+ARTEFACTS: dict[object, str] = {
+    exp6.test_last_only_cache_is_identical: "only the last sibling enters the cache",
+    exp6.test_dropped_mask_is_identical: "the mask never reaches the model",
+    exp6.test_before_the_siblings_is_identical: "what is compared was computed before the siblings "
+    "exist",
+}
+# What "fine" means: a claim about siblings as they are, and one about siblings weighted by
+# probability. No claim about depth is registered with weighting, which mends nothing there.
+CRITERIA: dict[str, tuple[object, object]] = {
+    "as near to the truth as the most probable branch": (
+        NOT_WORSE,
+        exp11.test_reweighted_not_worse_than_top_branch,
+    ),
+    "no growth of the error with depth": (DEPTH, DEPTH),
+    "reads as well as greedy": (
+        exp13.test_reads_as_well_as_greedy,
+        exp13.test_weighted_reads_as_well_as_greedy,
+    ),
+    "facts still found": (exp13.test_fact_still_found, exp13.test_weighted_fact_still_found),
+}
+PLAIN, WEIGHTED = zip(*CRITERIA.values(), strict=True)
+
+SCENARIOS = {
+    "A: prior context dominates": supported(IDENTICAL) & zero(ATTENDS),
+    "B: subtle cross-attention": supported(ATTENDS, EQUIVALENT) & refuted(MORE_THAN_UNIFORM),
+    "C: significant interaction, same top-k": supported(ATTENDS, TOP_10, SELECTION)
+    & refuted(EQUIVALENT),
+    "D: fundamental difference": supported(ATTENDS) & refuted(EQUIVALENT, TOP_10, SELECTION),
+}
+SCENARIO_CLAIMS = (IDENTICAL, EQUIVALENT, TOP_10, SELECTION, ATTENDS, MORE_THAN_UNIFORM)
+SCENARIO_ADVICE = {
+    "A": "The modes give the same results.",
+    "B": "The modes are equivalent within what bfloat16 changes.",
+    "C": "The modes choose the same tokens with different probabilities: name the mode wherever "
+    "probabilities matter.",
+    "D": "The modes are not interchangeable: name the one used with every result, and never mix "
+    "runs of both.",
+}
+NAME_THE_MODE = (
+    "Whether the modes are interchangeable is not shown: name the one used with every result."
+)
+JUST_FINE, REWEIGHTED, NOT_FINE = "Just fine", "Fine with reweighting", "Not fine"
+FINE_ADVICE = {
+    JUST_FINE: "Parallel tokens may be relied on within what was tested.",
+    REWEIGHTED: "Rely on parallel tokens only with that weighting.",
+    NOT_FINE: "Where the text matters, decode greedily (max_width=1).",
+    UNDETERMINED: "Whether to rely on parallel tokens at all is undetermined.",
+}
+
+
+def conclusions(findings: Sequence[Finding]) -> Conclusions:
+    """What the findings of one model say about parallel tokens, for the top of its report."""
+    f = Findings(findings)
+    questions = (attend(f), identical(f), same_position(f), looked_identical(f))
+    return Conclusions(TITLE, ASKED, (just_fine(f), scenario(f), *questions, recommended_mode(f)))
+
+
+def just_fine(f: Findings) -> Answer:
+    """The question of the title."""
+    rules = {
+        JUST_FINE: supported(*PLAIN),
+        REWEIGHTED: supported(HELPS, *WEIGHTED),
+        NOT_FINE: any_refuted(*PLAIN) & any_refuted(*WEIGHTED),
+    }
+    given = nothing_violated() & supported(EXACT)
+    claims = (*PLAIN, HELPS, *WEIGHTED, EXACT)
+    broken = "An invariant is violated, so nothing follows." if given.truth(f) is False else ""
+    rule = (
+        f"{explain(rules, given)} (No claim like {DEPTH} is registered with reweighting, so "
+        "reweighting mends nothing there.)"
+    )
+    said = (broken, *criteria(f), *unmeasured(f, claims))
+    return _answer(TITLE, decide(f, rules, given), said, rule, claims, "headline")
+
+
+def criteria(f: Findings) -> list[str]:
+    """What of "fine" is met, failed and open, with numbers; where some is not, also reweighted."""
+    said = [f"{head}: {'; '.join(named)}." for head, named in _sorted(f, PLAIN, f.said)]
+    reweighted = [claim for claim in WEIGHTED if claim not in PLAIN]
+    if every(*map(f.truth, PLAIN)) or not any(map(f.of, reweighted)):
+        return said
+    weighted = [f"{head.lower()}: {', '.join(named)}" for head, named in _sorted(f, WEIGHTED)]
+    return [*said, f"With reweighting {'; '.join(weighted)}."]
+
+
+def _sorted(
+    f: Findings, claims: Sequence[object], numbers: Callable[[object], str] | None = None
+) -> list[tuple[str, list[str]]]:
+    """The measured criteria by whether they are met, in words, and with numbers where asked for."""
+    named: dict[Truth, list[str]] = {True: [], False: [], None: []}
+    for words, claim in zip(CRITERIA, claims, strict=True):
+        if f.of(claim):
+            named[f.truth(claim)].append(f"{words} ({numbers(claim)})" if numbers else words)
+    heads: dict[str, Truth] = {"Met": True, "Failed": False, "Open": None}
+    return [(head, named[truth]) for head, truth in heads.items() if named[truth]]
+
+
+def scenario(f: Findings) -> Answer:
+    """Which of the four scenarios the verdicts of exp2 and exp3 make."""
+    short = decide(f, SCENARIOS)
+    text = (
+        f"After a wide set the modes' distributions differ by a total variation of "
+        f"{f.said(EQUIVALENT)} (0.02 would be equivalent), their top ten by {_percent(f, TOP_10)}, "
+        f"the set they choose at {_percent(f, SELECTION)} of steps; a visible sibling gets "
+        f"{_percent(f, ATTENDS)} of another's attention."
+    )
+    rule = explain(SCENARIOS)
+    if short in SCENARIOS:
+        rule = f"{short}: {SCENARIOS[short].words}"
+    else:
+        possible = [name[0] for name, rule in SCENARIOS.items() if rule.truth(f) is None]
+        unknown = ", ".join(str(claim) for claim in SCENARIO_CLAIMS if f.truth(claim) is None)
+        text = f"The verdicts fit none of the four. {text}"
+        if possible:
+            text = f"{listed(possible, 'or')} cannot be told yet: no verdict on {unknown}."
+    claims = [claim for claim in SCENARIO_CLAIMS if str(claim) in rule]
+    return _answer("Which scenario is it?", short, [text], rule, claims, "headline")
+
+
+def attend(f: Findings) -> Answer:
+    """Question 1."""
+    rules = {
+        "No": refuted(ATTENDS) | zero(ATTENDS),
+        "Yes": supported(ATTENDS, ISOLATED_ZERO),
+    }
+    uniform = {True: "more than", False: "no more than", None: "undecided whether more than"}
+    does = {
+        True: "it does change",
+        False: "it hardly changes",
+        None: "undecided whether it changes",
+    }
+    text = (
+        f"A visible sibling gives each other one {_percent(f, ATTENDS)} of its attention, an "
+        f"isolated one exactly 0 on {f.count(ISOLATED_ZERO)}. That is "
+        f"{uniform[f.truth(MORE_THAN_UNIFORM)]} an equal spread (log ratio "
+        f"{f.said(MORE_THAN_UNIFORM)}), and {does[f.truth(WORKS)]} what siblings predict: KL "
+        f"{f.said(WORKS)} nats."
+    )
+    claims = (ATTENDS, ISOLATED_ZERO, MORE_THAN_UNIFORM, WORKS)
+    question = "Do parallel tokens attend to each other in visible mode?"
+    said = _if_measured(f, claims, text)
+    return _answer(question, decide(f, rules), said, explain(rules), claims)
+
+
+def identical(f: Findings) -> Answer:
+    """Question 2."""
+    rules = {
+        "Identical": supported(IDENTICAL),
+        "Not identical, but equivalent": refuted(IDENTICAL) & supported(EQUIVALENT),
+        "Only the top-k": refuted(EQUIVALENT) & supported(TOP_10, SELECTION),
+        "Neither": refuted(EQUIVALENT) & any_refuted(TOP_10, SELECTION),
+    }
+    text = (
+        f"After a wide set the distributions agree on {f.count(IDENTICAL)}; total variation "
+        f"{f.said(EQUIVALENT)}. The top ten differ by {_percent(f, TOP_10)}, the selected set at "
+        f"{_percent(f, SELECTION)} of steps."
+    )
+    claims = (IDENTICAL, EQUIVALENT, TOP_10, SELECTION)
+    question = "Are the distributions identical, or just the top-k?"
+    said = _if_measured(f, claims, text)
+    return _answer(question, decide(f, rules), said, explain(rules), claims)
+
+
+def same_position(f: Findings) -> Answer:
+    """Question 3: where siblings stand, and how near the model comes to the truth."""
+    alone = "by following the most probable sibling alone"
+    rules = {
+        f"Better than {alone}": supported(CLOSER),
+        f"No worse than {alone}": supported(NOT_WORSE),
+        f"Worse than {alone}": refuted(NOT_WORSE),
+    }
+    # Siblings stand at one position, and the yardstick is exact where theory says so.
+    given = supported(*STORED, EXACT)
+    where = {
+        True: "Siblings really stand at one position (from the cached keys, on "
+        f"{f.count(STORED[0])}), and the next step reads them all.",
+        False: "Siblings do NOT stand where they should: see the violated claims of exp4.",
+        None: "Where siblings stand is not shown in this record: exp4 is missing or undecided.",
+    }
+    parts: dict[object, str] = {
+        NOT_WORSE: "The truth is the exact mixture of the separate branches. In total variation "
+        "to it, the next prediction after the whole set less that after its most probable member "
+        f"alone is {f.said(NOT_WORSE)} (below 0.05: no worse).",
+        SHARING: f"One after another the same siblings would be read {f.said(SHARING)} farther "
+        f"from it ({f.verdict(SHARING)}).",
+        READER_DISTANCE: "A reader as far off as behind such a row costs "
+        f"{f.said(READER_DISTANCE)} by itself ({f.verdict(READER_DISTANCE)}).",
+        NEAR: "Against the same token one position back a sibling gets a log ratio of "
+        f"{f.said(NEAR)} in attention.",
+    }
+    measured = [text for claim, text in parts.items() if f.of(claim)]
+    stored = every(*map(f.truth, STORED))
+    said = (where[stored], *measured, *unmeasured(f, (NOT_WORSE, SHARING)))
+    claims = (*STORED, EXACT, NOT_WORSE, CLOSER, SHARING, READER_DISTANCE, NEAR)
+    question = "How does the model handle several tokens at one position?"
+    return _answer(question, decide(f, rules, given), said, explain(rules, given), claims)
+
+
+def looked_identical(f: Findings) -> Answer:
+    """Question 4: whether they are identical, and which artefacts suffice to make them look so."""
+    differ = supported(SAME_BEFORE) & refuted(IDENTICAL)
+    engine_agrees = refuted(ENGINE_DIFFERS) | not_measured(ENGINE_DIFFERS)
+    rules = {
+        "They are identical": supported(SAME_BEFORE, IDENTICAL) & engine_agrees,
+        "Artefacts of the earlier pipeline, not the model": differ
+        & supported(ENGINE_DIFFERS)
+        & any_supported(*ARTEFACTS),
+        "Not the model": differ & not_refuted(ENGINE_DIFFERS),
+    }
+    parts = []
+    if f.truth(SAME_BEFORE) is False:
+        parts.append(
+            f"The modes differ even before a wide set ({f.count(SAME_BEFORE)} are identical), so "
+            "the harness is at fault."
+        )
+    elif f.of(SAME_BEFORE) or f.of(IDENTICAL):
+        parts.append(
+            "Until the first wide set has been read they are identical to the last bit, by "
+            f"construction, on {f.count(SAME_BEFORE)}; after it on {f.count(IDENTICAL)}."
+        )
+    enough = [f"{words} ({f.count(claim)})" for claim, words in ARTEFACTS.items() if f.truth(claim)]
+    if enough:
+        parts.append(f"Each of these alone makes them look identical: {'; '.join(enough)}.")
+    if f.of(ENGINE_DIFFERS):
+        verdict = f.verdict(ENGINE_DIFFERS)
+        parts.append(
+            f"Without any of them the modes differ on {f.count(ENGINE_DIFFERS)} ({verdict})."
+        )
+    if f.truth(ZERO_TOO):
+        said = '"No attention between siblings" comes out in visible mode as well'
+        parts.append(f"{said} ({f.count(ZERO_TOO)}).")
+    needed = (SAME_BEFORE, IDENTICAL, ENGINE_DIFFERS, *ARTEFACTS)
+    question = "Why did both isolation modes give identical results?"
+    said = (*parts, *unmeasured(f, needed))
+    return _answer(question, decide(f, rules), said, explain(rules), (*needed, ZERO_TOO))
+
+
+def recommended_mode(f: Findings) -> Answer:
+    """Visibility and weighting to use, and what that means for whoever uses the modes."""
+    same, subtle = list(SCENARIOS.values())[:2]
+    visibilities = {
+        "Isolated": refuted(VISIBLE_NOT_WORSE),
+        "Either visibility": supported(VISIBLE_NOT_WORSE)
+        | (same | subtle).called("scenario A or B"),
+    }
+    weightings = {
+        "Weighting by probability": supported(HELPS),
+        "No weighting": refuted(HELPS),
+    }
+    visibility, weighting = decide(f, visibilities), decide(f, weightings)
+    short = UNDETERMINED
+    if visibility != weighting:  # not both undetermined
+        parts = [
+            visibility.replace(UNDETERMINED, "Visibility undetermined"),
+            weighting.replace(UNDETERMINED, "Weighting undetermined").lower(),
+        ]
+        short = ", ".join(parts)
+    numbers: dict[object, str] = {
+        VISIBLE_NOT_WORSE: "Total variation to the truth, visible less isolated",
+        HELPS: "Weighted by probability less unweighted",
+    }
+    advice = SCENARIO_ADVICE.get(scenario(f).short[0], NAME_THE_MODE)
+    said = [advice, FINE_ADVICE[just_fine(f).short]]
+    said += [f"{what}: {f.said(claim)}." for claim, what in numbers.items() if f.of(claim)]
+    said += unmeasured(f, numbers)
+    rule = f"Visibility. {explain(visibilities)} Weighting. {explain(weightings)}"
+    return _answer("Which mode should one use?", short, said, rule, tuple(numbers), "advice")
+
+
+def _answer(
+    question: str,
+    short: str,
+    sentences: Sequence[str],
+    rule: str,
+    claims: Sequence[object],
+    place: Place = "question",
+) -> Answer:
+    """The answer of these sentences, resting on each claim once."""
+    text = " ".join(filter(None, sentences))
+    return Answer(question, short, text, rule, tuple(dict.fromkeys(map(str, claims))), place)
+
+
+def _percent(f: Findings, claim: object) -> str:
+    return f.said(claim, percent=True)
+
+
+def _if_measured(f: Findings, claims: Sequence[object], text: str) -> list[str]:
+    return [text] if any(map(f.of, claims)) else unmeasured(f, claims)
