@@ -17,18 +17,18 @@ from tests.tiny_models import llama
 
 DEPTHS = (1, 2, 4)
 SEEDS = st.integers(0, 1)
-# Of each check, over three depths and two models each; together some eight hundred cases.
+# Of each check, over three depths and two models each; together about eight hundred cases.
 EXAMPLES = 25
 # No failure in 300 cases bounds the rate of failures by 1 % (Clopper-Pearson, 95 %).
 EXAMPLES_OF_ONE_IN_A_HUNDRED = 300
 EXAMPLES_OF_A_TWIN = 8
-# Outside its preconditions an identity misses its bound by this factor at least: the nearest of 1,200 cases missed it
-# 97-fold, half of them more than 4,000-fold.
+# Outside its preconditions an identity misses its bound by at least this factor. The nearest of
+# 1,200 cases missed it 97-fold, half of them more than 4,000-fold.
 BEYOND_ROUNDING = 20
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# derandomize: the same cases in every run, so that a failure in CI is a failure at the desk.
+# With derandomize, every run has the same cases. So a failure in CI is a failure at the desk.
 reproducible = {"deadline": None, "derandomize": True, "database": None}
 
 
@@ -49,9 +49,8 @@ def test_the_engine_is_off_float64_in_less_than_one_case_of_a_hundred(case, dept
 @pytest.mark.parametrize("values", list(itertools.product(*SETTINGS.values())), ids="-".join)
 def test_the_engine_equals_the_oracle_in_every_setting(values):
     case = dataclasses.replace(FIXED_CASES[0], **dict(zip(SETTINGS, values, strict=True)))
-    run = tempo.generate(
-        llama(), case.prompt, threshold=THRESHOLD, max_steps=STEPS, **case.settings
-    )
+    free = {"threshold": THRESHOLD, "max_steps": STEPS, **case.settings}
+    run = tempo.generate(llama(), case.prompt, **free)
     assert max(run.widths) > 2, "the comparison would be empty without wide sets"
     a_free_run_equals_the_oracle(llama(), case)
 
@@ -106,25 +105,22 @@ def test_it_fails_outside_its_preconditions(outside, case, seed, data):
 
 
 def test_the_order_of_siblings_matters_to_a_readout_of_one_member():
-    case = FIXED_CASES[0]  # whose order has the last two members of each set change places
+    # this case's other order exchanges the last two members of each set
+    case = FIXED_CASES[0]
     identity.the_order_of_siblings_changes_nothing(llama(), case)
     with violated(by=BEYOND_ROUNDING):
         identity.the_order_of_siblings_changes_nothing(llama(), case, readout="last")
 
 
 def test_a_mixture_that_is_no_mixture_is_too_far_from_a_member():
-    case = FIXED_CASES[0]
-    identity.members_diverge_from_their_mixture_by_no_more_than_their_weight(llama(), case)
+    holds = identity.members_diverge_from_their_mixture_by_no_more_than_their_weight
+    holds(llama(), FIXED_CASES[0])
     with violated():
-        identity.members_diverge_from_their_mixture_by_no_more_than_their_weight(
-            llama(), case, readout="last"
-        )
+        holds(llama(), FIXED_CASES[0], readout="last")
 
 
 def test_a_run_whose_sets_are_replayed_in_another_mode_is_another_run():
-    run, other = (
-        forced(llama(), FIXED_CASES[0], visibility=visibility)
-        for visibility in ("isolated", "visible")
-    )
+    run = forced(llama(), FIXED_CASES[0], visibility="isolated")
+    other = forced(llama(), FIXED_CASES[0], visibility="visible")
     assert run.sets == other.sets
     assert (run.steps[2].distribution != other.steps[2].distribution).any()

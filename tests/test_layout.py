@@ -1,4 +1,4 @@
-"""tempo.layout: the blocks an engine asks for, step by step, against the whole mask from the definition."""
+"""tempo.layout: the blocks an engine asks for at each step, against the whole mask's definition."""
 
 import itertools
 import math
@@ -24,46 +24,43 @@ def grow(
     weighting="none",
     probabilities=None,
 ):
-    """A layout after its prompt and after each set: states an engine sees, one at a time."""
+    """A layout after its prompt and after each set: the states an engine sees, one at a time."""
     layout = Layout(visibility, positions, weighting)
     layout.append_prompt(range(100, 100 + num_prompt))
     yield layout
     for step, width in enumerate(widths):
-        given_probabilities = (
-            probabilities[step] if probabilities else [0.5 / (i + 1) for i in range(width)]
-        )
-        layout.append_set([1000 + 10 * step + i for i in range(width)], given_probabilities)
+        falling = [0.5 / (i + 1) for i in range(width)]
+        of_set = probabilities[step] if probabilities else falling
+        layout.append_set([1000 + 10 * step + i for i in range(width)], of_set)
         yield layout
 
 
 def final(*args, **kwargs):
+    """The layout after the last set."""
     return list(grow(*args, **kwargs))[-1]
 
 
 def by_definition(sets, visibility):
-    """Design section 3.4, one pair at a time."""
+    """The mask of docs/semantics.md, one pair at a time."""
     siblings = {
-        "isolated": lambda q, j: False,
-        "visible": lambda q, j: True,
-        "causal": lambda q, j: j < q,
+        "isolated": lambda query, key: False,
+        "visible": lambda query, key: True,
+        "causal": lambda query, key: key < query,
     }[visibility]
-    size = range(len(sets))
-    return torch.tensor(
-        [
-            [sets[j] < sets[q] or j == q or (sets[j] == sets[q] and siblings(q, j)) for j in size]
-            for q in size
-        ]
-    )
+    mask = torch.zeros(len(sets), len(sets), dtype=torch.bool)
+    for query, key in itertools.product(range(len(sets)), repeat=2):
+        related = sets[key] == sets[query] and siblings(query, key)
+        mask[query, key] = sets[key] < sets[query] or key == query or related
+    return mask
 
 
 def incremental(num_prompt, widths, visibility, block=Layout.block):
-    """The whole mask put together from what each pass sees: everything before, and the block."""
+    """The whole mask made from what each pass sees: everything before, and its block."""
     rows = []
     for layout in grow(num_prompt, widths, visibility):
         new = layout.num_slots - layout.start
-        rows.append(
-            torch.cat([torch.ones(new, layout.start, dtype=torch.bool), block(layout)], dim=1)
-        )
+        before = torch.ones(new, layout.start, dtype=torch.bool)
+        rows.append(torch.cat([before, block(layout)], dim=1))
     size = rows[-1].shape[1]
     return torch.cat([torch.nn.functional.pad(row, (0, size - row.shape[1])) for row in rows])
 
@@ -82,10 +79,8 @@ def test_the_blocks_of_all_passes_make_up_the_whole_mask(num_prompt, widths):
 @settings(max_examples=40, deadline=None)
 def test_the_visibilities_differ_as_soon_as_a_set_is_wide(num_prompt, widths):
     for seen, expected in itertools.permutations(VISIBILITIES, 2):
-        layout = final(num_prompt, widths, expected)
-        assert not torch.equal(
-            incremental(num_prompt, widths, seen), allowed(layout.slot_set, expected)
-        )
+        whole = allowed(final(num_prompt, widths, expected).slot_set, expected)
+        assert not torch.equal(incremental(num_prompt, widths, seen), whole)
 
 
 @given(PROMPTS, st.integers(1, 5))
@@ -97,10 +92,8 @@ def test_the_visibilities_are_one_causal_mask_while_every_set_is_of_width_one(
     causal = torch.ones(layout.num_slots, layout.num_slots, dtype=torch.bool).tril()
     for visibility in VISIBILITIES:
         assert torch.equal(allowed(layout.slot_set, visibility), causal)
-    assert not torch.equal(
-        allowed(final(num_prompt, [2]).slot_set, "isolated"),
-        causal[: num_prompt + 2, : num_prompt + 2],
-    )
+    wide = allowed(final(num_prompt, [2]).slot_set, "isolated")
+    assert not torch.equal(wide, causal[: num_prompt + 2, : num_prompt + 2])
 
 
 FAULTS = {
@@ -126,15 +119,18 @@ def test_the_comparison_sees_a_fault(fault):
 @settings(max_examples=60, deadline=None)
 def test_a_set_shares_one_position_or_takes_one_for_each_slot(num_prompt, widths):
     shared, sequential = (final(num_prompt, widths, positions=positions) for positions in POSITIONS)
-    expected = [
-        *range(num_prompt),
-        *(num_prompt + step for step, width in enumerate(widths) for _ in range(width)),
-    ]
-    assert shared.slot_position == expected
+    assert shared.slot_position == sets_of_slots(num_prompt, widths)
     assert sequential.slot_position == list(range(num_prompt + sum(widths)))
-    assert (shared.slot_position == sequential.slot_position) == (
-        widths[:-1] == [1] * (len(widths) - 1) and widths[-1] == 1
-    )
+    same = shared.slot_position == sequential.slot_position
+    assert same == (widths[:-1] == [1] * (len(widths) - 1) and widths[-1] == 1)
+
+
+def sets_of_slots(num_prompt, widths):
+    """The set of each slot. Every prompt token is a set of its own."""
+    found = list(range(num_prompt))
+    for step, width in enumerate(widths):
+        found += [num_prompt + step] * width
+    return found
 
 
 @given(PROMPTS, WIDTHS)
@@ -142,32 +138,22 @@ def test_a_set_shares_one_position_or_takes_one_for_each_slot(num_prompt, widths
 def test_slots_hold_their_tokens_and_sets_and_never_move(num_prompt, widths):
     before = []
     for step, layout in enumerate(grow(num_prompt, widths, "causal", "sequential", "count")):
-        columns = list(
-            zip(
-                layout.slot_token,
-                layout.slot_position,
-                layout.slot_set,
-                layout.slot_bias,
-                strict=True,
-            )
-        )
+        fields = (layout.slot_token, layout.slot_position, layout.slot_set, layout.slot_bias)
+        columns = list(zip(*fields, strict=True))
         assert columns[: len(before)] == before
         assert layout.start == len(before)
         assert layout.num_slots == len(columns) == num_prompt + sum(widths[:step])
         assert layout.new_tokens_are_prompt() == (step == 0)
         before = columns
-    assert layout.slot_token == [
-        *range(100, 100 + num_prompt),
-        *(1000 + 10 * k + i for k, w in enumerate(widths) for i in range(w)),
-    ]
-    assert layout.slot_set == [
-        *range(num_prompt),
-        *(num_prompt + k for k, w in enumerate(widths) for _ in range(w)),
-    ]
+    tokens = list(range(100, 100 + num_prompt))
+    for step, width in enumerate(widths):
+        tokens += range(1000 + 10 * step, 1000 + 10 * step + width)
+    assert layout.slot_token == tokens
+    assert layout.slot_set == sets_of_slots(num_prompt, widths)
 
 
 def bias_by_definition(layout, widths, num_prompt, probabilities):
-    """Design section 3.8: what the last pass adds, from the widths alone."""
+    """The bias of the last pass by docs/semantics.md, from the widths alone."""
     keys = [0.0] * num_prompt
     for step, width in enumerate(widths):
         own = step == len(widths) - 1
@@ -191,9 +177,8 @@ def test_bias_is_the_logarithm_of_each_share_for_later_queries_and_for_visible_s
         data.draw(st.lists(st.floats(0.01, 1.0), min_size=w, max_size=w)) for w in widths
     ]
     for visibility, weighting in itertools.product(VISIBILITIES, WEIGHTINGS):
-        layout = final(
-            num_prompt, widths, visibility, weighting=weighting, probabilities=probabilities
-        )
+        chosen = {"weighting": weighting, "probabilities": probabilities}
+        layout = final(num_prompt, widths, visibility, **chosen)
         bias = layout.bias()
         assert bias.dtype == torch.float32
         expected = bias_by_definition(layout, widths, num_prompt, probabilities)
@@ -201,37 +186,18 @@ def test_bias_is_the_logarithm_of_each_share_for_later_queries_and_for_visible_s
 
 
 def test_bias_has_the_values_of_a_set_by_hand():
-    layout = final(
-        2,
-        [3, 1, 2],
-        "isolated",
-        weighting="count",
-        probabilities=[[0.5, 0.3, 0.1], [0.9], [0.2, 0.2]],
-    )
-    expected = [[0, 0, -math.log(3), -math.log(3), -math.log(3), 0, 0, 0]] * 2
+    widths, first = [3, 1, 2], [0.5, 0.3, 0.1]
+    probabilities = [first, [0.9], [0.2, 0.2]]
+    layout = final(2, widths, "isolated", weighting="count", probabilities=probabilities)
+    third = -math.log(3)
+    expected = [[0, 0, third, third, third, 0, 0, 0]] * 2
     assert np.allclose(layout.bias().numpy(), expected)
     assert not np.allclose(layout.bias().numpy(), 0)
-    layout = final(
-        2,
-        [3, 1, 2],
-        "visible",
-        weighting="probability",
-        probabilities=[[0.5, 0.3, 0.1], [0.9], [0.3, 0.1]],
-    )
-    expected = [
-        [
-            0,
-            0,
-            math.log(5 / 9),
-            math.log(3 / 9),
-            math.log(1 / 9),
-            0,
-            math.log(3 / 4),
-            math.log(1 / 4),
-        ]
-    ] * 2
-    assert np.allclose(layout.bias().numpy(), expected)
-    layout = final(2, [3, 1, 2], "visible", weighting="none")
+    probabilities = [first, [0.9], [0.3, 0.1]]
+    layout = final(2, widths, "visible", weighting="probability", probabilities=probabilities)
+    shares = np.array([1, 1, 5 / 9, 3 / 9, 1 / 9, 1, 3 / 4, 1 / 4])
+    assert np.allclose(layout.bias().numpy(), [np.log(shares)] * 2)
+    layout = final(2, widths, "visible", weighting="none")
     assert (layout.bias() == 0).all()
 
 
@@ -244,10 +210,9 @@ def test_prompt_and_sets_of_one_carry_no_bias(weighting):
 
 
 def test_a_set_weighs_like_one_token():
+    probabilities = [[0.4, 0.1, 0.1, 0.05]]
     for weighting in ("count", "probability"):
-        layout = final(
-            2, [4], "visible", weighting=weighting, probabilities=[[0.4, 0.1, 0.1, 0.05]]
-        )
+        layout = final(2, [4], "visible", weighting=weighting, probabilities=probabilities)
         assert abs(np.exp(layout.slot_bias[2:]).sum() - 1) < 1e-12
     layout = final(2, [4], "visible", weighting="none")
     assert np.exp(layout.slot_bias[2:]).sum() == 4

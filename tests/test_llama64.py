@@ -1,4 +1,4 @@
-"""The float64 reference: transformers' text to float32 rounding, and the identities among its own results to its own."""
+"""The float64 reference agrees with transformers and keeps the identities it is used to check."""
 
 import numpy as np
 import pytest
@@ -13,17 +13,18 @@ from tests.tiny_models import TWINS, exact, llama
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Of the largest logit: what float32 arithmetic in four layers makes of a result that is exact (seen: 1.2e-6).
+# As a share of the largest logit: what float32 arithmetic in four layers does to an exact result.
+# The largest seen is 1.2e-6.
 FLOAT32 = 1e-5
 EXAMPLES = 20
-# Float64 on both sides: what is no identity is off by ten orders of magnitude more than what is one.
+# Both sides are float64. What is no identity is off by ten orders of magnitude more than what is.
 BEYOND_ROUNDING = 1e8
 reproducible = {"deadline": None, "derandomize": True, "database": None, "max_examples": EXAMPLES}
 MODELS = st.sampled_from([(depth, seed) for depth in (1, 2, 4) for seed in (0, 1)])
 
 
 def causal(model, tokens, first_position=0):
-    """Ordinary text."""
+    """A forward pass over ordinary text."""
     size = len(tokens)
     return model(tokens, range(first_position, first_position + size), np.tri(size, dtype=bool))
 
@@ -33,30 +34,18 @@ def causal(model, tokens, first_position=0):
 def test_plain_text_is_transformers(tokens, model):
     lm = llama(*model)
     expected = plain(lm, [tokens])[0]
-    near(
-        causal(exact(lm), tokens).logits[-1],
-        expected,
-        FLOAT32 * np.abs(expected).max(),
-        "logits of plain text",
-    )
+    bound = FLOAT32 * np.abs(expected).max()
+    near(causal(exact(lm), tokens).logits[-1], expected, bound, "logits of plain text")
+    other = causal(exact(lm), [*tokens[:-1], TWINS[0]]).logits[-1]
     with violated(by=100):
-        near(
-            causal(exact(lm), [*tokens[:-1], TWINS[0]]).logits[-1],
-            expected,
-            FLOAT32 * np.abs(expected).max(),
-            "another token",
-        )
+        near(other, expected, bound, "another token")
 
 
 def test_plain_text_of_the_tiny_model_is_transformers(tiny):
     tokens = tiny.encode("The cat sat on the mat")
     expected = plain(tiny, [tokens])[0]
-    near(
-        causal(Llama64(tiny.model), tokens).logits[-1],
-        expected,
-        FLOAT32 * np.abs(expected).max(),
-        "logits of plain text",
-    )
+    found = causal(Llama64(tiny.model), tokens).logits[-1]
+    near(found, expected, FLOAT32 * np.abs(expected).max(), "logits of plain text")
 
 
 @given(cases(), MODELS)
@@ -80,36 +69,25 @@ def test_isolated_siblings_are_branches_and_visible_ones_are_not(case, model):
 def test_the_order_of_siblings_matters_only_under_a_causal_mask(case, model):
     model, turned = exact(llama(*model)), [members[::-1] for members in case.sets]
     for visibility in ("isolated", "visible", "causal"):
-        one, other = (
-            tempo64.replay(model, case.prompt, sets, visibility=visibility, weighting="count")
-            for sets in (case.sets, turned)
-        )
+        common = {"visibility": visibility, "weighting": "count"}
+        one = tempo64.replay(model, case.prompt, case.sets, **common)
+        other = tempo64.replay(model, case.prompt, turned, **common)
         members = one.slots.slots(case.first_wide, len(case.prompt))
+        found, expected = other.out.logits[members[::-1]], one.out.logits[members]
         if visibility == "causal":
             with violated(by=BEYOND_ROUNDING):
-                near(
-                    other.out.logits[members[::-1]],
-                    one.out.logits[members],
-                    EXACT,
-                    "members under a causal mask",
-                )
+                near(found, expected, EXACT, "members under a causal mask")
         else:
-            near(
-                other.out.logits[members[::-1]],
-                one.out.logits[members],
-                EXACT,
-                f"{visibility} members",
-            )
-            near(
-                other.distributions[-1],
-                one.distributions[-1],
-                EXACT,
-                f"{visibility}: last distribution",
-            )
+            near(found, expected, EXACT, f"{visibility} members")
+            found, expected = other.distributions[-1], one.distributions[-1]
+            near(found, expected, EXACT, f"{visibility}: last distribution")
 
 
 def copies(model, case, visibility, log_k, own_set):
-    """Logits after the first wide set: with copies of one token there, and with one token and a bias on its key."""
+    """Logits after copies of one token, and after one token with a bias on its key.
+
+    Copies or token stand in the first wide set. The logits are of that set and of the next one.
+    """
     k, width = case.first_wide, len(case.sets[case.first_wide])
     outs = []
     for count in (width, 1):
@@ -119,11 +97,8 @@ def copies(model, case, visibility, log_k, own_set):
         if count == 1:
             bias[key + (not own_set) :, key] = log_k(width)
         out = model(slots.tokens, slots.positions, tempo64.allowed(slots, visibility), bias)
-        outs.append(
-            np.concatenate(
-                [out.logits[key : key + 1], out.logits[slots.slots(k + 1, len(case.prompt))]]
-            )
-        )
+        later = slots.slots(k + 1, len(case.prompt))
+        outs.append(out.logits[[key, *later]])
     return outs
 
 
@@ -133,21 +108,14 @@ def test_k_copies_are_one_with_log_k_for_later_queries_and_for_a_visible_set_its
     model = exact(llama(*model))
     for visibility in ("isolated", "visible"):
         right = visibility == "visible"
-        near(
-            *copies(model, case, visibility, np.log, own_set=right), EXACT, f"{visibility}: copies"
-        )
+        pair = copies(model, case, visibility, np.log, own_set=right)
+        near(*pair, EXACT, f"{visibility}: copies")
+        wrong_scope = copies(model, case, visibility, np.log, own_set=not right)
         with violated(by=BEYOND_ROUNDING):
-            near(
-                *copies(model, case, visibility, np.log, own_set=not right),
-                EXACT,
-                f"{visibility}: bias in the wrong scope",
-            )
+            near(*wrong_scope, EXACT, f"{visibility}: bias in the wrong scope")
+        unbiased = copies(model, case, visibility, lambda width: 0.0, own_set=right)
         with violated(by=BEYOND_ROUNDING):
-            near(
-                *copies(model, case, visibility, lambda width: 0.0, own_set=right),
-                EXACT,
-                f"{visibility}: no bias",
-            )
+            near(*unbiased, EXACT, f"{visibility}: no bias")
 
 
 @given(st.lists(TOKENS, min_size=2, max_size=8), MODELS)
@@ -155,13 +123,13 @@ def test_k_copies_are_one_with_log_k_for_later_queries_and_for_a_visible_set_its
 def test_doubling_every_key_changes_nothing_if_twins_see_each_other(tokens, model):
     model = exact(llama(*model))
     slots = tempo64.lattice((), [(token, token) for token in tokens])
-    single = causal(model, tokens).logits
+    expected = causal(model, tokens).logits.repeat(2, axis=0)
     doubled = model(slots.tokens, slots.positions, tempo64.allowed(slots, "visible")).logits
-    near(doubled, single.repeat(2, axis=0), EXACT, "every key twice")
-    if len(set(tokens)) > 1:  # one token alone has but one value to attend to
+    near(doubled, expected, EXACT, "every key twice")
+    if len(set(tokens)) > 1:  # one token alone has only one value to attend to
         isolated = model(slots.tokens, slots.positions, tempo64.allowed(slots, "isolated")).logits
         with violated(by=BEYOND_ROUNDING):
-            near(isolated, single.repeat(2, axis=0), EXACT, "every key twice, but the own one once")
+            near(isolated, expected, EXACT, "every key twice, but the own one once")
 
 
 @given(cases(), MODELS, st.integers(1, 5000))
@@ -170,56 +138,40 @@ def test_only_differences_of_positions_matter(case, model, shift):
     model, slots = exact(llama(*model)), tempo64.lattice(case.prompt, case.sets)
     mask, positions = tempo64.allowed(slots, case.visibility), np.array(slots.positions)
     still = model(slots.tokens, positions, mask).logits
-    # an angle of some thousand radians is rounded that much more coarsely
-    near(
-        model(slots.tokens, positions + shift, mask).logits,
-        still,
-        EXACT * (1 + shift / 100),
-        "all positions moved",
-    )
-    one = positions + (
-        np.arange(len(positions)) == slots.slots(case.first_wide, len(case.prompt))[0]
-    )
+    moved = model(slots.tokens, positions + shift, mask).logits
+    # the rounding of an angle grows with its size, which may be some thousand radians
+    near(moved, still, EXACT * (1 + shift / 100), "all positions moved")
+    positions[slots.slots(case.first_wide, len(case.prompt))[0]] += 1
+    one_moved = model(slots.tokens, positions, mask).logits
     with violated(by=BEYOND_ROUNDING):
-        near(model(slots.tokens, one, mask).logits, still, EXACT, "one sibling moved")
+        near(one_moved, still, EXACT, "one sibling moved")
 
 
 @given(cases(), MODELS)
 @settings(**reproducible)
 def test_appending_never_changes_what_was_there(case, model):
-    settings_ = {
-        "visibility": case.visibility,
-        "weighting": case.weighting,
-        "readout": case.readout,
-    }
-    long, short = (
-        tempo64.replay(exact(llama(*model)), case.prompt, sets, **settings_)
-        for sets in (case.sets, case.sets[:-1])
-    )
-    near(
-        long.out.logits[: len(short.slots.tokens)],
-        short.out.logits,
-        EXACT,
-        "logits of earlier slots",
-    )
-    near(
-        long.out.values[:, :, : len(short.slots.tokens)],
-        short.out.values,
-        EXACT,
-        "values of earlier slots",
-    )
+    model = exact(llama(*model))
+    names = ("visibility", "weighting", "readout")
+    common = {name: case.settings[name] for name in names}
+    long = tempo64.replay(model, case.prompt, case.sets, **common)
+    short = tempo64.replay(model, case.prompt, case.sets[:-1], **common)
+    size = len(short.slots.tokens)
+    near(long.out.logits[:size], short.out.logits, EXACT, "logits of earlier slots")
+    near(long.out.values[:, :, :size], short.out.values, EXACT, "values of earlier slots")
 
 
-@pytest.mark.parametrize(("visibility", "window", "rows"), [
-    ("isolated", None, ["1000", "1100", "1110", "1101"]),
-    ("visible", None, ["1000", "1100", "1111", "1111"]),
-    ("causal", None, ["1000", "1100", "1110", "1111"]),
-    ("visible", 2, ["1000", "1100", "0111", "0111"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("visibility", "window", "rows"),
+    [
+        ("isolated", None, ["1000", "1100", "1110", "1101"]),
+        ("visible", None, ["1000", "1100", "1111", "1111"]),
+        ("causal", None, ["1000", "1100", "1110", "1111"]),
+        ("visible", 2, ["1000", "1100", "0111", "0111"]),
+    ],
+)
 def test_the_mask_is_the_one_by_hand(visibility, window, rows):
     slots = tempo64.lattice((5, 6), ((7, 8),))
     assert slots == ([5, 6, 7, 8], [0, 1, 2, 2], [0, 1, 2, 2])
-    assert tempo64.allowed(slots, visibility, window).tolist() == [
-        [bit == "1" for bit in row] for row in rows
-    ]
+    by_hand = np.array([list(row) for row in rows]) == "1"
+    assert np.array_equal(tempo64.allowed(slots, visibility, window), by_hand)
     assert tempo64.lattice((5, 6), ((7, 8),), "sequential").positions == [0, 1, 2, 3]
