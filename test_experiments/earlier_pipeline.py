@@ -1,18 +1,17 @@
-"""The earlier public pipeline in small: plain transformers with its artefacts as switches, each on or off.
+"""The earlier public pipeline in small: plain transformers with its artefacts as switches.
 
-Kept beside the experiment and out of the library, as nothing here should be built upon. It forces a list of sets on a prefix,
-one forward pass a set. With every artefact off it is TEMPO by design semantics 3 and 4.
+Kept beside exp6 and out of the library, as nothing should be built upon it. It forces sets on a
+prefix, one forward pass a set. With every artefact off it is TEMPO (docs/semantics.md).
 
-cache: what a pass feeds to the model, and so what enters the cache.
-    `all siblings`: every member of the set; `last only`: its last and least probable member, as `input_ids[:, -1]` did.
-mask: which mask a pass gets.
-    `delivered`: that of the mode, by cache slot;
-    `dropped`: none of it arrives, so that the model falls back to plain causal attention over the cache;
-    `by list index`: that of the mode, but of the list of all tokens: row and column i are taken for cache slot i, which is
-    another token once the list has members that never entered the cache.
+cache: what a pass feeds to the model, and so what enters the cache. `all siblings`, or
+    `last only`: the least probable member, as `input_ids[:, -1]` did.
+mask: which mask a pass gets. `delivered`: the mode's own, by cache slot;
+    `dropped`: none arrives, and the model falls back to plain causal attention over the cache;
+    `by list index`: the mode's own, but over the list of all tokens. Entry i is taken for slot i,
+        which holds another token once the list has members that never entered the cache.
 
-Positions are those of the sets in every cell; with `last only` they are what a model counts by itself.
-Shapes: C cells, P prefix, q tokens fed in a pass, N cached slots, L layers, H heads, V vocabulary.
+Positions are those of the sets in every cell; with `last only` a model counts them so by itself.
+Shapes: C cells, q tokens fed in a pass, N cached slots, L layers, H heads, V vocabulary.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from tempo.attention import installed
 
 CACHES = ("all siblings", "last only")
 MASKS = ("delivered", "dropped", "by list index")
+Row = Sequence[int]
 
 
 class Cell(NamedTuple):
@@ -40,84 +40,71 @@ class Cell(NamedTuple):
     cache: str
     mask: str
 
+    def __str__(self) -> str:
+        return f"{self.cache}, {self.mask}"
+
 
 CELLS = tuple(Cell(*levels) for levels in product(CACHES, MASKS))
 CORRECT = Cell("all siblings", "delivered")
 
 
 class Pass(NamedTuple):
-    """What a cell gives in one pass. Of the prefix only its last token is kept."""
+    """What a cell gives in one pass. Of the prefix only the last token is kept."""
 
     logits: np.ndarray  # [q, V] float32
     attention: np.ndarray  # [L, H, q, N] float32
     slots: list[int]  # of the q tokens
 
-    @property
-    def num_cached(self) -> int:
-        """N, the slots in the cache once the pass is made."""
-        return self.attention.shape[-1]
+
+Passes = dict[Cell, list[Pass]]
 
 
 @torch.inference_mode()
-def run_cells(
-    lm: LanguageModel, prefix: Sequence[int], sets: Sequence[Sequence[int]], mode: str
-) -> dict[Cell, list[Pass]]:
-    """The passes of every cell in one mode, `isolated` or `visible`: first the prefix, then each of `sets`.
+def run_cells(lm: LanguageModel, prefix: Row, sets: Sequence[Row], mode: str) -> Passes:
+    """The passes of every cell in one mode, `isolated` or `visible`: the prefix, then each set.
 
-    The masks of one cache share their passes as rows of a batch. The two modes never share one: made in the same shapes and
-    order, what is computed alike in both comes out equal to the last bit. Raises ModelError where a sliding window would matter.
+    The masks of one cache share a batch, the modes never do. The batches of both modes have the
+    same shapes and order, so that what is computed alike in both is equal to the last bit.
+    Raises ModelError where a sliding window would matter.
     """
-    windows = [window for window in lm.layer_windows if window]
-    if windows and len(prefix) + len(sets) > min(windows):
-        raise ModelError(
-            f"a window of {min(windows)} positions cuts a text of {len(prefix) + len(sets)}; the replica has no windows"
-        )
+    length = len(prefix) + len(sets)
+    window = min(filter(None, lm.layer_windows), default=length)
+    if length > window:
+        raise ModelError(f"a window of {window} positions cuts a text of {length}; shorten it")
+    places = list(range(len(prefix)))
     with installed(lm.model, "eager"):
         cache_of_prefix = DynamicCache()
-        causal = torch.ones(len(prefix), len(prefix), dtype=torch.bool).tril()
-        # neither artefact can act before there is a sibling, so both caches begin with this one pass
-        before = _forward(
-            lm, cache_of_prefix, prefix, range(len(prefix)), [causal] * len(MASKS), keep=1
-        )
+        # Neither artefact can act before there is a sibling: both caches begin with this one pass.
+        masks = [_allowed(places, mode)] * len(MASKS)
+        before = _forward(lm, cache_of_prefix, prefix, places, masks, keep=1)
         found = {cell: [before[MASKS.index(cell.mask)]] for cell in CELLS}
         for kind in CACHES:
-            cache = copy.deepcopy(cache_of_prefix)
-            cached, listed = (
-                list(range(len(prefix))),
-                list(range(len(prefix))),
-            )  # the set that each slot, each token belongs to
+            # the set that each slot of the cache, and each token of the list, belongs to
+            cache, cached, listed = copy.deepcopy(cache_of_prefix), places, places
             for k, members in enumerate(sets, start=len(prefix)):
                 fed = members if kind == "all siblings" else members[-1:]
-                new = slice(len(cached), len(cached) + len(fed))
                 cached, listed = cached + [k] * len(fed), listed + [k] * len(members)
-                masks = {
-                    "delivered": _allowed(cached, mode)[new],
-                    "dropped": torch.ones(len(cached), len(cached), dtype=torch.bool).tril()[new],
-                    "by list index": _allowed(listed, mode)[new, : len(cached)],
-                }
-                passes = _forward(
-                    lm, cache, fed, [k] * len(fed), [masks[name] for name in MASKS], keep=len(fed)
-                )
-                for name, made in zip(MASKS, passes, strict=True):
-                    found[Cell(kind, name)].append(made)
+                # plain causal attention is what there is if every slot is a set of its own
+                causal = _allowed(range(len(cached)), "visible")
+                masks = [_allowed(cached, mode), causal, _allowed(listed, mode)]  # as MASKS
+                passes = _forward(lm, cache, fed, cached, masks, keep=len(fed))
+                for mask, made in zip(MASKS, passes, strict=True):
+                    found[Cell(kind, mask)].append(made)
     return found
 
 
-def reported_score(seen: Pass, siblings: Sequence[int]) -> float:
-    """The attention "between parallel tokens" as the earlier code came to it: 0.0 if the pass has no such pair.
+def reported_score(seen: Pass, siblings: Row) -> float:
+    """The attention "between parallel tokens" as the earlier code had it; 0.0 if there is none.
 
-    Mean over layers, heads and all pairs of two slots in `siblings` of which one is a query of the pass and the other a key.
+    It is the mean over layers, heads, and pairs of one slot of the pass and another in `siblings`.
     """
-    pairs = [
-        seen.attention[:, :, query, key]
-        for query, slot in enumerate(seen.slots)
-        for key in siblings
-        if slot in siblings and key != slot and key < seen.num_cached
-    ]
-    return float(np.mean(pairs)) if pairs else 0.0
+    queries = [slot for slot in seen.slots if slot in siblings]
+    pairs = [pair for pair in product(queries, siblings) if len(set(pair)) == 2]
+    weights = [seen.attention[:, :, query - seen.slots[0], key] for query, key in pairs]
+    return float(np.mean(weights)) if weights else 0.0
 
 
-def _allowed(sets: Sequence[int], mode: str) -> Tensor:
+def _allowed(sets: Row, mode: str) -> Tensor:
     """Who may attend to whom, bool [n, n], of tokens that belong to `sets`."""
     query, key = torch.tensor(sets)[:, None], torch.tensor(sets)[None, :]
     itself = torch.eye(len(sets), dtype=torch.bool)
@@ -125,29 +112,26 @@ def _allowed(sets: Sequence[int], mode: str) -> Tensor:
 
 
 def _forward(
-    lm: LanguageModel,
-    cache: Any,
-    tokens: Sequence[int],
-    positions: Sequence[int],
-    masks: Sequence[Tensor],
-    keep: int,
+    lm: LanguageModel, cache: Any, tokens: Row, cached: Row, masks: Sequence[Tensor], keep: int
 ) -> list[Pass]:
-    """The same tokens under each mask [q, N], a row of the batch each; the last `keep` of them are recorded."""
-    allowed = torch.stack(list(masks))[:, None]  # [C, 1, q, N]
+    """The last `keep` of the tokens under each mask, a row of the batch for each mask.
+
+    cached: the set of every slot, which is also its position. The tokens are in the last slots.
+    """
+    end, num_fed = len(cached), len(tokens)
+    hidden = ~torch.stack([mask[end - num_fed : end, :end] for mask in masks])[:, None]
+    mask = torch.zeros(hidden.shape, dtype=lm.dtype).masked_fill(hidden, -torch.inf)  # [C, 1, q, N]
     output = lm.model(
         input_ids=torch.tensor([list(tokens)] * len(masks), device=lm.device),
-        position_ids=torch.tensor([list(positions)] * len(masks), device=lm.device),
-        attention_mask=torch.zeros(allowed.shape, dtype=lm.dtype)
-        .masked_fill(~allowed, -torch.inf)
-        .to(lm.device),
+        position_ids=torch.tensor([list(cached[-num_fed:])] * len(masks), device=lm.device),
+        attention_mask=mask.to(lm.device),
         use_cache=True,
         output_attentions=True,
         logits_to_keep=keep,
         **{lm.cache_keyword: cache},
     )
     logits = output.logits.float().cpu().numpy()  # [C, keep, V]
-    attention = torch.stack(
-        [layer[:, :, -keep:].float().cpu() for layer in output.attentions], dim=1
-    ).numpy()  # [C, L, H, keep, N]
-    slots = list(range(attention.shape[-1] - keep, attention.shape[-1]))
-    return [Pass(logits[row], attention[row], slots) for row in range(len(masks))]
+    layers = [layer[:, :, -keep:].float().cpu() for layer in output.attentions]
+    attention = torch.stack(layers, dim=1).numpy()  # [C, L, H, keep, N]
+    slots = list(range(end - keep, end))
+    return [Pass(*of_mask, slots) for of_mask in zip(logits, attention, strict=True)]
