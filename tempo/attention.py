@@ -84,8 +84,8 @@ class Recording:
 
     Attributes:
         parts: The cache row of each run that records, and its array [L, H, w, N] float32.
-        own: One array [L, R, H, w, w] float32 for all runs, instead of `parts`, if they record only
-            the weights that the pass's own tokens give each other.
+        own: One array [L, R, H, w, w] float32 for all runs, instead of `parts`. It takes only the
+            weights that the pass's own tokens give each other.
         own_slots: The slots of the pass's own tokens, [R, w].
     """
 
@@ -286,8 +286,8 @@ def tempo_attention(
     Each query attends to the slots that its run allows it. The signature is that of transformers.
 
     Raises:
-        ModelError: if tempo's context does not arrive, or if the model passes an argument that
-            could change the result and is not known here.
+        ModelError: if tempo's context does not arrive, or if the model passes an argument that is
+            not known here.
     """
     if tempo_pass is None:
         raise ModelError(

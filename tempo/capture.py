@@ -49,7 +49,7 @@ def trace_bytes(
     """Bytes of each array that a run's trace and cache hold, by name.
 
     The bytes are exact for given `widths`, and for a replay. For a free run they are an upper
-    bound, because every set is taken to be the widest that the threshold allows.
+    bound: every set is taken to be as wide as the threshold allows.
 
     - `distribution`: steps * V * 4
     - `cache`: L * Hkv * N * (D + Dv) * bytes of the model's dtype
@@ -323,7 +323,7 @@ def raw_keys(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     Each entry is [1, Hkv, T, D], for T tokens of the pass.
 
     Just before a module runs, its own forward is called once more on the same hidden states. The
-    rotation of that call is the identity (cos 1, sin 0), and it stops when the keys reach the
+    rotation of that call is the identity (cos 1, sin 0). The call stops when the keys reach the
     cache. The pass itself is not changed.
 
     Args:

@@ -1,8 +1,10 @@
 """Claims that are registered before the data, and the verdicts that the data give them.
 
 The unit of analysis is the prompt. Layers, heads and steps of one prompt are not independent of
-each other, so a claim's statistic is one number for each prompt. "No difference" is shown by an
-equivalence test against a margin. A failure to find a difference shows nothing.
+each other. So a claim's statistic is one number for each prompt.
+
+"No difference" is shown by an equivalence test against a margin. A failure to find a difference
+shows nothing.
 """
 
 from __future__ import annotations
@@ -59,9 +61,9 @@ class Claim:
         control_statement: What the control is, in words.
         margin: The smallest effect that would matter.
         margin_reason: Why the margin is what it is.
-        estimand: What `greater`, `less` and `equivalent` compare with the margin. `mean` is the
-            average prompt. `pseudomedian` is the typical prompt, which a few extreme ones do not
-            move.
+        estimand: What `greater`, `less` and `equivalent` compare with the margin: the `mean` over
+            prompts, or their `pseudomedian`. The latter describes a typical prompt, and a few
+            extreme prompts do not move it.
         family: The claims that are corrected together (Holm), whether or not all of them were run.
             If empty, the claim is a family of its own.
         unit: What one value belongs to, for messages.
@@ -153,7 +155,7 @@ class Finding:
 
     Attributes:
         claim: The claim's id.
-        statement: The field of `Claim`.
+        statement: As in the `Claim`.
         kind: `invariant` or `empirical`.
         verdict: SUPPORTED, REFUTED or INCONCLUSIVE.
         reason: What led to the verdict.
@@ -164,11 +166,11 @@ class Finding:
         effect_size: Cohen's dz of a mean, rank-biserial correlation of a pseudomedian, Cohen's h of
             a share.
         n: How many prompts had a value.
-        unit: The field of `Claim`.
-        statistic: The field of `Claim`.
-        test: The field of `Claim`.
-        margin: The field of `Claim`.
-        margin_reason: The field of `Claim`.
+        unit: As in the `Claim`.
+        statistic: As in the `Claim`.
+        test: As in the `Claim`.
+        margin: As in the `Claim`.
+        margin_reason: As in the `Claim`.
         p: How likely data this favourable to the claim would be if it were false. SUPPORTED needs
             it below alpha.
         p_corrected: `p`, corrected for the claim's family.
@@ -179,9 +181,9 @@ class Finding:
         control: What the control was, in words.
         control_estimate: The estimate of the control.
         control_holds: Whether the control worked, which means that it did *not* support the claim.
-        estimand: The field of `Claim`.
-        alpha: The field of `Claim`.
-        refuted_by: The field of `Claim`.
+        estimand: As in the `Claim`.
+        alpha: As in the `Claim`.
+        refuted_by: As in the `Claim`.
         details: Of a map, its largest cell, the number of cells, and how many are significant.
         context: The experiment, config, variant and model.
     """

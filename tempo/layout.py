@@ -151,8 +151,8 @@ class Layout:
 def allowed(slot_set: Sequence[int], visibility: str) -> Tensor:
     """Which slots may attend to which: bool [N, N], query by key.
 
-    A slot attends to itself, to every slot of an earlier set, and to those siblings that
-    `visibility` allows. docs/semantics.md states the rule.
+    A slot attends to itself, to every slot of an earlier set, and to the siblings that `visibility`
+    allows. The rule is in docs/semantics.md.
 
     Args:
         slot_set: The id of the set that each slot belongs to, [N].

@@ -246,8 +246,8 @@ def recover_positions(
     Args:
         keys: The cached keys, [L, Hkv, N, D]: `trace.keys`.
         raw_keys: The keys before rotation, [L, Hkv, N, D]: `trace.raw_keys`.
-        frequencies: The rotary frequencies [d] of each layer, in radians a position and in the
-            half-split layout of Llama. d is D / 2, or less if a head is rotated in part.
+        frequencies: The rotary frequencies [d] of each layer, in radians a position. The layout is
+            the half-split one of Llama. d is D / 2, or less if a head is rotated in part.
         num_candidates: Positions 0 to num_candidates - 1 are tried.
 
     Example:

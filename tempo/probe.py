@@ -1,7 +1,7 @@
 """What a loaded model shows of its attention, and a check that tempo computes what the model does.
 
-Configs have many ways to say which layers see how far, and some modules do not tell their attention
-function at all. So the model itself is asked, in a forward pass of a few tokens. Each attention
+Configs have many ways to say which layers see how far. Some modules do not even tell their
+attention function. So the model itself is asked, in a forward pass of a few tokens. Each attention
 call then shows the mask that transformers made for it. The rule behind that mask is evaluated over
 the whole context.
 
@@ -27,10 +27,10 @@ from tempo.support import cache_keyword
 
 NAME = "tempo-probe"
 NUM_TOKENS = 4
-# The largest difference of logits, as a share of their range, at which two implementations of
-# attention count as the same. Rounding in float32 stays under 1e-5 in all architectures tested. A
-# wrong implementation differs by about the whole range. In bfloat16 a router may flip, so it is not
-# judged.
+# Two implementations of attention count as the same if their logits differ by at most this share
+# of the logits' range. Rounding in float32 stays under 1e-5 in all architectures tested. A wrong
+# implementation differs by about the whole range. Models in bfloat16 are not judged, because a
+# router may flip there.
 SAME_LOGITS = 1e-3
 
 # (batch, head, query, key) -> whether the query may attend to the key
@@ -72,9 +72,9 @@ def probe(model: PreTrainedModel, context_length: int) -> Probed:
         context_length: The number of positions over which masks are evaluated.
 
     Raises:
-        ModelError: if a mask is neither causal nor a window of positions, if tempo's function or
-            its context does not arrive, if positions have no effect, or if tempo's logits are not
-            the model's own.
+        ModelError: if a mask is neither causal nor a window of positions. Also if tempo's function
+            or its context does not arrive, if positions have no effect, or if tempo's logits are
+            not the model's own.
     """
     embedding: Any = model.get_input_embeddings()
     index = torch.arange(NUM_TOKENS, device=embedding.weight.device)

@@ -156,9 +156,9 @@ class Run:
     def num_read(self) -> int:
         """How many of the new tokens need logits.
 
-        Of a prompt the last one does, of a set every member. A readout of one member takes the
-        logits of all members as well, because what is captured must not change the shape of the
-        pass. The last set of a run needs none, unless logits are captured.
+        The last token of a prompt does, and every member of a set. This includes readouts that use
+        one member only: what is captured must not change the shape of the pass. The last set of a
+        run needs none, unless logits are captured.
         """
         if self.layout.new_tokens_are_prompt():
             return 1

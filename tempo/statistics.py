@@ -23,21 +23,21 @@ Direction = Literal["greater", "less", "equivalent"]
 # From values [n] to the one-sided p that their centre is above 0, and that it is below.
 OneSided = Callable[[np.ndarray], tuple[float, float]]
 
-# p = (b + 1) / (m + 1) (Phipson & Smyth 2010). The smallest two-sided p is 2e-4, which is fine
-# enough for families of up to 50 claims.
+# p = (b + 1) / (m + 1) if b of m resamples reach the observed value (Phipson & Smyth 2010). The
+# smallest two-sided p is then 2e-4, which is fine enough for families of up to 50 claims.
 NUM_RESAMPLES = 9999
-# Of permutations and bootstrap samples only, so that the same data give the same finding.
+# Of permutations and bootstrap samples, so that the same data give the same finding.
 SEED = 20_261_123
 # Nothing is calibrated below ten units. With nine, no family of more than a dozen claims could
 # ever be decided.
 MIN_UNITS = 10
-# Cochran's rule (1977, Sampling Techniques, 2.15): the tails of a mean are near enough to normal
-# if n > 25 g1^2, where g1 is the skewness.
+# Cochran's rule (1977, Sampling Techniques, 2.15). The tails of a mean are near enough to normal if
+# n > 25 g1^2, where g1 is the skewness.
 COCHRAN = 25
 # Relative to the size of a sum. Two resamples that differ by rounding only count as tied.
 TIE = 1e-12
 CONFIDENCE = 0.95
-# The efficiency of the Wilcoxon test relative to the t test is never lower than this for symmetric
+# The lowest efficiency of the Wilcoxon test relative to the t test, over all symmetric
 # distributions (Hodges & Lehmann 1956).
 LEAST_EFFICIENCY = 0.864
 # `num_for_share` gives up at this many units.
