@@ -1,4 +1,4 @@
-"""tempo.metrics: distances against closed forms and SciPy, attention scores by hand, positions from rotated keys."""
+"""tempo.metrics: distances as in SciPy, attention scores by hand, positions from rotated keys."""
 
 import math
 
@@ -20,12 +20,14 @@ ROUNDING = 1e-12
 HALVES, THIRDS = np.array([0.5, 0.5, 0.0]), np.array([1.0, 1.0, 1.0]) / 3
 
 
+DISTANCES = ("tv", "kl", "kl_reverse", "js", "max_abs")
+
+
 def distributions(size, low=0.0):
-    return (
-        hnp.arrays(np.float64, size, elements=st.floats(low, 1.0, allow_subnormal=False))
-        .filter(lambda a: a.sum() > 1e-3)
-        .map(lambda a: a / a.sum())
-    )
+    """Distributions over `size` tokens."""
+    elements = st.floats(low, 1.0, allow_subnormal=False)
+    weights = hnp.arrays(np.float64, size, elements=elements).filter(lambda a: a.sum() > 1e-3)
+    return weights.map(lambda a: a / a.sum())
 
 
 def with_size(strategy, low=2):
@@ -46,11 +48,10 @@ def test_closed_forms():
     assert (metrics.total_variation(a, b), metrics.cosine(a, b)) == (1.0, 0.0)
     assert math.isclose(metrics.jensen_shannon(a, b), math.log(2))
     p = np.array([0.25, 0.75])
-    by_hand = (
-        math.log(1 / 0.625) + 0.25 * math.log(0.25 / 0.625) + 0.75 * math.log(0.75 / 0.375)
-    ) / 2
-    assert math.isclose(metrics.jensen_shannon(p, a), by_hand)
-    assert not math.isclose(metrics.jensen_shannon(p, b), by_hand)
+    of_p = 0.25 * math.log(0.25 / 0.625) + 0.75 * math.log(0.75 / 0.375)
+    of_a = math.log(1 / 0.625)
+    assert math.isclose(metrics.jensen_shannon(p, a), (of_p + of_a) / 2)
+    assert not math.isclose(metrics.jensen_shannon(p, b), (of_p + of_a) / 2)
 
 
 def test_temperature_has_the_divergence_of_an_exponential_family():
@@ -66,13 +67,11 @@ def test_temperature_has_the_divergence_of_an_exponential_family():
 @settings(max_examples=100, deadline=None)
 def test_distances_are_scipys(pair):
     p, q = pair
-    assert math.isclose(
-        metrics.total_variation(p, q), 0.5 * distance.cityblock(p, q), abs_tol=ROUNDING
-    )
+    half_of_taxi = 0.5 * distance.cityblock(p, q)
+    assert math.isclose(metrics.total_variation(p, q), half_of_taxi, abs_tol=ROUNDING)
     assert math.isclose(metrics.kl_divergence(p, q), stats.entropy(p, q), abs_tol=ROUNDING)
-    with np.errstate(
-        invalid="ignore"
-    ):  # SciPy takes the root of -1e-17 where p and q are nearly equal
+    # SciPy takes the root of -1e-17 where p and q are nearly equal
+    with np.errstate(invalid="ignore"):
         root = np.nan_to_num(distance.jensenshannon(p, q))
     assert math.isclose(metrics.jensen_shannon(p, q), root**2, abs_tol=1e-9)
     assert math.isclose(metrics.cosine(p, q), 1 - distance.cosine(p, q), abs_tol=ROUNDING)
@@ -81,27 +80,20 @@ def test_distances_are_scipys(pair):
 
 def test_the_comparison_with_scipy_sees_a_fault():
     p, q = np.array([0.6, 0.3, 0.1]), np.array([0.2, 0.3, 0.5])
-    assert not math.isclose(
-        metrics.total_variation(p, q), distance.cityblock(p, q), abs_tol=ROUNDING
-    )
-    assert not math.isclose(metrics.kl_divergence(p, q), stats.entropy(q, p), abs_tol=ROUNDING)
-    assert not math.isclose(
-        metrics.kl_divergence(p, q), stats.entropy(p, q, base=2), abs_tol=ROUNDING
-    )
-    assert not math.isclose(
-        metrics.jensen_shannon(p, q), distance.jensenshannon(p, q), abs_tol=1e-9
-    )
+    tv, kl = metrics.total_variation(p, q), metrics.kl_divergence(p, q)
+    assert not math.isclose(tv, distance.cityblock(p, q), abs_tol=ROUNDING)
+    assert not math.isclose(kl, stats.entropy(q, p), abs_tol=ROUNDING)
+    assert not math.isclose(kl, stats.entropy(p, q, base=2), abs_tol=ROUNDING)
+    root = distance.jensenshannon(p, q)
+    assert not math.isclose(metrics.jensen_shannon(p, q), root, abs_tol=1e-9)
 
 
 @given(PAIRS)
 @settings(max_examples=150, deadline=None)
 def test_bounds_and_symmetries(pair):
     p, q = pair
-    tv, kl, js = (
-        metrics.total_variation(p, q),
-        metrics.kl_divergence(p, q),
-        metrics.jensen_shannon(p, q),
-    )
+    tv, js = metrics.total_variation(p, q), metrics.jensen_shannon(p, q)
+    kl = metrics.kl_divergence(p, q)
     assert 0 <= tv <= 1 + ROUNDING
     assert 0 <= kl < math.inf
     assert 0 <= js <= math.log(2) + ROUNDING
@@ -119,14 +111,12 @@ def test_bounds_and_symmetries(pair):
 @settings(max_examples=60, deadline=None)
 def test_a_distribution_is_at_no_distance_from_itself_and_at_some_from_another(p):
     same = metrics.compare(p, p, ks=(1, 2))
-    assert {
-        name: same[name] for name in ("tv", "kl", "kl_reverse", "js", "max_abs")
-    } == dict.fromkeys(("tv", "kl", "kl_reverse", "js", "max_abs"), 0.0)
+    assert all(same[name] == 0.0 for name in DISTANCES)
     assert math.isclose(same["cosine"], 1.0)
     assert same["top1"] == same["top2"] == 1.0
     other = np.roll(0.5 * p + 0.5 * np.eye(len(p))[p.argmax()], 1)
     moved = metrics.compare(p, other, ks=(1,))
-    assert all(moved[name] > 0 for name in ("tv", "kl", "kl_reverse", "js", "max_abs"))
+    assert all(moved[name] > 0 for name in DISTANCES)
     assert moved["top1"] == 0.0 or (p.max() == np.sort(p)[-2])
 
 
@@ -181,13 +171,8 @@ def test_softmax_is_along_the_last_axis():
 def test_top_k_overlap_counts_what_both_rank_high():
     p = np.array([0.4, 0.3, 0.2, 0.1, 0.0])
     q = np.array([0.3, 0.4, 0.0, 0.1, 0.2])
-    assert [metrics.top_k_overlap(p, q, k) for k in (1, 2, 3, 4, 5)] == [
-        0.0,
-        1.0,
-        2 / 3,
-        3 / 4,
-        1.0,
-    ]
+    found = [metrics.top_k_overlap(p, q, k) for k in (1, 2, 3, 4, 5)]
+    assert found == [0.0, 1.0, 2 / 3, 3 / 4, 1.0]
     assert metrics.top_k_overlap(p, p, 1) == 1.0
     assert metrics.top_k_overlap(p, p[::-1], 2) == 0.0
 
@@ -205,18 +190,8 @@ def test_top_k_overlap_is_its_definition(one, other, k):
 def test_compare_names_every_distance():
     p, q = metrics.softmax(np.arange(30.0)), metrics.softmax(np.arange(30.0)[::-1])
     found = metrics.compare(p, q)
-    assert list(found) == [
-        "tv",
-        "kl",
-        "kl_reverse",
-        "js",
-        "cosine",
-        "max_abs",
-        "top1",
-        "top5",
-        "top10",
-        "top20",
-    ]
+    distances = ["tv", "kl", "kl_reverse", "js", "cosine", "max_abs"]
+    assert list(found) == [*distances, "top1", "top5", "top10", "top20"]
     assert all(type(value) is float for value in found.values())
     assert found["kl_reverse"] == metrics.kl_divergence(q, p)
     assert found["max_abs"] == np.abs(p - q).max()
@@ -225,9 +200,12 @@ def test_compare_names_every_distance():
     assert skewed["kl"] != skewed["kl_reverse"]
 
 
-# One layer, two heads, a set of two after three prompt slots; rows are queries.
+# One layer, two heads, a set of two after three prompt slots. Rows are queries.
 HEADS = np.array([
-    [[[0.4, 0.2, 0.1, 0.2, 0.1], [0.1, 0.1, 0.1, 0.3, 0.4]], [[0.5, 0.25, 0.0, 0.25, 0.0], [0.7, 0.0, 0.1, 0.0, 0.2]]]
+    [
+        [[0.4, 0.2, 0.1, 0.2, 0.1], [0.1, 0.1, 0.1, 0.3, 0.4]],
+        [[0.5, 0.25, 0.0, 0.25, 0.0], [0.7, 0.0, 0.1, 0.0, 0.2]],
+    ]
 ])  # fmt: skip
 
 
@@ -254,24 +232,20 @@ def test_sibling_attention_is_the_example_by_hand():
 )
 @settings(max_examples=60, deadline=None)
 def test_self_siblings_and_context_share_all_mass(layers, heads, width, context, seed):
-    rng = np.random.default_rng(seed)
-    attention = metrics.softmax(rng.normal(0, 2, (layers, heads, width, context + width))).astype(
-        np.float32
-    )
+    logits = np.random.default_rng(seed).normal(0, 2, (layers, heads, width, context + width))
+    attention = metrics.softmax(logits).astype(np.float32)
     scores = metrics.sibling_attention(attention, range(context, context + width))
     assert scores.to_sibling.shape == scores.self_mass.shape == (layers, heads)
-    assert np.allclose(
-        scores.self_mass + scores.sibling_mass + context * scores.to_context, 1.0, atol=1e-6
-    )
+    mass = scores.self_mass + scores.sibling_mass + context * scores.to_context
+    assert np.allclose(mass, 1.0, atol=1e-6)
     assert np.allclose(scores.sibling_mass, (width - 1) * scores.to_sibling)
     if context > 1:
         whole = scores.sink_mass + (context - 1) * scores.to_context_without_sink
         assert np.allclose(whole, context * scores.to_context)
     else:
         assert np.isnan(scores.to_context_without_sink).all()
-    assert not np.allclose(
-        scores.self_mass + scores.to_sibling + scores.to_context, 1.0, atol=1e-6
-    ) or (width == 2 and context == 1)
+    means = scores.self_mass + scores.to_sibling + scores.to_context
+    assert not np.allclose(means, 1.0, atol=1e-6) or (width == 2 and context == 1)
 
 
 def test_isolated_siblings_score_zero_and_one_leak_shows():
@@ -295,11 +269,10 @@ def test_a_set_of_one_has_no_siblings():
 
 
 def test_sibling_attention_of_the_model_obeys_its_visibility(tiny):
+    replay = [[65, 66, 67], [68]]
     for visibility in ("isolated", "visible"):
-        trace = tempo.generate(
-            tiny, "The cat", replay=[[65, 66, 67], [68]], visibility=visibility, capture="attention"
-        )
-        step = trace.steps[0]
+        settings = {"replay": replay, "visibility": visibility, "capture": "attention"}
+        step = tempo.generate(tiny, "The cat", **settings).steps[0]
         scores = metrics.sibling_attention(step.attention, step.slots)
         mass = scores.self_mass + scores.sibling_mass + step.slots[0] * scores.to_context
         assert np.allclose(mass, 1.0, atol=1e-5)
@@ -328,9 +301,8 @@ def test_context_distance_is_the_example_by_hand():
     other = np.array([[[[0.3, 0.1, 0.6], [0.4, 0.4, 0.2]]]])
     assert np.allclose(metrics.context_distance(one, other, 2), [[0.25 / 2]])
     assert np.allclose(metrics.context_distance(one, other, 3), [[(0.6 + 0.4) / 2]])
-    assert metrics.context_distance(np.array([[[[1.0, 0.0]]]]), np.array([[[[0.0, 1.0]]]]), 2) == [
-        [1.0]
-    ]
+    first, second = np.array([[[[1.0, 0.0]]]]), np.array([[[[0.0, 1.0]]]])
+    assert metrics.context_distance(first, second, 2) == [[1.0]]
 
 
 def test_a_row_without_context_has_no_distance():
@@ -361,17 +333,16 @@ ROTATED = st.tuples(
 
 
 def planted(positions, layers, heads, half, rest, seed, dtype=np.float64):
+    """Keys rotated to these positions, the raw keys, and the frequencies of each layer."""
     rng = np.random.default_rng(seed)
-    # unit length in every pair, so that no pair that tells two positions apart can be short by chance
+    # every pair has unit length, so that a pair that tells two positions apart is never short
     angles = rng.uniform(0, 2 * math.pi, (layers, heads, len(positions), half))
-    raw = np.concatenate(
-        [np.cos(angles), np.sin(angles), rng.normal(size=(*angles.shape[:3], rest))], axis=-1
-    )
+    unrotated = rng.normal(size=(*angles.shape[:3], rest))
+    raw = np.concatenate([np.cos(angles), np.sin(angles), unrotated], axis=-1)
     frequencies = [np.exp(rng.uniform(math.log(1e-3), 0.0, half)) for _ in range(layers)]
     for frequency in frequencies:
-        frequency[0] = (
-            1.0  # as in every rotary table, the fastest pair turns by one radian a position
-        )
+        # as in every rotary table, the fastest pair turns by one radian a position
+        frequency[0] = 1.0
     return rotate(raw, positions, frequencies).astype(dtype), raw.astype(dtype), frequencies
 
 
@@ -386,9 +357,8 @@ def test_positions_of_rotated_keys_are_recovered(case):
     assert (found.residual < 1e-6).all()
     assert (found.runner_up > 0.01).all()
     assert (found.runner_up > found.residual).all()
-    shifted = metrics.recover_positions(
-        rotate(raw, np.array(positions) + 1, frequencies), raw, frequencies, 41
-    )
+    further = rotate(raw, np.array(positions) + 1, frequencies)
+    shifted = metrics.recover_positions(further, raw, frequencies, 41)
     assert shifted.position.tolist() == [position + 1 for position in positions]
 
 
@@ -409,7 +379,8 @@ def test_a_position_beyond_the_candidates_or_another_table_leaves_a_large_residu
     assert found.position[0] == 3
     assert found.residual[0] < 1e-6
     assert found.residual[1] > 0.1
-    wrong = metrics.recover_positions(keys, raw, [frequency[::-1] for frequency in frequencies], 40)
+    turned = [frequency[::-1] for frequency in frequencies]
+    wrong = metrics.recover_positions(keys, raw, turned, 40)
     assert (wrong.residual > 0.1).all()
 
 
@@ -423,13 +394,11 @@ def test_positions_are_recovered_from_float32_and_from_the_model(tiny):
     positions = [0, 7, 7, 7, 39]
     found = metrics.recover_positions(*planted(positions, 3, 2, 8, 0, seed=3, dtype=np.float32), 40)
     assert found.position.tolist() == positions
+    replay = [[65, 66, 67], [68, 69]]
     for mode in ("shared", "sequential"):
-        trace = tempo.generate(
-            tiny, "The cat", replay=[[65, 66, 67], [68, 69]], positions=mode, capture="kv"
-        )
-        found = metrics.recover_positions(
-            trace.keys, trace.raw_keys, tiny.rotary_frequencies, trace.num_slots + 5
-        )
+        trace = tempo.generate(tiny, "The cat", replay=replay, positions=mode, capture="kv")
+        tables, candidates = tiny.rotary_frequencies, trace.num_slots + 5
+        found = metrics.recover_positions(trace.keys, trace.raw_keys, tables, candidates)
         assert found.position.tolist() == trace.slot_position.tolist()
         assert (found.residual < 1e-3).all()
         assert (found.runner_up > 0.1).all()

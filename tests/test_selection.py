@@ -1,4 +1,4 @@
-"""tempo.selection: from logits to one distribution, and from a distribution to a set, against NumPy by hand."""
+"""tempo.selection: logits to a distribution, and a distribution to a set, compared with NumPy."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from tempo.selection import SMALLEST_PROBABILITY, member_weights, read_out, select
 from tempo.spec import READOUTS
 
-# float32 softmax of logits up to 30 against float64: ten times what was seen.
+# float32 softmax of logits up to 30 against float64: ten times the largest difference seen.
 ROUNDING = 1e-6
 DISTRIBUTION = torch.tensor([0.05, 0.30, 0.10, 0.30, 0.20, 0.05])
 
@@ -31,7 +31,7 @@ def numpy_softmax(logits):
 
 
 def numpy_read_out(logits, probabilities, readout):
-    """The definition, design section 3.5, in float64."""
+    """The read-out of docs/semantics.md in float64."""
     weights = np.array(probabilities, dtype=np.float64)
     return {
         "mixture": weights / weights.sum() @ numpy_softmax(logits),
@@ -42,12 +42,11 @@ def numpy_read_out(logits, probabilities, readout):
 
 
 def by_definition(distribution, threshold, max_width=None):
-    """The set, design section 3.2, without a sort of torch's."""
+    """The set of docs/semantics.md, without a sort of torch's."""
     values = distribution.tolist()
     ranked = sorted(range(len(values)), key=lambda token: (-values[token], token))
-    return ([token for token in ranked if values[token] >= np.float32(threshold)] or ranked[:1])[
-        :max_width
-    ]
+    reach = [token for token in ranked if values[token] >= np.float32(threshold)]
+    return (reach or ranked[:1])[:max_width]
 
 
 def test_a_probability_at_the_threshold_is_in_and_one_below_is_not():
@@ -88,11 +87,10 @@ def test_without_any_above_the_threshold_the_argmax_alone_is_chosen():
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5, None])
 def test_max_width_keeps_the_most_probable(width):
-    assert select(DISTRIBUTION, 0.1, width).tokens == [1, 3, 4, 2][:width]
-    assert (
-        select(DISTRIBUTION, 0.1, width).probabilities
-        == DISTRIBUTION[[1, 3, 4, 2][:width]].tolist()
-    )
+    tokens = [1, 3, 4, 2][:width]
+    chosen = select(DISTRIBUTION, 0.1, width)
+    assert chosen.tokens == tokens
+    assert chosen.probabilities == DISTRIBUTION[tokens].tolist()
     assert select(DISTRIBUTION, 0.9, width).tokens == [1]
 
 
@@ -107,18 +105,10 @@ def test_the_set_is_the_definition_for_any_distribution(distribution, threshold,
 
 
 def test_a_leading_end_of_sequence_stays_and_stops_the_run():
-    assert select(DISTRIBUTION, 0.1, None, frozenset({1})) == (
-        [1, 3, 4, 2],
-        DISTRIBUTION[[1, 3, 4, 2]].tolist(),
-        [],
-        True,
-    )
-    assert select(DISTRIBUTION, 0.31, None, frozenset({1})) == (
-        [1],
-        DISTRIBUTION[[1]].tolist(),
-        [],
-        True,
-    )
+    leading = frozenset({1})
+    for threshold, tokens in ((0.1, [1, 3, 4, 2]), (0.31, [1])):
+        chosen = select(DISTRIBUTION, threshold, None, leading)
+        assert chosen == (tokens, DISTRIBUTION[tokens].tolist(), [], True)
     assert not select(DISTRIBUTION, 0.1, None).stops
 
 
@@ -164,10 +154,8 @@ def test_each_readout_is_the_definition(logits, data):
         distribution = read_out(torch.tensor(logits), probabilities, readout)
         assert distribution.dtype == torch.float32
         assert distribution.shape == logits.shape[1:]
-        assert (
-            np.abs(distribution.numpy() - numpy_read_out(logits, probabilities, readout)).max()
-            < ROUNDING
-        )
+        expected = numpy_read_out(logits, probabilities, readout)
+        assert np.abs(distribution.numpy() - expected).max() < ROUNDING
         assert abs(float(distribution.double().sum()) - 1) < 10 * ROUNDING
 
 
@@ -191,27 +179,21 @@ def test_the_readouts_differ_on_logits_that_differ():
 @settings(max_examples=100, deadline=None)
 def test_every_readout_of_one_member_is_its_softmax_to_the_bit(logits, probability):
     logits = torch.tensor(logits)
+    softmax = torch.softmax(logits[0], dim=-1)
     for readout in READOUTS:
-        assert torch.equal(
-            read_out(logits, [probability], readout), torch.softmax(logits[0], dim=-1)
-        )
+        assert torch.equal(read_out(logits, [probability], readout), softmax)
     if logits.shape[1] > 1:
-        assert not torch.equal(
-            read_out(logits, [probability], "mixture"),
-            torch.softmax(logits[0] + torch.eye(logits.shape[1])[0], -1),
-        )
+        other = torch.softmax(logits[0] + torch.eye(logits.shape[1])[0], -1)
+        assert not torch.equal(read_out(logits, [probability], "mixture"), other)
 
 
 def test_the_order_of_members_matters_to_first_and_last_and_not_to_the_others():
     logits = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0]])
     for readout in READOUTS:
-        forward, backward = (
-            read_out(logits, [0.6, 0.3], readout),
-            read_out(logits.flip(0), [0.3, 0.6], readout),
-        )
-        assert torch.allclose(forward, backward, atol=ROUNDING) == (
-            readout in ("mixture", "mean_logits")
-        )
+        forward = read_out(logits, [0.6, 0.3], readout)
+        backward = read_out(logits.flip(0), [0.3, 0.6], readout)
+        same = torch.allclose(forward, backward, atol=ROUNDING)
+        assert same == (readout in ("mixture", "mean_logits"))
 
 
 @given(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=20))
@@ -272,10 +254,9 @@ def test_float64_logits_are_read_in_float64(readout):
 
 def test_half_precision_logits_are_read_in_float32():
     logits = torch.randn(3, 100, generator=torch.Generator().manual_seed(0)).bfloat16()
+    probabilities = [0.5, 0.3, 0.1]
     for readout in READOUTS:
-        assert torch.equal(
-            read_out(logits, [0.5, 0.3, 0.1], readout),
-            read_out(logits.float(), [0.5, 0.3, 0.1], readout),
-        )
+        found = read_out(logits, probabilities, readout)
+        assert torch.equal(found, read_out(logits.float(), probabilities, readout))
     low = torch.softmax(logits[0], -1)
-    assert not torch.equal(low.float(), read_out(logits, [0.5, 0.3, 0.1], "first"))
+    assert not torch.equal(low.float(), read_out(logits, probabilities, "first"))
