@@ -1,255 +1,231 @@
-"""exp4: are siblings really at one rotary position, is all of them in the cache, and does the next query reach it?
+"""exp4: do siblings share one rotary position, are all in the cache, does the next query see them?
 
-Positions are recovered from the cached keys by un-rotating them against the keys before rotation, never read back from the
-engine's bookkeeping. The negative control is a run with sequential positions, which must fail.
+Positions are recovered from the cached keys by un-rotating them against the keys before rotation.
+They are never read back from the engine's bookkeeping. The negative control is a run with
+sequential positions, which must fail.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 import tempo
 from fixtures.floors import rounding
-from fixtures.raw import keep_log, slot_arrays, slot_labels
-from fixtures.session import test_claim  # noqa: F401  every claim below is a test
-from fixtures.store import Store
-from fixtures.study import Context, Run, Study, wide_steps
-from tempo import Trace
-from tempo.claims import Case, Claim
+from fixtures.raw import keep_log, keep_table, slot_arrays, slot_labels
+from fixtures.rows import attention_of, cached, own_block
+from tempo import LanguageModel, Trace
+from tempo.harness import Prompt, Steps, Store, Study, run, wide_steps
 from tempo.metrics import RecoveredPositions, recover_positions
 from tempo.reporting.figures import Picture, key_similarity, position_map
 
-# cos and sin of a float32 angle are off by eps times the angle, so keys at position 50 fit to about 1e-5. How far the nearest
-# wrong position misses depends on how much of a key turns fast (1e-1 in SmolLM2, 4e-3 for Gemma 3's first token), so it is
-# judged against the fit itself.
+# cos and sin of a float32 angle are off by eps times the angle, so keys at position 50 fit to about
+# 1e-5. How far the nearest wrong position misses depends on how much of a key turns fast (1e-1 in
+# SmolLM2, 4e-3 for Gemma 3's first token), so it is judged against the fit itself.
 FIT, TIMES_WORSE = 1e-3, 100
-# Engine against brute force, on keys and values: no further apart than two runs of the engine may be.
-ORACLE_TOLERANCE = rounding("kv")
+CACHED = ("keys", "values", "raw_keys")
+
+study = Study("exp4", title="KV cache", captures=("kv", "attention"))
 
 
-def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[str, Any]]:
-    """One prompt: isolated chooses; isolated, visible and isolated with sequential positions replay."""
-    spec = context.config.spec(context.prompt)
-    (source,) = yield [Run(spec.but(capture=()))]
+@dataclass(frozen=True)
+class Case:
+    """What one prompt gives."""
+
+    branched: bool  # some set is wide
+    positions_match: dict[str, bool]  # by which positions the run had
+    siblings_share: dict[str, bool]
+    worst_fit: dict[str, float]  # of cached keys to the raw keys of their own slot, or another
+    best_runner_up: float  # of a cached key at any other position
+    num_slots: dict[str, int]
+    mode_difference: list[float]  # largest of keys and values between the modes, by layer
+    unreached: dict[str, int]  # slots that get no weight from a set: before it, and its siblings
+    oracle_difference: float | None  # of the own prompt
+
+    def if_branched(self, holds: bool) -> bool | None:
+        """What holds, or None of a prompt without siblings, which can say nothing about them."""
+        return holds if self.branched else None
+
+
+@study.measure
+def three_caches(prompt: Prompt) -> Steps[Case]:
+    """Isolated mode chooses; both modes and isolated mode in sequence replay the sets."""
+    source = yield run(prompt, capture=())
     isolated, visible, sequential = yield [
-        Run(spec.but(replay=source, visibility="isolated")),
-        Run(spec.but(replay=source, visibility="visible")),
-        Run(spec.but(replay=source, positions="sequential", capture=("kv",))),
+        run(prompt, replay=source, visibility="isolated"),
+        run(prompt, replay=source, visibility="visible"),
+        run(prompt, replay=source, positions="sequential", capture=("kv",)),
     ]
-    num_prompt, wide = len(source.prompt_tokens), wide_steps(source)
+    num_prompt, widths, wide = len(source.prompt_tokens), source.widths, wide_steps(source)
     # what the positions must be, from the sets alone: P + k for every member of set k
-    expected = np.array(
-        [
-            *range(num_prompt),
-            *(num_prompt + k for k, w in enumerate(source.widths) for _ in range(w)),
-        ]
+    expected = np.repeat(np.arange(num_prompt + len(widths)), [1] * num_prompt + widths)
+    found = {"shared": _recover(prompt, isolated), "sequential": _recover(prompt, sequential)}
+    fit, fit_of_other = found["shared"], _recover(prompt, isolated, shift=1)
+    starts = [step.slots[0] for step in isolated.steps]
+    before = [attention_of(isolated, k)[..., :start] for k, start in enumerate(starts)]
+    siblings = [own_block(isolated, k) * (1 - np.eye(widths[k])) for k in wide]
+    oracle = None
+    if prompt.store:
+        _keep(prompt, fit, expected, isolated, visible)
+        exact = tempo.reference.generate(prompt.lm, **isolated.spec.model_dump())
+        oracle = float(_differences(isolated, exact, CACHED).max())
+    return Case(
+        branched=bool(wide),
+        positions_match={name: bool((f.position == expected).all()) for name, f in found.items()},
+        siblings_share={name: _share(f, source) for name, f in found.items()},
+        worst_fit={"own": fit.residual.max(), "other": fit_of_other.residual.max()},
+        best_runner_up=fit.runner_up.min(),
+        num_slots={
+            "cached": cached(isolated, "keys").shape[2],
+            "one a step": num_prompt + len(widths),
+            "expected": num_prompt + sum(widths),
+        },
+        mode_difference=_differences(isolated, visible, ("keys", "values")).tolist(),
+        unreached={"before": _unreached(before), "siblings": _unreached(siblings)},
+        oracle_difference=oracle,
     )
-    found = {trace.spec.positions: _recover(context, trace) for trace in (isolated, sequential)}
-    other = _recover(context, isolated, shift=1)
-    case: dict[str, Any] = {
-        "widths": source.widths,
-        "branched": bool(wide),
-        "positions_match": bool((found["shared"].position == expected).all()),
-        "positions_match_sequential": bool((found["sequential"].position == expected).all())
-        if wide
-        else None,
-        "worst_fit": float(found["shared"].residual.max()),
-        "best_runner_up": float(found["shared"].runner_up.min()),
-        "worst_fit_of_other_slot": float(other.residual.max()),
-        "siblings_share": _share(found["shared"], source) if wide else None,
-        "siblings_share_sequential": _share(found["sequential"], source) if wide else None,
-        "num_cached": isolated.keys.shape[2],
-        "num_expected": num_prompt + sum(source.widths),
-        "num_last_only": num_prompt + len(source.widths),
-        "first_layer_difference": _difference(isolated, visible, 0),
-        "last_layer_difference": _difference(isolated, visible, -1),
-        "difference_by_layer": [
-            _difference(isolated, visible, layer) for layer in range(len(isolated.keys))
-        ],
-        "unreached_slots": sum(
-            _unreached(isolated, k, isolated.steps[k].slots[0]) for k in range(len(isolated.steps))
-        ),
-        "unreached_siblings": sum(_unreached_siblings(isolated, k) for k in wide) if wide else None,
-    }
-    if context.store:
-        _keep(context, isolated, visible, found["shared"], expected)
-        exact = tempo.reference.generate(
-            context.lm, context.prompt, **spec.but(replay=source).model_dump(exclude={"prompt"})
-        )
-        case["oracle_difference"] = max(
-            float(np.abs(getattr(isolated, name) - getattr(exact, name)).max())
-            for name in ("keys", "values", "raw_keys")
-        )
-    return case
 
 
-def _recover(context: Context, trace: Trace, shift: int = 0) -> RecoveredPositions:
-    """Positions from the cache; with `shift`, against the raw keys of another slot, which no rotation can explain."""
-    raw = np.roll(trace.raw_keys, shift, axis=2)
-    return recover_positions(
-        trace.keys, raw, context.lm.rotary_frequencies, num_candidates=trace.num_slots + 2
-    )
+def _recover(prompt: Prompt, trace: Trace, shift: int = 0) -> RecoveredPositions:
+    """Positions from the cache; `shift`: from another slot's raw keys, which no rotation fits."""
+    keys, raw = cached(trace, "keys"), np.roll(cached(trace, "raw_keys"), shift, axis=2)
+    return recover_positions(keys, raw, prompt.lm.rotary_frequencies, trace.num_slots + 2)
 
 
 def _share(found: RecoveredPositions, trace: Trace) -> bool:
-    """Whether the members of every wide set have one recovered position."""
-    return all(
-        len(set(found.position[trace.steps[k].slots].tolist())) == 1 for k in wide_steps(trace)
-    )
+    """Whether the members of every set have one recovered position."""
+    return all(np.ptp(found.position[step.slots]) == 0 for step in trace.steps)
 
 
-def _difference(one: Trace, other: Trace, layer: int) -> float:
-    return max(
-        float(np.abs(getattr(one, kv)[layer] - getattr(other, kv)[layer]).max())
-        for kv in ("keys", "values")
-    )
+def _differences(one: Trace, other: Trace, names: Sequence[str]) -> np.ndarray:
+    """The largest difference between two caches for each layer [L]."""
+    found = [np.abs(cached(one, name) - cached(other, name)) for name in names]
+    return np.max([difference.max(axis=(1, 2, 3)) for difference in found], axis=0)
 
 
-def _unreached(trace: Trace, step: int, end: int) -> int:
-    """How many slots before `end` get no weight at all, in any layer or head, from any member of the set."""
-    return int((trace.steps[step].attention[..., :end].max(axis=(0, 1, 2)) == 0).sum())
-
-
-def _unreached_siblings(trace: Trace, step: int) -> int:
-    """The same count over a set's own members, each without its weight on itself: isolated ones are not reached."""
-    slots = trace.steps[step].slots
-    block = trace.steps[step].attention[..., slots[0] :].copy()
-    block[..., np.eye(len(slots), dtype=bool)] = 0
-    return int((block.max(axis=(0, 1, 2)) == 0).sum())
+def _unreached(weights: Sequence[np.ndarray]) -> int:
+    """How many slots get no weight at all, in any layer or head, from any member of a set."""
+    return sum(int((of_set.max(axis=(0, 1, 2)) == 0).sum()) for of_set in weights)
 
 
 def _keep(
-    context: Context,
-    isolated: Trace,
-    visible: Trace,
-    found: RecoveredPositions,
-    expected: np.ndarray,
+    prompt: Prompt, found: RecoveredPositions, expected: np.ndarray, isolated: Trace, visible: Trace
 ) -> None:
-    store, labels = context.store, slot_labels(context.lm, isolated)
+    store, labels = prompt.store, slot_labels(prompt.lm, isolated)
     assert store is not None
     keep_log(store, isolated)
-    kv = {
-        f"{t.spec.visibility}_{name}": getattr(t, name)
-        for t in (isolated, visible)
-        for name in ("keys", "values", "raw_keys")
-    }
-    store.arrays("kv_cache_states", **slot_arrays(isolated), **kv)
-    rows = [
-        {"slot": slot, "text": labels[slot], "step": int(isolated.slot_step[slot]), "recovered": int(found.position[slot]),
-         "expected": int(expected[slot]), "residual": float(found.residual[slot]), "runner_up": float(found.runner_up[slot])}
-        for slot in range(isolated.num_slots)
-    ]  # fmt: skip
+    arrays = slot_arrays(isolated)
+    for trace in (isolated, visible):
+        arrays |= {f"{trace.spec.visibility}_{name}": cached(trace, name) for name in CACHED}
+    store.arrays("kv_cache_states", **arrays)
+    names: list[str] = ["slot", "text", "step", "recovered", "expected", "residual", "runner_up"]
+    slots, fit = range(isolated.num_slots), (found.residual, found.runner_up)
+    columns = (slots, labels, isolated.slot_step, found.position, expected, *fit)
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
     store.json("rope_positions", {"physical_to_logical": rows})
-    lines = ["slot -> position (recovered from the cached keys; residual; next best)"]
-    lines += [
-        f"{r['slot']:4d} -> {r['recovered']:4d}  {r['residual']:.1e}  {r['runner_up']:.1e}  {r['text']!r}"
-        for r in rows
-    ]
-    store.text("analysis", "\n".join(lines))
+    keep_table(store, "positions of slots, recovered from the cached keys", rows, names)
 
 
-CLAIMS = (
-    Claim(
-        id="exp4.positions-are-p-plus-k",
-        statement="Every slot of set k sits at rotary position P + k.",
-        statistic="all positions recovered from cached keys equal P + k",
-        values=lambda case: case["positions_match"],
-        test="always",
-        refuted_by="one slot at another position",
-        control=lambda case: case["positions_match_sequential"],
-        control_statement="a run of the same sets with sequential positions",
-    ),
-    Claim(
-        id="exp4.no-other-position-fits",
-        statement="No other position explains a cached key as well.",
-        statistic="worst residual at the recovered position below 1e-3, and the best at any other 100 times that or more",
-        values=lambda case: (
-            case["worst_fit"] < FIT and case["best_runner_up"] > TIMES_WORSE * case["worst_fit"]
-        ),
-        test="always",
-        refuted_by="a slot whose key fits nowhere, or at two positions",
-        control=lambda case: case["worst_fit_of_other_slot"] < FIT,
-        control_statement="cached keys against the raw keys of the neighbouring slot",
-    ),
-    Claim(
-        id="exp4.siblings-share-a-position",
-        statement="All siblings of a set share one rotary position.",
-        statistic="one recovered position for each wide set",
-        values=lambda case: case["siblings_share"],
-        test="always",
-        refuted_by="a set with two positions",
-        control=lambda case: case["siblings_share_sequential"],
-        control_statement="a run of the same sets with sequential positions",
-    ),
-    Claim(
-        id="exp4.every-sibling-is-cached",
-        statement="The cache holds every sibling: P plus the sum of all widths.",
-        statistic="slots in the cached arrays equal P + sum of widths",
-        values=lambda case: (
-            case["num_cached"] == case["num_expected"] if case["branched"] else None
-        ),
-        test="always",
-        refuted_by="a cache of another length",
-        control=lambda case: (
-            case["num_last_only"] == case["num_expected"] if case["branched"] else None
-        ),
-        control_statement="one slot a step, as the earlier implementation kept",
-    ),
-    Claim(
-        id="exp4.first-layer-is-the-same",
-        statement="First-layer keys and values are bitwise equal in both modes; siblings reach later layers only.",
-        statistic="largest difference in layer 1 is exactly 0.0",
-        values=lambda case: case["first_layer_difference"] == 0.0 if case["branched"] else None,
-        test="always",
-        refuted_by="one bit of one first-layer key or value",
-        control=lambda case: case["last_layer_difference"] == 0.0 if case["branched"] else None,
-        control_statement="the same in the last layer",
-    ),
-    Claim(
-        id="exp4.next-query-reaches-every-slot",
-        statement="The next set's queries reach every slot before them.",
-        statistic="slots that get no weight in any layer or head",
-        values=lambda case: case["unreached_slots"] == 0,
-        test="always",
-        refuted_by="one slot that no query of a later set gives any weight",
-        control=lambda case: (
-            None if case["unreached_siblings"] is None else case["unreached_siblings"] == 0
-        ),
-        control_statement="isolated siblings of the same set, which must not be reached",
-    ),
-)
+@study.claim(always=True)
+def test_positions_are_p_plus_k(case: Case) -> bool:
+    """Every slot of set k sits at rotary position P + k.
+
+    All positions recovered from cached keys equal P + k.
+    """
+    return case.positions_match["shared"]
 
 
-def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    """The map from physical slot to logical position, as recovered, and what that position does to the cached keys."""
-    rows, arrays = (
-        store.load_json("rope_positions")["physical_to_logical"],
-        store.load("kv_cache_states"),
-    )
-    slots, recovered, expected, texts = (
-        [row[key] for row in rows] for key in ("slot", "recovered", "expected", "text")
-    )
-    return [
-        position_map(slots, recovered, expected, texts),
-        key_similarity(arrays["isolated_keys"], arrays["isolated_raw_keys"], recovered, texts),
-    ]
+@test_positions_are_p_plus_k.control
+def sequential_positions(case: Case) -> bool | None:
+    """a run of the same sets with sequential positions"""
+    return case.if_branched(case.positions_match["sequential"])
 
 
-STUDY = Study("exp4", "KV cache", measure, CLAIMS, pictures)
+@study.claim(always=True)
+def test_no_other_position_fits(case: Case) -> bool:
+    """No other position explains a cached key as well.
+
+    Worst residual at the recovered position below 1e-3, and the best at any other over 100 times
+    that.
+    """
+    worst = case.worst_fit["own"]
+    return worst < FIT and case.best_runner_up > TIMES_WORSE * worst
 
 
-def test_cache_equals_brute_force(own_case: Case) -> None:
-    """Harness check: keys and values are those of one full forward pass without a cache."""
-    assert own_case["oracle_difference"] < ORACLE_TOLERANCE
+@test_no_other_position_fits.control
+def raw_keys_of_another_slot(case: Case) -> bool:
+    """cached keys against the raw keys of the neighbouring slot"""
+    return case.worst_fit["other"] < FIT
+
+
+@study.claim(always=True, control="sequential")
+def test_siblings_share_a_position(case: Case, positions: str = "shared") -> bool | None:
+    """All siblings of a set share one rotary position.
+
+    One recovered position for each wide set.
+
+    Control: a run of the same sets with sequential positions.
+    """
+    return case.if_branched(case.siblings_share[positions])
+
+
+@study.claim(always=True, control="one a step")
+def test_every_sibling_is_cached(case: Case, kept: str = "cached") -> bool | None:
+    """The cache holds every sibling: P plus the sum of all widths.
+
+    Slots in the cached arrays equal P + sum of widths.
+
+    Control: one slot a step, as the earlier implementation kept.
+    """
+    return case.if_branched(case.num_slots[kept] == case.num_slots["expected"])
+
+
+@study.claim(always=True, control=-1)
+def test_first_layer_is_the_same(case: Case, layer: int = 0) -> bool | None:
+    """First-layer keys and values are bitwise equal in both modes; later layers see siblings.
+
+    Largest difference in layer 1 is exactly 0.
+
+    Control: the same in the last layer.
+    """
+    return case.if_branched(case.mode_difference[layer] == 0.0)
+
+
+@study.claim(always=True)
+def test_next_query_reaches_every_slot(case: Case) -> bool:
+    """The next set's queries reach every slot before them.
+
+    Slots that get no weight in any layer or head.
+    """
+    return case.unreached["before"] == 0
+
+
+@test_next_query_reaches_every_slot.control
+def isolated_siblings(case: Case) -> bool | None:
+    """isolated siblings of the same set, which must not be reached"""
+    return case.if_branched(case.unreached["siblings"] == 0)
+
+
+@study.pictures
+def pictures(store: Store, cases: Sequence[Case]) -> Iterator[Picture]:
+    """Which logical position each slot has, as recovered, and what it does to the cached keys."""
+    rows = store.load_json("rope_positions")["physical_to_logical"]
+    names, arrays = ("slot", "recovered", "expected", "text"), store.load("kv_cache_states")
+    slots, recovered, expected, texts = ([row[name] for row in rows] for name in names)
+    yield position_map(slots, recovered, expected, texts)
+    yield key_similarity(arrays["isolated_keys"], arrays["isolated_raw_keys"], recovered, texts)
+
+
+def test_cache_equals_brute_force(own_case: Case, lm: LanguageModel) -> None:
+    """Keys and values are those of one full forward pass without a cache, up to rounding."""
+    assert own_case.oracle_difference is not None
+    assert own_case.oracle_difference < rounding("kv", lm.provenance()["dtype"])
 
 
 def test_raw_positions_are_on_disk(store: Store) -> None:
     """rope_positions.json and kv_cache_states.npz agree on how many slots there are."""
-    rows, arrays = (
-        store.load_json("rope_positions")["physical_to_logical"],
-        store.load("kv_cache_states"),
-    )
+    rows = store.load_json("rope_positions")["physical_to_logical"]
+    arrays = store.load("kv_cache_states")
     assert len(rows) == arrays["isolated_keys"].shape[2] == len(arrays["slot_token"])
