@@ -311,7 +311,7 @@ def test_a_row_without_context_has_no_distance():
 
 
 def rotate(raw, positions, frequencies):
-    """Llama's half-split rotation of raw keys [L, Hkv, N, D], written out with cosines and sines."""
+    """Llama's half-split rotation of raw keys [L, Hkv, N, D], written with cosines and sines."""
     keys = raw.copy()
     for layer, frequency in enumerate(frequencies):
         angles = np.outer(positions, frequency)  # [N, d]
