@@ -1,1 +1,3 @@
-"""What this repository's tests need beside the harness, which is a plugin of its own (tempo.harness.plugin)."""
+"""The harness is a plugin of its own (tempo.harness.plugin); its tests run pytest within pytest."""
+
+pytest_plugins = ["pytester"]

@@ -19,7 +19,7 @@ import numpy as np
 from rich.progress import track
 
 import tempo
-from fixtures.study import suite_prompts
+from fixtures.suite import suite_texts
 from tempo import LanguageModel, RunSpec, Trace
 from tempo.spec import POSITIONS, READOUTS, VISIBILITIES, WEIGHTINGS
 
@@ -119,7 +119,7 @@ def _largest_forbidden(run: Trace) -> float:
 
 def main() -> int:
     """Measure, print, write; 1 if a run breaks its bound."""
-    prompts = [prompt for _, prompt in suite_prompts(NUM_PROMPTS)]
+    prompts = suite_texts(NUM_PROMPTS)
     target = Path("reports/published/conformance.json")
     report: dict[str, Any] = (
         json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}

@@ -19,7 +19,7 @@ from rich.progress import track
 
 import tempo
 from fixtures.floors import FLOORS
-from fixtures.study import suite_prompts
+from fixtures.suite import suite_texts
 from tempo import LanguageModel, RunSpec, Trace
 from tempo.metrics import kl_divergence, total_variation
 
@@ -116,7 +116,7 @@ def measure(lm: LanguageModel, specs: Sequence[RunSpec]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, write."""
-    prompts = [prompt for _, prompt in suite_prompts(NUM_PROMPTS)]
+    prompts = suite_texts(NUM_PROMPTS)
     with tempo.load_model("smollm2-135m") as lm:
         free = tempo.generate_batch(
             lm, [RunSpec(prompt=p, threshold=THRESHOLD, max_steps=NUM_STEPS) for p in prompts]

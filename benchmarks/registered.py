@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from scipy import stats
 
 from benchmarks.simulation import (
@@ -22,36 +22,38 @@ from benchmarks.simulation import (
     identity,
     plain_claim,
 )
-from fixtures.study import CONFIRMATORY, EXPERIMENTS, NUM_CONFIRMATORY, Study, families
+from fixtures.suite import suite
 from tempo import statistics
-from tempo.claims import Claim, declared_sizes, judge, num_needed
+from tempo.claims import Claim, judge, num_needed
+from tempo.harness.checks import case_class
+from tempo.harness.plan import Plan, family_sizes, plans_of
 from tempo.records import read_jsonl
 
 # Samples for the power of one claim and shape.
 DRAWS = FEWER // 4
 
 
-def studies() -> list[Study]:
-    """The experiments beside the tests."""
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "test_experiments"
+
+
+def plans() -> list[Plan]:
+    """A plan for every config of the experiments, over the whole suite."""
     found = []
     for path in sorted(EXPERIMENTS.glob("test_exp*.py")):
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
-        found.append(module.STUDY)
+        module = importlib.import_module(f"test_experiments.{path.stem}")
+        found += plans_of(module.study, path, [], suite(), None)
     return found
 
 
-def read_cases(results: Path) -> dict[str, list[dict[str, Any]]]:
+def read_cases(results: Path) -> dict[str, list[Any]]:
     """The cases of every config under `results`, by the config's name."""
-    configs = [family for study in studies() for family in families(study.experiment)]
     found = {}
-    for family in configs:
-        records = read_jsonl(results / family.config.results / "cases.jsonl")
-        newest = {record["case"]["prompt"]: record["case"] for record in records}
-        found[family.name] = list(newest.values())
+    for plan in plans():
+        reader = TypeAdapter(case_class(plan.study))
+        records = read_jsonl(results / plan.folder / "cases.jsonl")
+        newest = {record["prompt"]: record["case"] for record in records}
+        known = [case for case in newest.values() if case is not None]
+        found[plan.name] = [reader.validate_python(case) for case in known]
     if missing := [name for name, cases in found.items() if not cases]:
         raise SystemExit(
             f"no cases of {', '.join(missing)} under {results}/; "
@@ -60,23 +62,24 @@ def read_cases(results: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def registered_power(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def registered_power(cases: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """The power of every registered claim for its planned effect, at the suite's size.
 
     It is corrected for the claim's whole family.
     """
     statistics.NUM_RESAMPLES = RESAMPLES_CORRECTED
     rows = []
-    for study in studies():
-        found = families(study.experiment)
-        sizes = declared_sizes(claim for _ in found for claim in study.claims)
-        sizes |= {CONFIRMATORY: NUM_CONFIRMATORY} if CONFIRMATORY in sizes else {}
-        for claim in study.claims:
+    every = plans()
+    sizes = family_sizes(every)
+    # of a study with several configs, the first one's cases stand for all
+    for plan in {plan.study.name: plan for plan in reversed(every)}.values():
+        for claim in [test.claim for test in plan.study.claims.values()]:
             if claim.planned_effect is None:
                 continue
             size = sizes[claim.family or claim.id]
             tested = replace(claim, values=identity, control=far_away, alpha=claim.alpha / size)
-            real = [v for case in cases[found[0].name] if (v := claim.values(case)) is not None]
+            values = map(claim.values, cases[plan.name])
+            real = [value for value in values if value is not None]
             row = {
                 "claim": claim.id,
                 "effect": claim.planned_effect,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import tempo
-from fixtures.study import suite_prompts
+from fixtures.suite import suite_texts
 from tempo import LanguageModel, RunSpec
 
 # Below every probability that a float32 softmax gives here. So a step takes `max_width` tokens.
@@ -63,7 +63,7 @@ def text_of(lm: LanguageModel, length: int, start: int = 0) -> list[int]:
     if lm.tokenizer is None:
         seeded = torch.Generator().manual_seed(start)
         return torch.randint(lm.vocab_size, (length,), generator=seeded).tolist()
-    prompts = [prompt for _, prompt in suite_prompts()]
+    prompts = suite_texts()
     tokens: list[int] = []
     while len(tokens) < length:
         tokens += lm.encode(prompts[start % len(prompts)])

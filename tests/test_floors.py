@@ -1,4 +1,4 @@
-"""The committed rounding floors hold on the machine at hand, and would see a difference that is none of rounding."""
+"""The committed rounding floors hold on this machine, and a real difference is beyond them."""
 
 import json
 
@@ -7,19 +7,16 @@ import pytest
 import tempo
 from benchmarks.floors import CAPTURE, VARIANTS, differences, in_batches, other_mode
 from fixtures.floors import FLOORS, SLACK, rounding
-from fixtures.study import suite_prompts
+from fixtures.suite import suite_texts
 
 QUANTITIES = ("tv", "kl", "probability", "logit", "attention", "kv")
 
 
 @pytest.fixture(scope="module")
 def specs(real):
-    prompts = [
-        prompt for _, prompt in suite_prompts(24)[20:]
-    ]  # not those that the floors were measured on
-    free = tempo.generate_batch(
-        real, [tempo.RunSpec(prompt=p, threshold=0.05, max_steps=3) for p in prompts]
-    )
+    prompts = suite_texts(24)[20:]  # not those that the floors were measured on
+    wanted = [tempo.RunSpec(prompt=p, threshold=0.05, max_steps=3) for p in prompts]
+    free = tempo.generate_batch(real, wanted)
     return [trace.spec.but(replay=trace, capture=CAPTURE) for trace in free]
 
 
@@ -33,9 +30,8 @@ def test_the_same_run_in_another_shape_differs_by_rounding(real, specs, base, va
     for one, other in zip(base, VARIANTS[variant](real, specs), strict=True):
         found = differences(one, other)
         over = {name: found[name] for name in QUANTITIES if found[name] > rounding(name)}
-        assert not over, (
-            f"{one.spec.prompt!r}: {over}; if this machine rounds otherwise, look closely before `make floors`"
-        )
+        hint = "if this machine rounds otherwise, look closely before `make floors`"
+        assert not over, f"{one.spec.prompt!r}: {over}; {hint}"
 
 
 def test_another_visibility_does_not(real, specs, base):

@@ -11,22 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fixtures.store import Store
 from tempo import ResultsError
 from tempo.claims import SCHEMA
+from tempo.harness import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-RECORDS = {
-    "findings.jsonl",
-    "report.json",
-    "tests.html",
-}  # what every session leaves beside the folders of its experiments
+# What every session leaves beside the folders of its experiments.
+RECORDS = {"findings.jsonl", "report.json"}
 
 
 def run_pytest(*arguments, plugin=None, **environment):
-    """(exit code, output) of `pytest test_experiments --model tiny` with more arguments, and a fault to plant."""
+    """(exit code, output) of pytest on the experiments with the tiny model, and a fault planted."""
     command = [
         sys.executable,
         "-m",
@@ -70,9 +67,8 @@ def everything(tmp_path_factory):
         12,
         "--results",
         folder / "results",
-        "--html",
+        "--findings",
         report,
-        "--self-contained-html",
         *records,
     )
     return code, output, folder / "results", report
@@ -152,7 +148,7 @@ def test_the_summary_of_a_ci_job_has_counts_and_the_table(everything, tmp_path):
         results,
         "-k",
         "exp4",
-        "--html",
+        "--findings",
         tmp_path / "r.html",
         GITHUB_STEP_SUMMARY=str(job),
     )
@@ -190,13 +186,13 @@ def test_the_report_is_one_file_with_the_findings_and_no_outside_reference(every
 def test_the_report_made_again_without_pytest_is_the_same_to_the_byte(everything, tmp_path):
     _, _, results, _ = everything
     report = tmp_path / "of_the_session.html"
-    assert run_pytest("--prompts", 12, "--results", results, "--html", report)[0] == 0
+    assert run_pytest("--prompts", 12, "--results", results, "--findings", report)[0] == 0
     command = [sys.executable, "-m", "tempo.cli", "report", "--results", results, "--out", tmp_path]
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert (tmp_path / "findings.html").read_bytes() == report.read_bytes()
     assert "exp5" in report.read_text(encoding="utf-8")
     figures = {path.suffix for path in (tmp_path / "figures").iterdir()}
-    assert figures == {".svg", ".png"}
+    assert figures == {".svg"}
 
 
 def test_hostile_names_and_prompts_stay_text_in_page_terminal_and_paths(tmp_path):
@@ -209,9 +205,8 @@ def test_hostile_names_and_prompts_stay_text_in_page_terminal_and_paths(tmp_path
         6,
         "--results",
         tmp_path / "results",
-        "--html",
+        "--findings",
         report,
-        "--self-contained-html",
     )
     code, output = run_pytest("--config", config, *arguments)
     assert code == 0, output[-2000:]
@@ -227,8 +222,11 @@ def test_hostile_names_and_prompts_stay_text_in_page_terminal_and_paths(tmp_path
 
 def test_a_picture_that_fails_takes_no_finding_with_it_but_is_said(tmp_path):
     plugin = tmp_path / "no_pictures.py"
-    plugin.write_text("from fixtures import raw\nfrom tempo.reporting import figures\n"
-                      "def broken(*_, **__):\n    raise ValueError('cannot draw')\nfigures.position_map = broken\n")  # fmt: skip
+    plugin.write_text(
+        "from tempo.reporting import figures\n"
+        "def broken(*_, **__):\n    raise ValueError('cannot draw')\n"
+        "figures.position_map = broken\n"
+    )
     arguments = (
         "--prompts",
         6,
@@ -236,7 +234,7 @@ def test_a_picture_that_fails_takes_no_finding_with_it_but_is_said(tmp_path):
         tmp_path / "results",
         "-k",
         "exp4",
-        "--html",
+        "--findings",
         tmp_path / "r.html",
     )
     code, output = run_pytest(*arguments, plugin=plugin)
@@ -256,9 +254,19 @@ def test_a_second_session_reads_the_cases_and_runs_no_model(everything, tmp_path
     _, _, results, _ = everything
     fault = tmp_path / "no_runs.py"
     fault.write_text(
-        "import tempo, fixtures.execute\ndef none(*_, **__):\n    raise AssertionError('a model ran')\ntempo.stream = none\n"
+        "import tempo\ndef none(*_, **__):\n    raise AssertionError('a model ran')\n"
+        "tempo.stream = none\n"
     )
-    arguments = ("--prompts", 12, "--results", results, "-k", "exp2", "--html", tmp_path / "r.html")
+    arguments = (
+        "--prompts",
+        12,
+        "--results",
+        results,
+        "-k",
+        "exp2",
+        "--findings",
+        tmp_path / "r.html",
+    )
     code, output = run_pytest(*arguments, plugin=fault)
     assert code == 0, output[-2000:]
     assert "are on disk already" in output
@@ -277,7 +285,7 @@ def test_selecting_an_experiment_runs_nothing_else(tmp_path):
         tmp_path / "results",
         "-k",
         "exp3",
-        "--html",
+        "--findings",
         tmp_path / "r.html",
     )
     assert code == 0, output[-2000:]
@@ -309,12 +317,13 @@ MODE_NOT_WIRED = (
 
 @pytest.fixture
 def run_with_expectations(tmp_path):
-    """Runs exp3 against expectations in a folder of one's own: (exit code, output), with a fault in the engine or none."""
+    """Runs exp3 against expectations in a folder of one's own, with a fault in the engine or none."""
 
     def run(*arguments, fault="", **environment):
         plugin = tmp_path / f"planted_{'fault' if fault else 'nothing'}.py"
         plugin.write_text(
-            f"from pathlib import Path\nfrom fixtures import expectations\nexpectations.FOLDER = Path({str(tmp_path)!r})\n{fault}"
+            "from tempo.harness import expectations\n"
+            f"expectations.FOLDER = {str(tmp_path)!r}\n{fault}"
         )
         results = tmp_path / ("faulty" if fault else "results")
         shared = (
@@ -324,7 +333,7 @@ def run_with_expectations(tmp_path):
             results,
             "-k",
             "exp3",
-            "--html",
+            "--findings",
             tmp_path / "r.html",
         )
         return run_pytest(*shared, *arguments, plugin=plugin, **environment)
@@ -341,13 +350,13 @@ def test_a_fault_flips_a_verdict_and_turns_the_run_red_and_without_it_all_is_gre
 ):
     code, output = run_with_expectations()
     assert (code, failed(output)) == (0, []), output[-2000:]
-    assert "no expectation in" in output  # a new model: a notice
+    assert "seen for the first time" in output  # a new model: a notice
     code, output = run_with_expectations("--update-expectations")
     assert code == 0, output[-2000:]
     assert "expectations written to" in output
     code, output = run_with_expectations()
     assert (code, failed(output)) == (0, []), output[-2000:]
-    assert "no expectation in" not in output
+    assert "seen for the first time" not in output
     code, output = run_with_expectations("--summary", tmp_path / "summary.md", fault=MODE_NOT_WIRED)
     assert code == 1
     assert any(
@@ -400,7 +409,7 @@ def test_strict_claims_fails_on_what_is_refuted(tmp_path):
         tmp_path / "results",
         "-k",
         "exp2.equivalent-at-siblings",
-        "--html",
+        "--findings",
         tmp_path / "r.html",
     )
     code, output = run_pytest(*arguments)
@@ -416,7 +425,8 @@ def test_a_claim_that_cannot_be_judged_loses_no_other_finding(tmp_path):
     plugin.write_text(
         "from tempo import claims\noriginal = claims._values\n"
         "def broken(claim, statistic, cases):\n"
-        "    if claim.id == 'exp4.every-sibling-is-cached':\n        raise KeyError('no such measure')\n"
+        "    if claim.id == 'exp4.every-sibling-is-cached':\n"
+        "        raise KeyError('no such measure')\n"
         "    return original(claim, statistic, cases)\nclaims._values = broken\n"
     )
     arguments = (
@@ -426,12 +436,12 @@ def test_a_claim_that_cannot_be_judged_loses_no_other_finding(tmp_path):
         tmp_path / "results",
         "-k",
         "exp4",
-        "--html",
+        "--findings",
         tmp_path / "r.html",
     )
     code, output = run_pytest(*arguments, plugin=plugin)
     assert code == 1
-    assert "1 error, 5 supported" in output
+    assert "1 failed" in output and "5 supported" in output
     assert "exp4.every-sibling-is-cached could not be judged: KeyError: 'no such measure'" in output
     findings = [
         json.loads(line)["claim"]
@@ -443,7 +453,8 @@ def test_a_claim_that_cannot_be_judged_loses_no_other_finding(tmp_path):
 FAULTS = {
     "positions": (
         "from tempo import layout\noriginal = layout.Layout.append_set\n"
-        "def broken(self, tokens, probabilities):\n    self.positions = 'sequential'\n    original(self, tokens, probabilities)\n"
+        "def broken(self, tokens, probabilities):\n    self.positions = 'sequential'\n"
+        "    original(self, tokens, probabilities)\n"
         "layout.Layout.append_set = broken\n",
         "exp4",
         "exp4.positions-are-p-plus-k",
@@ -469,7 +480,7 @@ def test_a_fault_planted_in_the_engine_turns_the_experiment_red(tmp_path, fault)
         tmp_path / "results",
         "-k",
         experiment,
-        "--html",
+        "--findings",
         tmp_path / "r.html",
         plugin=plugin,
     )
@@ -498,7 +509,7 @@ def test_a_config_of_ones_own_runs_its_experiment_alone(tmp_path):
         8,
         "--results",
         tmp_path / "results",
-        "--html",
+        "--findings",
         tmp_path / "r.html",
     )
     assert code == 0, output[-2000:]
@@ -530,15 +541,22 @@ def test_a_bad_config_is_a_usage_error_that_names_file_and_key(tmp_path, change,
 def test_more_prompts_than_there_are_is_a_usage_error(tmp_path):
     code, output = run_pytest("--prompts", 1000, "--results", tmp_path)
     assert code == 4
-    assert "from 1 to 160" in output
+    assert "from 1 to 162" in output
 
 
 def test_a_results_folder_that_cannot_be_written_is_said_before_a_model_runs(tmp_path):
     (tmp_path / "file").write_text("in the way")
     code, output = run_pytest(
-        "--prompts", 6, "--results", tmp_path / "file", "-k", "exp3", "--html", tmp_path / "r.html"
+        "--prompts",
+        6,
+        "--results",
+        tmp_path / "file",
+        "-k",
+        "exp3",
+        "--findings",
+        tmp_path / "r.html",
     )
-    assert code == 1
+    assert code == 4
     assert "cannot write to the results folder" in output
     assert "measured" not in output
 
@@ -553,11 +571,12 @@ def test_an_unknown_model_is_said_in_one_line(tmp_path):
         tmp_path,
         "-k",
         "exp3",
-        "--html",
+        "--findings",
         tmp_path / "r.html",
     )
-    assert code == 1
-    assert "did you mean 'smollm2-135m'" in output
+    assert code == 4
+    said = [line for line in output.splitlines() if "did you mean 'smollm2-135m'" in line]
+    assert len(said) == 1
     assert "Traceback" not in output
 
 

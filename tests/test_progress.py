@@ -4,21 +4,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from fixtures import progress
-from fixtures.execute import prompts_at_once
-from fixtures.progress import Progress, duration
+from tempo.harness import progress
+from tempo.harness.execute import prompts_at_once
+from tempo.harness.progress import Progress, duration
 
 
 class Terminal:
     """Stands for pytest's terminal reporter, and for its capture manager."""
 
     def __init__(self, isatty: bool) -> None:
-        self.isatty, self.lines, self.rewritten, self._tw = (
-            isatty,
-            [],
-            [],
-            SimpleNamespace(fullwidth=80),
-        )
+        self.isatty, self.lines, self.rewritten = isatty, [], []
+        self._tw = SimpleNamespace(fullwidth=80)
 
     def ensure_newline(self):
         pass
@@ -39,9 +35,8 @@ class Terminal:
 def task(i: int):
     lm = SimpleNamespace(vocab_size=50_000)
     return SimpleNamespace(
-        prompt=f"prompt {i // 2}",
-        family=SimpleNamespace(name="exp\x1b[31m"),
-        context=SimpleNamespace(lm=lm),
+        prompt=SimpleNamespace(text=f"prompt {i // 2}", lm=lm),
+        plan=SimpleNamespace(name="exp\x1b[31m"),
     )
 
 
@@ -66,13 +61,12 @@ def measured(monkeypatch):
 def test_without_a_terminal_there_are_plain_lines(measured):
     terminal = measured(isatty=False)
     assert terminal.rewritten == []
-    assert (
-        terminal.lines[0] == "tempo: 3 of 67 prompt cases are on disk already and are not run again"
-    )
+    known = "tempo: 3 of 67 prompt cases are on disk already and are not run again"
+    assert terminal.lines[0] == known
     assert terminal.lines[1].startswith("tempo: measuring 64 prompt cases")
-    assert (
-        terminal.lines[2] == r"tempo: measured 1/64 prompt cases, now exp\x1b[31m; about 2 min left"
-    )  # one window of two is done
+    # one window of two is done
+    under_way = r"tempo: measured 1/64 prompt cases, now exp\x1b[31m; about 2 min left"
+    assert terminal.lines[2] == under_way
     assert terminal.lines[-1] == "tempo: measured 64 prompt cases in 33 min"
 
 

@@ -10,9 +10,9 @@ import torch
 import tempo
 from benchmarks.conformance import BOUNDS, SETTINGS, TIE, _from_a_tie, deviations, specs
 from fixtures.floors import rounding
-from fixtures.study import suite_prompts
+from fixtures.suite import suite_texts
 
-PROMPTS = [prompt for _, prompt in suite_prompts()]
+PROMPTS = suite_texts()
 STEPS = 8  # of greedy decoding
 
 

@@ -1,7 +1,7 @@
 """What can be wrong with a study, found before any model is loaded and said in one line each.
 
-Fields are looked up in the source: a claim that reads `case.gpa` where the case has `gap` would else fail
-after an hour of measuring.
+Fields are looked up in the source: a claim that reads `case.gpa` where the case has `gap` would
+else fail after an hour of measuring.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def check_study(study: Study, config: StudyConfig) -> None:
 
 
 def case_class(study: Study) -> type[Any]:
-    """The dataclass that a study's measurement returns: as annotated, or as its return statements say."""
+    """The dataclass that a measurement returns: as annotated, or as its return statements say."""
     measurement = study.measurement
     assert measurement is not None
     try:
@@ -82,7 +82,7 @@ def _calls_returned(function: Callable[..., Any]) -> list[ast.Call]:
 
 
 def _check_made(study: Study, case: type[Any], fields: Sequence[str]) -> None:
-    """Wherever the measurement makes a case, it gives the fields that there are, and all that must be."""
+    """Wherever the measurement makes a case, it gives known fields, and all that it must."""
     measurement = study.measurement
     assert measurement is not None
     needed = {
@@ -144,7 +144,7 @@ class _NoModel:
 
 
 def _check_first_yield(study: Study, config: StudyConfig) -> None:
-    """The first thing that the measurement asks for is a run, as far as it can be told without a model.
+    """The measurement first asks for a run, as far as it can be told without a model.
 
     Later ones are checked when they are asked for. Other errors are left for then, too: they may
     come from the missing model.

@@ -23,9 +23,10 @@ class StudyConfig(Strict):
     results: its folder under the results folder; by default the name of the file.
     prompt: the prompt whose full arrays and pictures are kept.
     visibility: the mode whose free run chooses the sets; "both" begins with isolated.
-    suite: measure the session's suite of prompts (`--suite`) as well, or a stratified part of so many,
-        or the prompts listed here if no suite is given; false: only `prompt`, which proves nothing
-        about prompts.
+    suite: measure the session's suite of prompts (`--suite`) as well, or a stratified part of so
+        many, or the prompts listed here if no suite is given; false: only `prompt`, which proves
+        nothing about prompts.
+
     The other keys are settings of `RunSpec`.
     """
 
@@ -45,10 +46,10 @@ class StudyConfig(Strict):
 
 
 def configs_of(name: str, module: Path, chosen: Sequence[Path] = ()) -> dict[Path, StudyConfig]:
-    """The configs of the study `name`: those of `chosen` that name it, else the files beside its module.
+    """The configs of the study `name`: the chosen ones that name it, else those beside its module.
 
-    Beside a module stand `<name>.yaml` and `<name>_*.yaml`. Raises SpecError if there is none, or if
-    one of them is a config of another study.
+    Beside a module stand `<name>.yaml` and `<name>_*.yaml`. Raises SpecError if there is none, or
+    if one of them is a config of another study.
     """
     if chosen:
         read = {path: load_yaml(StudyConfig, path) for path in chosen}

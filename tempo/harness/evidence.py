@@ -31,7 +31,8 @@ class Evidence:
     """What the selected plans gave.
 
     cases: by plan, one for each prompt, None where the prompt has nothing to say.
-    failures: by plan, why it could not be measured; unjudged: by plan and claim, why there is no finding.
+    failures: by plan, why it could not be measured; unjudged: by plan and claim, why there is no
+    finding.
     """
 
     lm: LanguageModel
@@ -50,8 +51,9 @@ class Evidence:
     def gather(self, progress: Any) -> None:
         """Measure whatever is not on disk yet, and judge every claim.
 
-        progress: from (tasks, how many are on disk already) to a context manager that gives a function
-        to be called with each task as it ends. Raises ResultsError if the results cannot be written.
+        progress: from (tasks, how many are on disk already) to a context manager that gives a
+        function to be called with each task as it ends. Raises ResultsError if the results cannot
+        be written.
         """
         began = time.perf_counter()
         check_writable(self.results)
@@ -101,7 +103,7 @@ class Evidence:
         )
 
     def suites(self) -> list[tuple[Suite, list[int]]]:
-        """The suites that were measured, each with the lengths of its measured prompts in tokens."""
+        """The suites that were measured, each with the lengths of its prompts in tokens."""
         suites = {plan.suite.sha256: plan.suite for plan in self.plans if plan.suite}
         found = []
         for key, suite in suites.items():
@@ -123,7 +125,7 @@ class Evidence:
         return tasks
 
     def _measure(self, progress: Any) -> None:
-        """Every task's case: read if an earlier session measured it, else measured and written down."""
+        """Every task's case: read if an earlier session measured it, else measured and kept."""
         tasks = self._tasks()
         keys = [task.key(self.fingerprints[task.plan.study.name]) for task in tasks]
         readers = {plan.name: TypeAdapter(case_class(plan.study)) for plan in self.plans}
@@ -165,7 +167,7 @@ class Evidence:
         return {record.get("key", ""): record.get("case") for record in records}
 
     def _keep(self, task: Task, key: str, outcome: Any, reader: TypeAdapter[Any]) -> Any:
-        """Write a case down and read it again. Raises TypeError or ValueError if it is not plain."""
+        """Keep a case and read it again. Raises TypeError or ValueError if it is not plain."""
         if isinstance(outcome, Failure):
             return None
         case = plain(outcome)

@@ -1,4 +1,4 @@
-"""Measure prompts: collect the runs that measurements ask for, compute these together, hand back traces."""
+"""Measure prompts: collect the runs that are asked for, compute them together, hand back traces."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from tempo.models import DTYPES, LanguageModel, wrap_model
 from tempo.store import maker_sha256
 from tempo.trace import Trace
 
-# Prompts whose traces are in memory at once: enough runs to fill the batches, few enough for a laptop.
-# Most of a trace is distributions over the vocabulary, so a model with a large one gets fewer.
+# Prompts whose traces are in memory at once: enough runs to fill the batches, few enough for a
+# laptop. Most of a trace is distributions over the vocabulary, so a model with a large one gets
+# fewer.
 PROMPTS_AT_ONCE = 16
 FEWEST_AT_ONCE = 4
 VOCABULARY_AT_ONCE = 1_000_000  # entries of one distribution of each of these prompts
@@ -92,10 +93,10 @@ def _where(error: Exception) -> str:
 def execute(lm: LanguageModel, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
     """(task, case or Failure) of every task as it ends, a window of prompts at a time.
 
-    Free runs that several studies share are computed once. Forced runs are batched by mode: as every
-    study replays the same sets in each mode it compares, the modes' batches have the same shapes in
-    the same order, and a difference between them is no rounding of another batch shape. Once a plan has
-    failed on a prompt, its later prompts are left out.
+    Free runs that several studies share are computed once. Forced runs are batched by mode: as
+    every study replays the same sets in each mode it compares, the modes' batches have the same
+    shapes in the same order, and a difference between them is no rounding of another batch shape.
+    Once a plan has failed on a prompt, its later prompts are left out.
     """
     models: dict[str | None, LanguageModel] = {None: lm}
     budget = memory_budget()  # once, so that batches of equal runs have equal shapes
@@ -209,7 +210,7 @@ def code_fingerprint(lm: LanguageModel, module: Path) -> str:
 
 
 def imported_files(module: Path) -> list[Path]:
-    """The module and, through its imports, every file that is neither installed nor part of tempo."""
+    """The module and, through its imports, all files that are neither installed nor tempo's."""
     own = Path(__file__).resolve().parent.parent
     installed = {Path(path).resolve() for path in (sys.prefix, sys.base_prefix)}
     found: dict[Path, None] = {}

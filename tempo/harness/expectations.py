@@ -1,6 +1,7 @@
 """What a model is expected to show, and whether it still does: the regression behind CI.
 
-One YAML file a model and dtype, in `expectations/` beside the study, written by `--update-expectations`.
+One YAML file a model and dtype, in `expectations/` beside the study, written by
+`--update-expectations`.
 Expectations made with all prompts are not applied to a quick look as if its findings were equal: a
 part of the suite can contradict them, but not confirm them.
 """
@@ -24,17 +25,20 @@ from tempo.spec import Strict, load_yaml
 from tempo.text import slug
 
 FOLDER = "expectations"
-TOLERANCE_REASON = "half its 95 % interval: less is what another draw of prompts would do, and changes no conclusion"
+TOLERANCE_REASON = (
+    "half its 95 % interval: less is what another draw of prompts would do, and changes no "
+    "conclusion"
+)
 # Sums in another order, on another machine, move an estimate far less than a thousandth of itself.
 ROUNDING = 1e-3
 # A quick look's estimate may be off by this many half intervals of its own number of prompts: 3.9
-# standard errors, so that some thirty claims stay quiet at any number of prompts, while what a fault
-# does is larger.
+# standard errors, so that some thirty claims stay quiet at any number of prompts, while what a
+# fault does is larger.
 WIDER = 2.0
 HEADER = """\
-# What {model} is expected to show. Written by pytest --update-expectations; commit changes with their
-# reason. A tolerance with a reason of your own survives an update. Invariants have none: they hold for
-# every prompt.
+# What {model} is expected to show. Written by pytest --update-expectations; commit changes with
+# their reason. A tolerance with a reason of your own survives an update. Invariants have none:
+# they hold for every prompt.
 """
 
 
@@ -53,7 +57,7 @@ class Expectation(Strict):
 
 
 class FamilyExpectations(Strict):
-    """The claims of one config: with how many prompts, and what their numbers depend on (`made`)."""
+    """The claims of one config: over how many prompts, and what they depend on (`made`)."""
 
     prompts: int
     made: dict[str, Any]
@@ -83,7 +87,7 @@ def file_of(module: Path, model: str, dtype: str) -> Path:
 
 
 def read(path: Path) -> Expectations | None:
-    """The expectations in a file, None if there is none. Raises SpecError if the file is damaged."""
+    """The expectations in a file, None if there is none. Raises SpecError if it is damaged."""
     return load_yaml(Expectations, path) if path.exists() else None
 
 
@@ -125,8 +129,9 @@ def check(
 ) -> Check:
     """Whether a finding is the expected one.
 
-    now: the circumstances it was made in; path: the file of the expectations; own_config: its config was
-    given by --config. What is new, or was made with other prompts, is a notice and no failure.
+    now: the circumstances it was made in; path: the file of the expectations; own_config: its
+    config was given by --config. What is new, or was made with other prompts, is a notice and no
+    failure.
     """
     if own_config:
         return Check(
@@ -227,8 +232,9 @@ def update(
 ) -> str:
     """Rewrite the expectations of these findings' claims and no others; says what was done.
 
-    circumstances_of: those of each config. A finding whose control misbehaves, or a broken invariant,
-    becomes no expectation. Raises SpecError where a part of the suite would replace more of it.
+    circumstances_of: those of each config. A finding whose control misbehaves, or a broken
+    invariant, becomes no expectation. Raises SpecError where a part of the suite would replace
+    more of it.
     """
     known = read(path) or Expectations(model=model)
     families = {name: family.model_dump() for name, family in known.families.items()}
@@ -251,7 +257,7 @@ def _is_sound(finding: Finding) -> bool:
 def _updated(
     old: dict[str, Any] | None, config: str, findings: Sequence[Finding], now: dict[str, Any]
 ) -> dict[str, Any]:
-    """A config's expectations with those of these findings rewritten, each with its circumstances."""
+    """A config's expectations with those of these findings rewritten."""
     prompts = int(findings[0].context["n_prompts"])
     same_suite = old is not None and old["made"].get(SUITE) == now.get(SUITE)
     if old and same_suite and prompts < old["prompts"]:

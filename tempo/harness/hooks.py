@@ -12,6 +12,6 @@ import pytest
 def pytest_tempo_conclusions(findings: Sequence[Any]) -> Any:
     """What the findings of one model say about the questions that the studies were made for.
 
-    findings: every `tempo.claims.Finding` on record; return a `tempo.reporting.answers.Conclusions`.
+    findings: every `tempo.claims.Finding` on record. Return `tempo.reporting.answers.Conclusions`.
     Without an implementation the report lists verdicts and draws no conclusion.
     """

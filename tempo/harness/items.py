@@ -30,7 +30,7 @@ PROPERTIES = (
 )
 
 
-class ClaimFailed(Exception):  # noqa: N818 -- a failed test, not an error of the program
+class ClaimFailed(Exception):
     """Why the test of a claim fails, in words that need no traceback."""
 
 
@@ -47,6 +47,7 @@ class ClaimItem(pytest.Item):
     ) -> None:
         super().__init__(**kwargs)
         self.claim, self.plan, self.session_of, self.line = claim, plan, session_of, line
+        self.extra_keyword_matches.add(claim.id)  # -k takes the claim's id as well
 
     def runtest(self) -> None:
         finding = self.session_of.finding(self.plan, self.claim)
@@ -88,7 +89,7 @@ class ClaimItem(pytest.Item):
 
 
 def line_of(claim: ClaimTest, name: str, path: Path) -> int:
-    """The line (from 0) of the study's module that makes the claim: its function, or its assignment."""
+    """The line (from 0) of the module that makes the claim: its function, or its assignment."""
     code = claim.function.__code__
     if Path(code.co_filename) == path:
         return code.co_firstlineno - 1

@@ -1,4 +1,4 @@
-"""From a study and its configs to a plan: on which prompts what is measured, and where it is kept."""
+"""From a study and its configs to plans: what is measured on which prompts, and kept where."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Plan:
     name: of the config's file, which names it in test ids and reports.
     folder: of its results, under the results folder.
     variant: tells it apart from the study's other configs; empty if it is the only one.
-    num_judged: how many configs of the study measure a suite, selected or not: p is corrected for all.
+    num_judged: how many configs of the study measure a suite, selected or not: p is corrected for
+    all.
     """
 
     study: Study
@@ -40,7 +41,7 @@ class Plan:
 
     @property
     def claims(self) -> list[ClaimTest]:
-        """The claims it can decide: one prompt may break an invariant but shows nothing about prompts."""
+        """The claims it can decide: one prompt may break an invariant, and shows no more."""
         every = self.study.claims.values()
         return [claim for claim in every if self.config.suite or claim.test == "always"]
 
@@ -56,7 +57,7 @@ class Plan:
 def plans_of(
     study: Study, module: Path, chosen: Sequence[Path], suite: Suite | None, number: int | None
 ) -> list[Plan]:
-    """A plan for each config of a study. Raises SpecError in one line if anything is wrong with one."""
+    """A plan for each config of a study. Raises SpecError in one line if one is faulty."""
     configs = configs_of(study.name, module, chosen)
     num_judged = sum(config.suite is not False for config in configs.values())
     found = []
@@ -82,7 +83,7 @@ def _prompts(
     if suite is None:
         raise SpecError(
             f"{path.name} measures a suite of prompts, but none is given: add --suite FILE, or "
-            "tempo_suite to pytest's configuration, or 'suite: false' to measure its own prompt only"
+            "tempo_suite to pytest's configuration, or 'suite: false' to measure its own prompt"
         )
     limits = [number, config.suite if type(config.suite) is int else None]
     limit = min((n for n in limits if n), default=None)
@@ -91,7 +92,7 @@ def _prompts(
 
 
 def check_together(plans: Iterable[Plan]) -> None:
-    """Raises SpecError if two plans have one name, or one results folder, or two studies one name."""
+    """Raises SpecError if plans share a name or a results folder, or studies a name."""
     names: dict[str, Plan] = {}
     folders: dict[str, Plan] = {}
     studies: dict[str, Plan] = {}
@@ -99,7 +100,8 @@ def check_together(plans: Iterable[Plan]) -> None:
         first = studies.setdefault(plan.study.name, plan)
         if first.study is not plan.study:
             raise SpecError(
-                f"two studies are called {plan.study.name!r}: in {first.module} and in {plan.module}"
+                f"two studies are called {plan.study.name!r}: in {first.module} and in "
+                f"{plan.module}"
             )
         if names.setdefault(plan.name, plan) is not plan:
             raise SpecError(

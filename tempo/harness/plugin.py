@@ -1,7 +1,7 @@
 """The pytest plugin: options, collection of claims, one measurement for all tests, and the report.
 
-It is an entry point, so every pytest run where tempo is installed imports it. Nothing here imports torch
-or transformers before a study has been collected.
+It is an entry point, so every pytest run where tempo is installed imports it. Nothing here
+imports torch or transformers before a study has been collected.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("update_expectations"):
         if os.environ.get("CI", "").lower() not in ("", "0", "false"):
             raise pytest.UsageError(
-                "--update-expectations is refused in CI (CI is set): rewrite them at a desk, look at "
-                "them, commit them"
+                "--update-expectations is refused in CI (CI is set): rewrite them at a desk, look "
+                "at them, commit them"
             )
         if config.getoption("config"):
             raise pytest.UsageError(
@@ -131,7 +131,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A plain test that reads what was measured runs once for each config of its study."""
     session = _session(metafunc.config)
     if session and "plan" in metafunc.fixturenames:
-        plans = session.plans_in(metafunc.module)
+        plans = session.plans_in(metafunc.module) if metafunc.module else []
         metafunc.parametrize("plan", plans, ids=[plan.slug for plan in plans])
 
 
@@ -143,7 +143,7 @@ def pytest_collection_modifyitems(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def lm(pytestconfig: pytest.Config) -> Any:
     """The model named by --model."""
-    return pytestconfig.stash[session_key].evidence.lm
+    return pytestconfig.stash[session_key].gathered.lm
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def own_case(plan: Any, pytestconfig: pytest.Config) -> Any:
 @pytest.fixture
 def store(plan: Any, pytestconfig: pytest.Config) -> Any:
     """The raw results of the config's own prompt."""
-    return pytestconfig.stash[session_key].evidence.store(plan)
+    return pytestconfig.stash[session_key].gathered.store(plan)
 
 
 # Letters of the progress line; upper case, as they are no failures and no skips.

@@ -1,4 +1,4 @@
-"""Suites of prompts: read from a file in any of four formats, or from a dataset on the Hugging Face hub."""
+"""Suites of prompts: read from a file in any of four formats, or from a dataset on the hub."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Suite:
         return tuple(prompt for one_each in rounds for prompt in one_each if prompt)
 
     def describe(self, lengths: Sequence[int] = ()) -> str:
-        """How many prompts of how many categories, in which language, how long (in tokens), from where."""
+        """How many prompts, in which language, of how many categories, how long, from where."""
         categories = len({prompt.category for prompt in self.prompts} - {""})
         parts = [f"{len(self.prompts)} prompts" if len(self.prompts) != 1 else "1 prompt"]
         parts[0] += f" in {self.language}" if self.language else ""
@@ -84,9 +84,9 @@ def _shares(sizes: Mapping[str, int], number: int) -> dict[str, int]:
 def read_suite(source: str) -> Suite:
     """The suite in a file, or of `hf:dataset[:column]`. Raises SpecError in one line.
 
-    .txt: a prompt a line; .csv and .jsonl: a column or key `prompt`, and `category` and `language` if
-    there are any; .yaml: a list of prompts, or a list for each category, or these under `prompts:`
-    beside `language:`. Repeated prompts count once.
+    .txt: a prompt a line; .csv and .jsonl: a column or key `prompt`, and `category` and
+    `language` if there are any; .yaml: a list of prompts, or a list for each category, or these
+    under `prompts:` beside `language:`. Repeated prompts count once.
     """
     if source.startswith("hf:"):
         return _suite(_from_hub(source), source)

@@ -1,4 +1,4 @@
-"""What a session leaves behind: records of each config, the session's own, the report, and a summary."""
+"""What a session leaves behind: records of each config and of itself, the report, a summary."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def write(session: Session) -> list[str]:
 
     Raises ResultsError if something cannot be written: what was there before is whole.
     """
-    evidence, option = session.evidence, session.config.option
-    assert evidence is not None
+    evidence, option = session.gathered, session.config.option
+    if not evidence.findings:  # nothing was found out, so an earlier report stays
+        return []
     sections = [_section(evidence, plan) for plan in evidence.plans]
     for section in sections:
         records.write_section(evidence.results, section)
@@ -67,15 +68,12 @@ def write(session: Session) -> list[str]:
 def _row(report: Any) -> records.TestRow:
     """A test's outcome as a row of the report."""
     text = str(report.longrepr) if report.failed else ""
-    return records.TestRow(
-        report.nodeid, report.outcome, verdict_of(report), report.duration, text
-    )
+    return records.TestRow(report.nodeid, report.outcome, verdict_of(report), report.duration, text)
 
 
 def _conclusions(session: Session) -> Any:
     """What all findings of this model on record say, by the rules of whoever wrote the studies."""
-    evidence = session.evidence
-    assert evidence is not None
+    evidence = session.gathered
     every = read_findings(evidence.results / "findings.jsonl")
     own = [f for f in every if f.context.get("model") == evidence.lm.name]
     return session.config.hook.pytest_tempo_conclusions(findings=own) or verdicts_alone(own)
@@ -169,8 +167,9 @@ def _replace(path: Path, text: str) -> None:
 
 def summarise(session: Session, terminal: Any) -> None:
     """The findings table, what the data say, and where the rest is."""
-    evidence, option = session.evidence, session.config.option
-    assert evidence is not None
+    evidence, option = session.gathered, session.config.option
+    if not evidence.findings:
+        return
     terminal.section("findings")
     for line in findings_table(evidence.findings):
         terminal.write_line(line, **_colour(line))

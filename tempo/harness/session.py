@@ -1,7 +1,8 @@
-"""One pytest session with studies: from collection over one measurement to records and the report."""
+"""One pytest session with studies: from collection over one measurement to the report."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import pytest
 import tempo
 from tempo.claims import POWER, Finding, num_needed
 from tempo.errors import TempoError
+from tempo.harness.config import StudyConfig
 from tempo.harness.evidence import Evidence, measured_prompts
 from tempo.harness.expectations import Expectations, check, file_of, read, update
 from tempo.harness.items import ClaimItem, line_of, marks_of
@@ -20,13 +22,15 @@ from tempo.harness.progress import Progress
 from tempo.harness.prompts import Suite, read_suite
 from tempo.harness.store import check_writable
 from tempo.harness.study import ClaimTest, Study
+from tempo.spec import load_yaml
 from tempo.text import escaped
 
 
 class Session:
     """What one session knows of its studies. pytest calls its hooks once a study has been imported.
 
-    problems: what is wrong with studies, each in a line; any of them ends the session before it begins.
+    problems: what is wrong with studies, each in a line; any of them ends the session before it
+    begins.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -40,7 +44,9 @@ class Session:
         self.report_problems: list[str] = []
         self.tests: list[pytest.TestReport] = []
         self.expectations: dict[Path, Expectations | None] = {}
+        self.studies: set[str] = set()  # names of all that were collected
         self.suite: Suite | None = None
+        self.suite_is_sound = True
         try:
             if source := config.getoption("suite") or self._suite_of_ini():
                 self.suite = read_suite(source)
@@ -51,6 +57,7 @@ class Session:
                 )
         except TempoError as error:
             self.problems.append(str(error))
+            self.suite_is_sound = False
 
     def _suite_of_ini(self) -> str:
         """The suite that pytest's configuration names, relative to the file it stands in."""
@@ -65,18 +72,21 @@ class Session:
     # --- collection
 
     def plans_in(self, module: ModuleType) -> list[Plan]:
-        """The plans of a module's study: one for each config; none if it has no study or a faulty one."""
+        """The plans of a module's study, one a config; none if it has no study, or a faulty one."""
         name = module.__name__
         if name not in self.plans:
             self.plans[name] = []
             studies = {id(s): s for s in vars(module).values() if isinstance(s, Study)}
             path = Path(str(module.__file__))
+            self.studies |= {study.name for study in studies.values()}
+            if not self.suite_is_sound:  # said already, and nothing can be planned without it
+                return []
             try:
                 if len(studies) > 1:
                     names = ", ".join(study.name for study in studies.values())
                     raise tempo.SpecError(f"{path.name} holds several studies ({names}); keep one")
                 for study in studies.values():
-                    chosen = self.config.getoption("config")
+                    chosen = self.config.option.config
                     number = self.config.getoption("prompts")
                     self.plans[name] = plans_of(study, path, chosen, self.suite, number)
             except TempoError as error:
@@ -84,7 +94,7 @@ class Session:
         return self.plans[name]
 
     def items_of(self, collector: Any, name: str, obj: Any) -> list[pytest.Item] | None:
-        """An item for each config of a claim's study; None if the object is no claim of this module."""
+        """An item for each config of a claim's study; None if the object is no such claim."""
         module = getattr(collector, "module", None)
         if not isinstance(obj, ClaimTest) or not isinstance(module, ModuleType):
             return None
@@ -99,8 +109,7 @@ class Session:
                     session_of=self,
                     line=line_of(obj, name, plan.module),
                 )
-                for mark in marks_of(obj):
-                    item.add_marker(mark)
+                item.own_markers += marks_of(obj)
                 items.append(item)
         return items
 
@@ -112,11 +121,11 @@ class Session:
             check_together(every)
         except TempoError as error:
             self.problems.append(str(error))
-        chosen = self.config.getoption("config")
+        chosen: list[Path] = self.config.option.config
         read_ones = {plan.name for plan in every}
         for path in chosen if not self.problems else ():
             if path.stem not in read_ones:
-                self.problems.append(_nobodys(path, every))
+                self.problems.append(_nobodys(path, self.studies))
         if self.problems:
             raise pytest.UsageError("\n".join(dict.fromkeys(map(_one_line, self.problems))))
         for plan in every:
@@ -144,7 +153,7 @@ class Session:
         return [escaped(line) for line in lines]
 
     def _power(self, items: Sequence[pytest.Item]) -> list[str]:
-        """With --collect-only how many prompts each claim needs; else for how many there are too few."""
+        """How many claims have too few prompts; with --collect-only how many each needs."""
         sizes = family_sizes(selected(items))
         lines, short = [], 0
         for item in items:
@@ -165,10 +174,16 @@ class Session:
             lines.append(f"tempo: {claim} on {item.plan}: {need}")
         if self.config.option.collectonly:
             return lines
-        say = "tempo: too few prompts for the planned effect of {} claims; --collect-only says how many"
-        return [say.format(short)] if short else []
+        say = f"tempo: too few prompts for the planned effect of {short} claims"
+        return [f"{say}; --collect-only says how many they need"] if short else []
 
     # --- measurement
+
+    @property
+    def gathered(self) -> Evidence:
+        """What was measured; only tests of a study ask for it, and they run after that."""
+        assert self.evidence is not None
+        return self.evidence
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
@@ -179,10 +194,9 @@ class Session:
         if not plans or stopped or option.collectonly:
             return
         try:
-            check_writable(option.results)
-            if not option.findings.exists():
-                check_writable(option.findings.parent)
             lm = tempo.load_model(option.model, option.dtype, option.device)
+            check_writable(option.results)
+            check_writable(option.findings.parent)
             evidence = Evidence(lm, plans, option.results, option.chat)
             evidence.gather(lambda tasks, reused: Progress(self.config, tasks, reused))
         except TempoError as error:
@@ -210,7 +224,7 @@ class Session:
     # --- judgement
 
     def regression(self, finding: Finding, plan: Plan) -> str:
-        """How a finding differs from the expected one; empty if it does not, or if it is accepted anew."""
+        """How a finding differs from the expected one; empty if not, or if it is accepted anew."""
         assert self.evidence is not None
         self.asked.append((plan, finding))
         if self.config.getoption("update_expectations"):
@@ -292,14 +306,9 @@ def _plan_of(item: pytest.Item) -> Plan | None:
     return found if isinstance(found, Plan) else None
 
 
-def _nobodys(path: Path, every: Sequence[Plan]) -> str:
+def _nobodys(path: Path, studies: Iterable[str]) -> str:
     """What to say of a --config that names a study which nobody has."""
-    import difflib
-
-    import yaml
-
-    name = str(yaml.safe_load(path.read_text(encoding="utf-8")).get("experiment"))
-    known = sorted({plan.study.name for plan in every})
+    name, known = load_yaml(StudyConfig, path).experiment, sorted(studies)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"collected: {', '.join(known) or 'none'}"
     return f"{path}: no study is called {name!r}; {hint}"

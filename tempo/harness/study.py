@@ -27,7 +27,7 @@ T = TypeVar("T")
 C = TypeVar("C", bound=Callable[..., Any])
 # What a measurement is: it yields the runs it needs, gets their traces, and returns the case.
 Steps = Generator[Any, Any, T]
-Statistic = Callable[[Any], Any]  # from a case to a number, a truth value, a map, or None
+Statistic = Callable[..., Any]  # from a case to a number, a truth value, a map, or None
 
 # Which keyword of `Study.claim` means which test of `tempo.claims`.
 TESTS = {
@@ -83,7 +83,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Family:
-    """Claims of several studies that are corrected together; `size` counts those not run as well."""
+    """Claims of several studies, corrected together; `size` counts those not run as well."""
 
     name: str
     size: int
@@ -100,7 +100,7 @@ class ClaimTest:
         self.function = function
         self.test = test
         self.margin = margin
-        self.name = function.__name__
+        self.name = self.__name__ = function.__name__  # pytest marks what has the latter
         self.because = getattr(margin, "because", "")
         self.statement, self.statistic, self.control_statement = _statement(function)
         self.refuted_by = ""
@@ -115,7 +115,7 @@ class ClaimTest:
         return f"{self.study.name}.{self.name.removeprefix('test_').replace('_', '-')}"
 
     def control(self, function: C) -> C:
-        """Register the statistic of a place where the claim must not hold; its docstring says which."""
+        """Register a statistic for which the claim must not hold; its docstring says which."""
         self.control_function = function
         self.control_statement = " ".join((function.__doc__ or "").split())
         return function
@@ -133,8 +133,8 @@ class ClaimTest:
             raise SpecError(f"claim {self.id} says nothing: its docstring is the statement")
         if not said:
             raise SpecError(
-                f"the control of claim {self.id} says nothing: add a docstring to it, or a paragraph "
-                "'Control: ...' to the claim's"
+                f"the control of claim {self.id} says nothing: add a docstring to it, or a "
+                "paragraph 'Control: ...' to the claim's"
             )
         if self.test != "always" and not self.because:
             raise SpecError(
@@ -210,8 +210,8 @@ class Study:
         """
         if not inspect.isgeneratorfunction(function):
             raise SpecError(
-                f"{function.__name__} measures study {self.name!r} but is no generator; it asks for "
-                "runs with yield: trace = yield run(prompt)"
+                f"{function.__name__} measures study {self.name!r} but is no generator; it asks "
+                "for runs with yield: trace = yield run(prompt)"
             )
         if self.measurement is not None:
             raise SpecError(
@@ -224,7 +224,8 @@ class Study:
     def pictures(self, function: C) -> C:
         """Register the function from (store, cases) to figures for the report.
 
-        store: the raw results of the config's own prompt; cases: those of all prompts that have one.
+        store: the raw results of the config's own prompt; cases: those of all prompts that have
+        one.
         """
         self.draw = function
         return function
@@ -250,8 +251,8 @@ class Study:
     ) -> Callable[[Statistic], ClaimTest]:
         """A decorator that makes a claim of a test function from a case to a statistic.
 
-        The docstring's first paragraph is the statement; a second one says what the statistic is. One
-        of six keywords says what must be so for the claim to be supported:
+        The docstring's first paragraph is the statement; a second one says what the statistic is.
+        One of six keywords says what must be so for the claim to be supported:
 
         always: the statistic is true for every prompt (an invariant, which fails its test);
         more_than, less_than: the mean over prompts is above, below this margin;
@@ -259,7 +260,8 @@ class Study:
         share_above: of the prompts, a greater share than this has a true statistic;
         somewhere_above: the statistic is a map, and in some cell the mean is above this margin.
 
-        because: why the margin is the smallest effect that matters; a `Margin` brings its own reason.
+        because: why the margin is the smallest effect that matters; a `Margin` brings its own
+        reason.
         control: where the claim must not hold. A value is given to the test function as its second
             argument: the same statistic elsewhere, and a paragraph "Control: ..." of the docstring
             says where. A function is another statistic of the case; `.control` registers one, too.
@@ -282,8 +284,8 @@ class Study:
             label = f"{self.name}.{name or function.__name__}"
             if len(given) != 1:
                 raise SpecError(
-                    f"claim {label} says {' and '.join(given) or 'not'} what must be so; expected one of "
-                    f"{', '.join(TESTS)}"
+                    f"claim {label} says {' and '.join(given) or 'not'} what must be so; expected "
+                    f"one of {', '.join(TESTS)}"
                 )
             margin = margins[given[0]]
             assert margin is not None
@@ -315,10 +317,11 @@ CONTROL = "Control: "
 def _statement(function: Statistic) -> tuple[str, str, str]:
     """Statement, statistic and control in words, from a claim's docstring and code.
 
-    The first paragraph is the statement, one that begins with "Control:" the control, another one the
-    statistic; without that it is the expression that the function returns.
+    The first paragraph is the statement, one that begins with "Control:" the control, another one
+    the statistic; without that it is the expression that the function returns.
     """
-    paragraphs = [" ".join(part.split()) for part in inspect.cleandoc(function.__doc__ or "").split("\n\n")]
+    parts = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+    paragraphs = [" ".join(part.split()) for part in parts]
     statement, *others = paragraphs
     controls = [part.removeprefix(CONTROL) for part in others if part.startswith(CONTROL)]
     statistics = [part for part in others if not part.startswith(CONTROL)]
@@ -326,7 +329,7 @@ def _statement(function: Statistic) -> tuple[str, str, str]:
 
 
 def returned(function: Callable[..., Any]) -> str:
-    """The expression that a function returns, as it is written; its name in words if there is none."""
+    """The expression that a function returns, as written; its name in words if there is none."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, SyntaxError):
