@@ -1,4 +1,4 @@
-"""A run that grows, is replayed, loses slots, and is recorded or not, in any order, beside the same from scratch."""
+"""A run that grows, is replayed, loses slots and changes its capture, beside one from scratch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 MEMBERS = st.lists(TOKENS, min_size=1, max_size=4, unique=True)
 RUNS, RULES_OF_A_RUN = 40, 12
-LONGEST = 8  # sets
+# The most sets that a run grows to.
+LONGEST = 8
 reproducible = {
     "deadline": None,
     "derandomize": True,
@@ -81,25 +82,18 @@ class Slots(RuleBasedStateMachine):
     @rule(data=st.data())
     @precondition(lambda self: any(len(members) > 1 for members in self.sets))
     def prune_a_member(self, data):
-        k = data.draw(
-            st.sampled_from([k for k, members in enumerate(self.sets) if len(members) > 1])
-        )
+        wide = [k for k, members in enumerate(self.sets) if len(members) > 1]
+        k = data.draw(st.sampled_from(wide))
         pruned = data.draw(st.sampled_from(self.sets[k]))
         survivors = [token for token in self.sets[k] if token != pruned]
         before = self.run
         self.force([*self.sets[:k], survivors, *self.sets[k + 1 :]], kept=k)
-        if (self.chosen["visibility"], self.chosen["positions"]) == (
-            "isolated",
-            "shared",
-        ) and before.steps[k].logits is not None:
+        captured = before.steps[k].logits is not None and self.run.steps[k].logits is not None
+        mode = (self.chosen["visibility"], self.chosen["positions"])
+        if captured and mode == ("isolated", "shared"):
             kept = [i for i, token in enumerate(before.steps[k].tokens) if token != pruned]
-            if self.run.steps[k].logits is not None:
-                near(
-                    logits(self.run, k),
-                    logits(before, k)[kept],
-                    LOGITS,
-                    "logits of isolated survivors",
-                )
+            found, expected = logits(self.run, k), logits(before, k)[kept]
+            near(found, expected, LOGITS, "logits of isolated survivors")
 
     @rule(captured=st.sets(st.sampled_from(CAPTURES)))
     def capture(self, captured):
@@ -109,23 +103,21 @@ class Slots(RuleBasedStateMachine):
     @rule(members=MEMBERS)
     def take_the_row_of_a_longer_run(self, members):
         """The same run where another one has left keys and values in every slot."""
-        longer = self.spec(
-            prompt=[*self.prompt, *self.prompt], replay=[*self.sets, members], capture=()
-        )
-        self.compare(
-            tempo.generate_batch(self.lm, [longer, self.spec()], max_rows=1)[1],
-            self.run,
-            kept=len(self.sets),
-        )
+        doubled, longer_by_one = [*self.prompt, *self.prompt], [*self.sets, members]
+        longer = self.spec(prompt=doubled, replay=longer_by_one, capture=())
+        _, run = tempo.generate_batch(self.lm, [longer, self.spec()], max_rows=1)
+        self.compare(run, self.run, kept=len(self.sets))
 
     def spec(self, **changes):
-        return tempo.RunSpec(
-            **{"prompt": self.prompt, "replay": self.sets, "capture": self.captured, **self.chosen}
-            | changes
-        )
+        """The run as it is now, with changes."""
+        fields = {"prompt": self.prompt, "replay": self.sets, "capture": self.captured}
+        return tempo.RunSpec(**fields | self.chosen | changes)
 
     def force(self, sets, kept):
-        """Run the sets; the first `kept` of the run before are unchanged (but for rounding), and all is as from scratch."""
+        """Run the sets and compare them with the run before and with the same from scratch.
+
+        The first `kept` sets of the run before must be unchanged, to rounding.
+        """
         before, self.sets = self.run, sets
         self.run = tempo.generate_batch(self.lm, [self.spec()])[0]
         if before is not None:
@@ -133,15 +125,11 @@ class Slots(RuleBasedStateMachine):
         self.compare_with_scratch()
 
     def compare(self, run, before, kept):
-        for k in range(
-            min(kept + 1, len(run.steps), len(before.steps))
-        ):  # set k's distribution follows from the sets before it
-            near(
-                run.steps[k].distribution,
-                before.steps[k].distribution,
-                PROBABILITIES,
-                f"distribution of step {k}, before and after",
-            )
+        """Raise a Violation unless the first `kept` sets of two runs are the same, to rounding."""
+        # the distribution of set k follows from the sets before it
+        for k in range(min(kept + 1, len(run.steps), len(before.steps))):
+            found, expected = run.steps[k].distribution, before.steps[k].distribution
+            near(found, expected, PROBABILITIES, f"distribution of step {k}, before and after")
         for k in range(kept):
             for name, bound in (("logits", LOGITS), ("attention", WEIGHTS)):
                 one, other = getattr(run.steps[k], name), getattr(before.steps[k], name)
@@ -150,30 +138,20 @@ class Slots(RuleBasedStateMachine):
         num_slots = len(self.prompt) + sum(map(len, self.sets[:kept]))
         if run.keys is not None and before.keys is not None:
             for name in ("keys", "values", "raw_keys"):
-                near(
-                    getattr(run, name)[:, :, :num_slots],
-                    getattr(before, name)[:, :, :num_slots],
-                    STATES,
-                    f"{name}, before and after",
-                )
+                found, expected = (getattr(each, name)[:, :, :num_slots] for each in (run, before))
+                near(found, expected, STATES, f"{name}, before and after")
 
     def compare_with_scratch(self):
+        """Raise a Violation unless the run is that of the float64 reference, to rounding."""
         scratch = tempo64.replay(exact(self.lm), self.prompt, self.sets, **self.chosen)
         same(self.run.slot_token, scratch.slots.tokens, "tokens of the slots")
         same(self.run.slot_position, scratch.slots.positions, "positions of the slots")
         for k, step in enumerate(self.run.steps):
             slots = scratch.slots.slots(k, len(self.prompt))
-            near(
-                step.distribution,
-                scratch.distributions[k],
-                PROBABILITIES,
-                f"distribution of step {k}",
-            )
-            expect(
-                (step.logits is None, step.attention is None)
-                == self.left_out("logits", "attention"),
-                f"capture of set {k}",
-            )
+            found, expected = step.distribution, scratch.distributions[k]
+            near(found, expected, PROBABILITIES, f"distribution of step {k}")
+            absent = (step.logits is None, step.attention is None)
+            expect(absent == self.left_out("logits", "attention"), f"capture of set {k}")
             if step.logits is not None:
                 near(logits(self.run, k), scratch.out.logits[slots], LOGITS, f"logits of set {k}")
             if step.attention is not None:
@@ -209,15 +187,15 @@ def test_the_machine_sees_a_fault(fault, monkeypatch):
 
 
 def test_the_machine_reaches_the_growth_of_the_cache():
-    """What the rules above compare is short; a run past the cache's first capacity is the same as before it."""
+    """A run past the cache's first capacity is the same as before it.
+
+    What the rules above compare is shorter.
+    """
     sets = [[i % 60, (i + 7) % 60, (i + 23) % 60] for i in range(30)]
-    long, short = (
-        tempo.generate(llama(), [1, 2, 3], replay=part, capture=CAPTURES)
-        for part in (sets, sets[:15])
-    )
+    long = tempo.generate(llama(), [1, 2, 3], replay=sets, capture=CAPTURES)
+    short = tempo.generate(llama(), [1, 2, 3], replay=sets[:15], capture=CAPTURES)
     assert short.num_slots < tempo.cache.FIRST_CAPACITY < long.num_slots
-    assert (
-        max(np.abs(long.steps[k].logits - short.steps[k].logits).max() for k in range(15)) < LOGITS
-    )
+    for one, other in zip(short.steps, long.steps, strict=False):
+        assert np.abs(one.logits - other.logits).max() < LOGITS
     exactly = tempo64.replay(exact(llama()), [1, 2, 3], sets)
     assert np.abs(long.steps[-1].logits - exactly.out.logits[-3:]).max() < LOGITS

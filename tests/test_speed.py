@@ -17,12 +17,17 @@ from benchmarks.speed_report import markdown
 from benchmarks.timing import Ratio, alternate, exponents, judged
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-# The optional peers are there, and checked, where `make speed` has set TEMPO_PEERS: before it measures them.
+# The optional peers are installed, and checked here, only where `make speed` sets TEMPO_PEERS.
 NUM_STEPS = 3
 SMALL = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256,
-}  # fmt: skip
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
 
 
 def test_works_alternate_and_the_first_round_is_not_kept():
@@ -41,9 +46,8 @@ def test_works_alternate_and_the_first_round_is_not_kept():
 
 
 def test_a_ratio_is_the_median_of_pairs_and_not_a_ratio_of_medians():
-    row = Ratio("peer", "", "peer", "tempo", at_least=5).row(
-        {"tempo": [1.0, 2.0, 4.0], "peer": [6.0, 2.0, 40.0]}
-    )
+    seconds = {"tempo": [1.0, 2.0, 4.0], "peer": [6.0, 2.0, 40.0]}
+    row = Ratio("peer", "", "peer", "tempo", at_least=5).row(seconds)
     assert (row["ratio"], row["least"], row["most"], row["met"]) == (6.0, 1.0, 10.0, True)
     assert row["seconds"] == [6.0, 2.0]
 
@@ -58,7 +62,7 @@ def test_a_ratio_is_the_median_of_pairs_and_not_a_ratio_of_medians():
         ({"at_most": 1.9}, False),
     ],
 )
-def test_what_is_demanded_is_met_or_not(bounds, met):
+def test_bounds_are_met_or_not(bounds, met):
     assert judged(2.0, **bounds)["met"] is met
 
 
@@ -69,14 +73,17 @@ def test_exponents_are_those_of_a_power_law():
 
 
 def own_of_first_step(name, found):
-    """Attention of the first generated token of the first run, [L, H, N], from whatever the peer captured."""
+    """Attention of the first new token of the first run, [L, H, N], as the peer captured it."""
     attention = found.attention[0]
     if name == "tempo":
         return attention[:, :, 0]
     if name == "nnsight":  # a flat list of steps and layers
-        layers = attention[len(attention) // NUM_STEPS :][: len(attention) // NUM_STEPS]
+        num_layers = len(attention) // NUM_STEPS
+        layers = attention[num_layers : 2 * num_layers]
+    elif name == "TransformerLens":
+        layers = list(attention[1].values())
     else:
-        layers = list(attention[1].values()) if name == "TransformerLens" else attention[1]
+        layers = attention[1]
     return torch.stack([weights[0, :, -1] for weights in layers]).numpy()
 
 
@@ -121,16 +128,12 @@ def test_models_of_any_number_of_layers(tiny):
 
 @pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="needs /proc/self/clear_refs")
 def test_the_peak_is_what_was_computed():
-    large, small = memory.measured(
-        "tiny", [Point(runs=4, width=64, context=32, steps=24), Point(1, 8, 8, 2)]
-    )
+    point = Point(runs=4, width=64, context=32, steps=24)
+    large, small = memory.measured("tiny", [point, Point(1, 8, 8, 2)])
     assert abs(large["peak"] / large["computed"] - 1) <= NEAR, large
-    assert (
-        large["computed"] > 50 * 2**20 > small["peak"]
-    )  # the peak of its own runs, not of those before
-    (spooled,) = memory.measured(
-        "tiny", [Point(runs=4, width=64, context=32, steps=24, spooled=True)]
-    )
+    # the small peak is of its own runs, not of those before
+    assert large["computed"] > 50 * 2**20 > small["peak"]
+    (spooled,) = memory.measured("tiny", [point._replace(spooled=True)])
     assert spooled["peak"] < large["peak"] / 4
 
 
@@ -140,36 +143,25 @@ def test_without_a_gpu_there_is_a_notice_and_with_one_this_would_run():
     with random_llama(torch.bfloat16, "cpu", **SMALL) as lm:
         found = speed.ratios_of(lm, speed.QUICK[0], every=True)
     assert (found["dtype"], found["device"]) == ("bfloat16", "cpu")
-    assert {
-        "16 siblings",
-        "transformers, eager",
-        "single run",
-        "bound",
-        "capture attention",
-        "capture siblings",
-    } <= {row["name"] for row in found["rows"]}
+    works = {"16 siblings", "transformers, eager", "single run", "bound"}
+    captures = {"capture attention", "capture siblings"}
+    assert works | captures <= {row["name"] for row in found["rows"]}
 
 
 def test_the_committed_table_is_that_of_the_committed_record():
     report = json.loads((speed.TARGET / "speed.json").read_text(encoding="utf-8"))
     assert (speed.TARGET / "speed.md").read_text(encoding="utf-8") == markdown(report)
-    assert {row["name"] for row in report["models"][0]["rows"]} >= {
-        "nnsight",
-        "TransformerLens",
-        "single run",
-        "capture siblings",
-    }
+    names = {row["name"] for row in report["models"][0]["rows"]}
+    assert {"nnsight", "TransformerLens", "single run", "capture siblings"} <= names
 
 
 def test_one_command_writes_numbers_table_and_plot(tmp_path, capsys):
     speed.main(["--model", "tiny", "--quick", "--folder", str(tmp_path)])
     report = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
     assert [found["dtype"] for found in report["models"]] == ["float32", "bfloat16"]
-    assert all(
-        row["same_runs"].startswith("2 ")
-        for row in report["models"][0]["rows"]
-        if "same_runs" in row
-    )
+    in_float32 = report["models"][0]["rows"]
+    sweeps = [row for row in in_float32 if "same_runs" in row]
+    assert all(row["same_runs"].startswith("2 ") for row in sweeps)
     captures = [row for found in report["models"] for row in found["rows"] if "same_bits" in row]
     assert len(captures) == 4
     assert all(row["same_bits"] for row in captures)
