@@ -7,14 +7,19 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from tempo.claims import SCHEMA, Finding
 from tempo.errors import TraceError
 from tempo.text import escaped
+
+T = TypeVar("T")
+AGAIN = "run pytest on the studies to make it again"
 
 
 def read_findings(path: str | Path) -> list[Finding]:
@@ -35,18 +40,40 @@ def read_findings(path: str | Path) -> list[Finding]:
                 name: math.nan if value is None else value for name, value in record.items()
             }
             finding = Finding(**values)
-            found[
-                finding.claim, str(finding.context.get("config")), str(finding.context.get("model"))
-            ] = finding
-    except TypeError as error:
+            _adapter(Finding).validate_python(values)
+            context = finding.context
+            found[finding.claim, str(context.get("config")), str(context.get("model"))] = finding
+    except (TypeError, ValidationError) as error:
         raise TraceError(
-            f"{path} is not a record of findings ({error}); run pytest on the studies to make one"
+            f"{path} is not a record of findings ({_first(error)}); run pytest on the studies to "
+            "make one"
         ) from None
     except OSError as error:
         raise TraceError(
             f"cannot read {path}: {error.strerror}; run pytest on the studies to make it"
         ) from None
     return list(found.values())
+
+
+def validated(kind: type[T], record: object, where: str) -> T:
+    """The record as `kind`, each field checked. A TraceError names the first wrong field."""
+    try:
+        return _adapter(kind).validate_python(record)
+    except ValidationError as error:
+        raise TraceError(f"{where} is damaged ({_first(error)}); {AGAIN}") from None
+
+
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _first(error: Exception) -> str:
+    """The first thing that is wrong, in one line: the field, and what about it."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
 
 
 def append_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:

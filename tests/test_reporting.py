@@ -1,4 +1,4 @@
-"""What a report shows is what was measured, whatever the tokens, prompts and model names contain."""
+"""What a report shows is what was measured, whatever tokens, prompts and names contain."""
 
 import base64
 import io
@@ -64,18 +64,39 @@ def attention(visible: bool, num_layers: int = 6, num_heads: int = 2) -> np.ndar
 
 def finding(claim: str = "exp2.close", verdict: str = "SUPPORTED", **changes) -> Finding:
     base = Finding(
-        claim=claim, statement="modes agree", kind="empirical", verdict=verdict, reason="within ±0.02",
-        estimate=0.00312, low=0.0025, high=0.0039, effect_size=0.4, n=160, unit="prompt", statistic="TV",
-        test="equivalent", margin=0.02, margin_reason="bfloat16", p=1e-4, p_corrected=4e-4,
-        p_against=1.0, p_against_corrected=1.0, family="exp2",
-        control="sequential positions", control_estimate=0.31, control_holds=True,
+        claim=claim,
+        statement="modes agree",
+        kind="empirical",
+        verdict=verdict,
+        reason="within ±0.02",
+        estimate=0.00312,
+        low=0.0025,
+        high=0.0039,
+        effect_size=0.4,
+        n=160,
+        unit="prompt",
+        statistic="TV",
+        test="equivalent",
+        margin=0.02,
+        margin_reason="bfloat16",
+        p=1e-4,
+        p_corrected=4e-4,
+        p_against=1.0,
+        p_against_corrected=1.0,
+        family="exp2",
+        control="sequential positions",
+        control_estimate=0.31,
+        control_holds=True,
         context={"experiment": "exp2", "model": "tiny", "n_prompts": 161},
-    )  # fmt: skip
+    )
     return replace(base, **changes)
 
 
 def keys(shared: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Cached and raw keys [L, Hkv, N, D] of one frequency; the last three at position 8, or each at its own."""
+    """Cached and raw keys [L, Hkv, N, D] of one frequency.
+
+    The last three stand at position 8, or each at its own.
+    """
     raw = np.random.default_rng(1).normal(size=(2, 1, 11, 4))
     angle = 0.3 * np.array([*range(8), 8, 8, 8] if shared else range(11))
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
@@ -96,7 +117,7 @@ def lattice_steps() -> list[dict]:
 
 
 def findings_html(findings, pictures_by_experiment, about) -> str:
-    """What a report says before its list of tests."""
+    """What a report says."""
     sections = [
         Section(name, name, name, "tiny", 3, tuple(shown), {name: name}, name, name)
         for name, shown in pictures_by_experiment.items()
@@ -181,9 +202,9 @@ def test_a_picture_is_self_contained_xml_without_active_content(kind):
     assert root.get("aria-label") == PICTURES[kind].alt
     references = [v for e in root.iter() for k, v in e.attrib.items() if k.endswith("href")]
     assert all(v.startswith(("#", "data:image/png;base64,")) for v in references)
-    assert set(re.findall(r'\S*http[^"]*', svg)) == {
-        'xmlns="http://www.w3.org/2000/svg', 'xmlns:xlink="http://www.w3.org/1999/xlink'
-    }  # fmt: skip
+    namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall('http[^"]*', svg)) == namespaces
+    drawing.check_svg(svg, "a record")
     assert svg.startswith("<svg ")
     assert len(svg.encode()) < 150_000
 
@@ -410,9 +431,20 @@ def test_a_saved_picture_has_a_background_of_its_own(tmp_path):
 
 @pytest.mark.parametrize(
     ("x", "text"),
-    [(0.123456, "0.123"), (0, "0"), (1, "1"), (-0.00012345, "-0.000123"), (1.5e-7, "1.5e-7"), (12345.6, "12346"),
-     (2.5e12, "2.5e12"), (math.nan, "n/a"), (None, "n/a"), (math.inf, "∞"), (np.float32(0.5), "0.5")],
-)  # fmt: skip
+    [
+        (0.123456, "0.123"),
+        (0, "0"),
+        (1, "1"),
+        (-0.00012345, "-0.000123"),
+        (1.5e-7, "1.5e-7"),
+        (12345.6, "12346"),
+        (2.5e12, "2.5e12"),
+        (math.nan, "n/a"),
+        (None, "n/a"),
+        (math.inf, "∞"),
+        (np.float32(0.5), "0.5"),
+    ],
+)
 def test_numbers_have_three_significant_digits(x, text):
     assert number(x) == text
 
@@ -552,10 +584,8 @@ def test_the_page_test_can_fail():
 def test_the_headline_counts_what_is_in_the_findings():
     found = [finding(), finding("b", "REFUTED"), finding("c", "REFUTED", control_holds=False)]
     text = Page(findings_html(found, {}, {})).text
-    assert (
-        "3 registered claims: 3 exploratory (1 supported, 2 refuted); 2 of 3 negative controls behaved."
-        in text
-    )
+    counted = "3 registered claims: 3 exploratory (1 supported, 2 refuted)"
+    assert f"{counted}; 2 of 3 negative controls behaved." in text
     assert "tiny · 161 prompts" in text
     assert "Negative control did not behave: c." in text
     assert "did not behave" not in Page(findings_html(found[:2], {}, {})).text
@@ -581,24 +611,17 @@ def test_a_control_that_misbehaves_or_was_not_measured_is_not_called_good():
 
 def test_every_class_is_ours_and_css_touches_nothing_else():
     page = findings_html([finding()], {"exp2": [PICTURES["map"]]}, {"a": "b"})
-    assert all(
-        name.startswith("tempo-")
-        for names in re.findall(r'class="([^"]+)"', page)
-        for name in names.split()
-    )
+    names = " ".join(re.findall(r'class="([^"]+)"', page)).split()
+    assert names
+    assert all(name.startswith("tempo-") for name in names)
     css = re.sub(r":is\([^)]*\)", "", files("tempo.reporting").joinpath("report.css").read_text())
-    selectors = [
-        s.strip()
-        for rule in re.findall(r"([^{}]+)\{", css)
-        for s in rule.split(",")
-        if "@media" not in rule
-    ]
+    selectors: list[str] = []
+    for rule in re.findall(r"([^{}]+)\{", css):
+        if "@media" not in rule:
+            selectors += [selector.strip() for selector in rule.split(",")]
     assert len(selectors) > 50
-    assert {selector for selector in selectors if ".tempo-" not in selector} == {
-        ":root",
-        "html",
-        "body",
-    }
+    others = {selector for selector in selectors if ".tempo-" not in selector}
+    assert others == {":root", "html", "body"}
 
 
 def test_an_invariant_has_no_p_value_and_a_missing_value_is_not_a_number_in_disguise():
@@ -620,17 +643,32 @@ def test_records_come_back_as_plain_json(tmp_path):
         x: float
 
     record = {
-        "scalar": np.float32(0.5), "array": np.array([[1.0, np.nan]]), "path": Path("a/b"), "nan": math.nan,
-        "inf": -math.inf, "flag": np.bool_(True), 3: (1, {2}), "text": "\u2028\x00é\ud800", "none": None,
+        "scalar": np.float32(0.5),
+        "array": np.array([[1.0, np.nan]]),
+        "path": Path("a/b"),
+        "nan": math.nan,
+        "inf": -math.inf,
+        "flag": np.bool_(True),
+        3: (1, {2}),
+        "text": "\u2028\x00é\ud800",
+        "none": None,
         "point": Point(math.nan),
-    }  # fmt: skip
+    }
     append_jsonl(path, [record])
     append_jsonl(path, [{"n": np.int64(2)}])
-    assert read_jsonl(path) == [
-        {"scalar": 0.5, "array": [[1.0, None]], "path": "a/b", "nan": None, "inf": None, "flag": True, "3": [1, [2]],
-         "text": "\u2028\x00é\ud800", "none": None, "point": {"x": None}},
-        {"n": 2},
-    ]  # fmt: skip
+    plainly = {
+        "scalar": 0.5,
+        "array": [[1.0, None]],
+        "path": "a/b",
+        "nan": None,
+        "inf": None,
+        "flag": True,
+        "3": [1, [2]],
+        "text": "\u2028\x00é\ud800",
+        "none": None,
+        "point": {"x": None},
+    }
+    assert read_jsonl(path) == [plainly, {"n": 2}]
     assert len(path.read_text().splitlines()) == 2
     json.loads(path.read_text().splitlines()[0], parse_constant=pytest.fail)
 
@@ -707,6 +745,25 @@ def test_what_is_no_finding_is_refused(tmp_path):
     append_jsonl(tmp_path / "f.jsonl", [{"schema": 2, "claim": "c"}])
     with pytest.raises(TraceError, match="is not a record of findings"):
         read_findings(tmp_path / "f.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("verdict", "GOOD"),
+        ("verdict", 3),
+        ("claim", 3),
+        ("estimate", "much"),
+        ("n", 1.5),
+        ("control_holds", "perhaps"),
+        ("context", []),
+    ],
+)
+def test_a_finding_with_a_field_of_another_kind_is_refused_in_one_line(tmp_path, field, value):
+    append_jsonl(tmp_path / "f.jsonl", [{**finding().record(), field: value}])
+    with pytest.raises(TraceError, match=f"is not a record of findings .*{field}") as error:
+        read_findings(tmp_path / "f.jsonl")
+    assert "\n" not in str(error.value)
 
 
 def test_a_refutation_is_shown_with_the_p_against_the_claim():

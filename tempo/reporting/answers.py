@@ -9,22 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 
 from tempo.claims import Finding
-from tempo.errors import TraceError
+from tempo.records import validated
 from tempo.reporting.findings import counts, interval
 from tempo.text import number
 
-T = TypeVar("T")
 Truth = bool | None
 Place = Literal["headline", "question", "advice"]
 UNDETERMINED = "Undetermined"
 NBSP = "\u00a0"
-AGAIN = "run pytest on the studies to make it again"
 # A study without conclusions of its own shows the statements of so many claims in place of an
 # answer.
 FEW = 4
@@ -92,21 +89,6 @@ class Conclusions:
     def from_record(cls, record: object, where: str = "the record of conclusions") -> Conclusions:
         """The conclusions that `record` gave. Raises TraceError if it is anything else."""
         return validated(cls, record, where)
-
-
-def validated(kind: type[T], record: object, where: str) -> T:
-    """The record as `kind`, each field checked. A TraceError names the first wrong field."""
-    try:
-        return _adapter(kind).validate_python(record)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"])) or "it"
-        raise TraceError(f"{where} is damaged ({field}: {first['msg']}); {AGAIN}") from None
-
-
-@cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 class Findings:

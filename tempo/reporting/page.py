@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 from tempo.claims import Finding
-from tempo.reporting.answers import AGAIN, UNDETERMINED, Answer, brief, evidence
+from tempo.records import AGAIN
+from tempo.reporting.answers import UNDETERMINED, Answer, brief, evidence
 from tempo.reporting.comparison import Comparison, comparison_html
 from tempo.reporting.figures.drawing import to_html
 from tempo.reporting.figures.forest import forest

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict
 
 from tempo.claims import Finding
 from tempo.errors import ResultsError, TraceError
-from tempo.records import plain, read_findings
-from tempo.reporting.answers import Conclusions, validated, verdicts_alone
+from tempo.records import AGAIN, plain, read_findings, validated
+from tempo.reporting.answers import Conclusions, verdicts_alone
 from tempo.reporting.figures.drawing import Picture, check_svg, save
 from tempo.text import slug
 
@@ -293,14 +293,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TraceError(
-            f"cannot read {path}: {error}; delete it and run pytest on the studies to make it again"
-        ) from None
+        raise TraceError(f"cannot read {path}: {error}; delete it and {AGAIN}") from None
     if not isinstance(record, dict):
-        raise TraceError(
-            f"{path} is not a report's record; delete it and run pytest on the studies to make it "
-            "again"
-        )
+        raise TraceError(f"{path} is not a report's record; delete it and {AGAIN}")
     return record
 
 
