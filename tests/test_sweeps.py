@@ -1,4 +1,4 @@
-"""tempo.stream over many runs: passes shared until runs part, rows by memory, arrays on disk, traces from an earlier session."""
+"""tempo.stream over many runs: shared passes, rows by memory, arrays on disk, and stored traces."""
 
 import gc
 import warnings
@@ -23,7 +23,7 @@ EVERYTHING = CAPTURES
 
 @pytest.fixture
 def forwarded(monkeypatch):
-    """How many tokens each forward pass was over."""
+    """The number of tokens of each forward pass so far."""
     found, original = [], engine._pass_context
 
     def spied(*args):
@@ -36,14 +36,16 @@ def forwarded(monkeypatch):
 
 
 def modes(prompt=PROMPT, **settings):
+    """One run for each visibility."""
     common = {"threshold": 0.03, "max_steps": 5, "stop_at_eos": False, "capture": EVERYTHING}
     return [
-        tempo.RunSpec(prompt=prompt, visibility=v, **{**common, **settings})
-        for v in ("isolated", "visible", "causal")
+        tempo.RunSpec(prompt=prompt, visibility=visibility, **common | settings)
+        for visibility in ("isolated", "visible", "causal")
     ]
 
 
 def but_for_time(one, other):
+    """What differs between two traces, apart from the seconds they took."""
     return [name for name in differences(one, other) if not name.startswith("seconds")]
 
 
@@ -51,10 +53,8 @@ def test_modes_share_passes_until_the_first_wide_set(tiny, forwarded):
     runs = tempo.generate_batch(tiny, modes())
     first = next(k for k, width in enumerate(runs[0].widths) if width > 1)
     num_prompt = len(runs[0].prompt_tokens)
-    alike, apart = (
-        runs[0].widths[:first],
-        [sum(run.widths[k] for run in runs) for k in range(first, 5)],
-    )
+    alike = runs[0].widths[:first]
+    apart = [sum(run.widths[k] for run in runs) for k in range(first, 5)]
     assert forwarded == [num_prompt, *alike, *apart]
     assert apart[0] == 3 * runs[0].widths[first], (
         "the set is the same, but its members see each other or not"
@@ -67,26 +67,25 @@ def test_runs_that_never_part_are_one(tiny, forwarded):
 
 
 def test_runs_of_other_prompts_weights_or_positions_share_nothing_they_must_not(tiny, forwarded):
-    sets = [[65], [66]]
+    spec = tempo.RunSpec(prompt=PROMPT, replay=[[65], [66]], capture="kv")
+    half = {"replay_weights": [[1.0], [0.5]]}
     specs = [
-        tempo.RunSpec(prompt=PROMPT, replay=sets),
-        tempo.RunSpec(prompt=OTHER, replay=sets),
-        tempo.RunSpec(
-            prompt=PROMPT, replay=sets, positions="sequential"
-        ),  # the same, as no set is wide
-        tempo.RunSpec(prompt=PROMPT, replay=sets, replay_weights=[[1.0], [0.5]]),
-        tempo.RunSpec(
-            prompt=PROMPT, replay=sets, replay_weights=[[1.0], [0.5]], visibility="visible"
-        ),  # its own key weighs half
-        tempo.RunSpec(prompt=PROMPT, replay=sets, replay_positions=[[20], [21]]),
+        spec,
+        spec.but(prompt=OTHER),
+        # the same as the first, because no set is wide
+        spec.but(positions="sequential"),
+        spec.but(**half),
+        # its own key weighs half
+        spec.but(**half, visibility="visible"),
+        spec.but(replay_positions=[[20], [21]]),
     ]
-    tempo.generate_batch(tiny, [spec.but(capture="kv") for spec in specs])
+    tempo.generate_batch(tiny, specs)
     assert forwarded == [len(tiny.encode(PROMPT)) + len(tiny.encode(OTHER)), 2 * 5]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_a_prompt_is_forwarded_once_however_many_runs_have_it(tiny, forwarded, rows):
-    """Runs that enter later begin with the keys that an earlier one has left, in its row or in another."""
+    """Runs that enter later begin with the keys that an earlier one left, in any row."""
     num_prompt = len(tiny.encode(PROMPT))
     specs = [
         tempo.RunSpec(prompt=PROMPT, replay=[[65 + i, 70], [66]], capture=("kv", "logits"))
@@ -95,23 +94,18 @@ def test_a_prompt_is_forwarded_once_however_many_runs_have_it(tiny, forwarded, r
     runs = tempo.generate_batch(tiny, specs, max_rows=rows)
     assert sum(forwarded) == num_prompt + 5 * 3
     for run in runs:
-        same_runs(run, tempo.generate_batch(tiny, [run.spec])[0], f"{rows} rows", rounded=True)
+        (alone,) = tempo.generate_batch(tiny, [run.spec])
+        same_runs(run, alone, f"{rows} rows", rounded=True)
     forwarded.clear()
     mixed = [spec.but(prompt=prompt) for prompt in (PROMPT, OTHER) for spec in specs]
     for run in tempo.generate_batch(tiny, mixed[::-1], max_rows=rows):
-        same_runs(
-            run,
-            tempo.generate_batch(tiny, [run.spec])[0],
-            f"{rows} rows, two prompts",
-            rounded=True,
-        )
+        (alone,) = tempo.generate_batch(tiny, [run.spec])
+        same_runs(run, alone, f"{rows} rows, two prompts", rounded=True)
 
 
 def test_a_run_with_keys_captured_does_not_begin_as_one_without(tiny, forwarded):
-    specs = [
-        tempo.RunSpec(prompt=PROMPT, replay=[[65, 70], [66]], capture=capture)
-        for capture in ("logits", "kv")
-    ]
+    spec = tempo.RunSpec(prompt=PROMPT, replay=[[65, 70], [66]])
+    specs = [spec.but(capture="logits"), spec.but(capture="kv")]
     plain, rich = tempo.generate_batch(tiny, specs, max_rows=1)
     assert sum(forwarded) == 2 * (len(plain.prompt_tokens) + 3)
     assert rich.raw_keys.shape == rich.keys.shape
@@ -131,12 +125,8 @@ def test_as_many_runs_at_once_as_the_memory_allows(tiny, forwarded):
     spec = tempo.RunSpec(prompt=PROMPT, max_width=1, max_steps=2, stop_at_eos=False)
     num_prompt = len(tiny.encode(PROMPT))
     one = sum(trace_bytes(tiny, spec, num_prompt).values())
-    specs = [
-        spec,
-        spec.but(prompt="The dog sat on the"),
-        spec.but(prompt="The cow sat on the"),
-        spec.but(prompt="The pig sat on the"),
-    ]
+    others = ("The dog sat on the", "The cow sat on the", "The pig sat on the")
+    specs = [spec, *(spec.but(prompt=prompt) for prompt in others)]
     for rows, expected in (
         (1, [num_prompt, 1] * 4),
         (2, [2 * num_prompt, 2] * 2),
@@ -151,7 +141,12 @@ def test_as_many_runs_at_once_as_the_memory_allows(tiny, forwarded):
 
 def test_a_stream_that_is_over_holds_no_keys(tiny, monkeypatch):
     made, original = [], engine.SlotCache
-    monkeypatch.setattr(engine, "SlotCache", lambda *args: made.append(original(*args)) or made[-1])
+
+    def kept(*args):
+        made.append(original(*args))
+        return made[-1]
+
+    monkeypatch.setattr(engine, "SlotCache", kept)
     tempo.generate(tiny, PROMPT, max_steps=2)
     stopped = tempo.stream(tiny, modes())
     next(stopped)
@@ -161,9 +156,8 @@ def test_a_stream_that_is_over_holds_no_keys(tiny, monkeypatch):
 
 
 def test_a_stream_holds_no_run_that_is_over(tiny):
-    specs = [
-        spec.but(prompt=prompt) for prompt in (PROMPT, OTHER, "So", "It was") for spec in modes()
-    ]
+    prompts = (PROMPT, OTHER, "So", "It was")
+    specs = [spec.but(prompt=prompt) for prompt in prompts for spec in modes()]
     seen = []
     for _, trace in tempo.stream(tiny, specs, max_rows=2):
         seen.append(weakref.ref(trace.steps[0].logits))
@@ -174,18 +168,13 @@ def test_a_stream_holds_no_run_that_is_over(tiny):
         )
 
 
-# Arrays on disk
-
-
 def test_spooled_arrays_are_those_of_memory_to_the_bit(tiny, tmp_path):
     runs = tempo.generate_batch(tiny, modes(), spool=tmp_path / "new")
     for plain, spooled in zip(tempo.generate_batch(tiny, modes()), runs, strict=True):
         assert but_for_time(plain, spooled) == []
         for step in spooled.steps:
-            assert all(
-                isinstance(array, np.memmap)
-                for array in (step.distribution, step.logits, step.attention)
-            )
+            arrays = (step.distribution, step.logits, step.attention)
+            assert all(isinstance(array, np.memmap) for array in arrays)
     assert list((tmp_path / "new").iterdir()) == [], (
         "the file has no name, so that nothing is left behind"
     )
@@ -193,17 +182,15 @@ def test_spooled_arrays_are_those_of_memory_to_the_bit(tiny, tmp_path):
 
 
 def test_what_is_spooled_needs_no_memory(tiny, tmp_path):
-    spec = tempo.RunSpec(
-        prompt=PROMPT, max_width=3, threshold=0.02, max_steps=6, capture=("attention", "logits")
-    )
-    sizes = trace_bytes(tiny, spec, len(tiny.encode(PROMPT)))
+    kept = ("attention", "logits")
+    spec = tempo.RunSpec(prompt=PROMPT, max_width=3, threshold=0.02, max_steps=6, capture=kept)
+    cache = trace_bytes(tiny, spec, len(tiny.encode(PROMPT)))["cache"]
     with pytest.raises(MemoryBudgetError, match=r"spool=FOLDER"):
-        tempo.generate_batch(tiny, [spec], memory_budget=sizes["cache"])
-    assert tempo.generate_batch(tiny, [spec], memory_budget=sizes["cache"], spool=tmp_path)[
-        0
-    ].widths
+        tempo.generate_batch(tiny, [spec], memory_budget=cache)
+    (run,) = tempo.generate_batch(tiny, [spec], memory_budget=cache, spool=tmp_path)
+    assert run.widths
     with pytest.raises(MemoryBudgetError, match="cache"):
-        tempo.generate_batch(tiny, [spec], memory_budget=sizes["cache"] - 1, spool=tmp_path)
+        tempo.generate_batch(tiny, [spec], memory_budget=cache - 1, spool=tmp_path)
 
 
 def test_a_disk_without_room_is_refused_before_and_reported_during_a_run(
@@ -219,14 +206,13 @@ def test_a_disk_without_room_is_refused_before_and_reported_during_a_run(
         with pytest.raises(TraceError, match="file cannot be used as a folder"):
             tempo.generate(tiny, PROMPT, **{place: tmp_path / "file"})
     assert not forwarded, "no run is begun whose result has no place"
-    monkeypatch.setattr(
-        capture.tempfile, "TemporaryFile", lambda **_: open("/dev/full", "wb", buffering=0)
-    )  # noqa: SIM115
+
+    def full_disk(**_):
+        return open("/dev/full", "wb", buffering=0)
+
+    monkeypatch.setattr(capture.tempfile, "TemporaryFile", full_disk)
     with pytest.raises(TraceError, match="cannot spool .* No space left on device"):
         tempo.generate(tiny, PROMPT, spool=tmp_path)
-
-
-# Traces of an earlier session
 
 
 def test_a_known_run_runs_no_model(tiny, tmp_path, forwarded):
@@ -235,12 +221,9 @@ def test_a_known_run_runs_no_model(tiny, tmp_path, forwarded):
     again = tempo.generate_batch(tiny, modes(), store=tmp_path)
     assert not forwarded
     assert [differences(a, b) for a, b in zip(first, again, strict=True)] == [[]] * 3
-    assert (
-        tempo.generate(
-            tiny, PROMPT, store=tmp_path, **modes()[0].model_dump(exclude={"prompt"})
-        ).sets
-        == first[0].sets
-    )
+    settings = modes()[0].model_dump(exclude={"prompt"})
+    alone = tempo.generate(tiny, PROMPT, store=tmp_path, **settings)
+    assert alone.sets == first[0].sets
     assert not forwarded
 
 
@@ -253,11 +236,8 @@ def test_an_interrupted_sweep_goes_on(tiny, tmp_path, forwarded):
     next(begun)
     begun.close()
     forwarded.clear()
-    assert sorted(index for index, _ in tempo.stream(tiny, specs, max_rows=1, store=tmp_path)) == [
-        0,
-        1,
-        2,
-    ]
+    rest = tempo.stream(tiny, specs, max_rows=1, store=tmp_path)
+    assert sorted(index for index, _ in rest) == [0, 1, 2]
     assert len(forwarded) == 2 * 2
 
 
@@ -297,6 +277,10 @@ def test_spool_and_store_together(tiny, tmp_path):
     gc.collect()
 
 
+def first_of_stream(*args, **kwargs):
+    return next(tempo.stream(*args, **kwargs))
+
+
 @pytest.mark.parametrize(
     ("specs", "rows", "message"),
     [
@@ -313,10 +297,7 @@ def test_spool_and_store_together(tiny, tmp_path):
 def test_what_is_no_list_of_runs_or_number_of_rows_is_refused_and_not_waited_for(
     tiny, specs, rows, message
 ):
-    for attempt in (
-        tempo.generate_batch,
-        lambda *args, **kwargs: next(tempo.stream(*args, **kwargs)),
-    ):
+    for attempt in (tempo.generate_batch, first_of_stream):
         with pytest.raises(tempo.SpecError, match=message):
             attempt(tiny, specs, max_rows=rows)
 
