@@ -1,88 +1,180 @@
-"""Which transformers models can run TEMPO, and why the others cannot; what a config says about attention."""
+"""Which transformers models can run TEMPO, and why the others cannot.
+
+Also what a config says about attention: windows, rotary tables, context length.
+"""
 
 from __future__ import annotations
 
 import inspect
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from tempo.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Which architectures run, by transformers version: written by benchmarks/architectures.py, checked by the tests.
+# Which architectures run, by transformers version: written by benchmarks/architectures.py and
+# checked by the tests.
 REGISTRY = Path(__file__).with_name("architectures.json")
 
 
-# Layer types whose mask TEMPO can state. A chunked layer equals a full one inside its first chunk, and
-# `context_length` ends there.
+# Layer types whose mask TEMPO can state. A chunked layer equals a full one inside its first
+# chunk, and `context_length` ends there.
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 # Rotary tables are made in float32 by pow(theta, x): relative error about ln(theta) * 1e-7 = 2e-6.
 # A wrong theta is wrong by a factor of up to theta / theta', so anything between the two will do.
 ROTARY_RTOL = 1e-5
 
+# What a model in place of a refused one should be.
+WORKS = (
+    "A decoder-only model with rotary embeddings works, for example Llama, Qwen, Mistral or Gemma"
+)
+ONE_DEVICE = "load it whole on one device, without device_map or with device_map='cuda:0'"
+NUM_TRIED = 4  # tokens of the pass that shows whether a wrapper only forwards
+
 
 def read_registry() -> dict[str, dict[str, dict[str, Any]]]:
-    """{transformers version: {model type: what was measured}}; see benchmarks/architectures.py for the fields."""
+    """{transformers version: {model type: what benchmarks/architectures.py measured}}."""
     return json.loads(REGISTRY.read_text(encoding="utf-8")) if REGISTRY.exists() else {}
 
 
-def check_can_run(model: Any) -> None:
-    """Return if TEMPO can run the model, else raise ModelError with the reason and what would work."""
+def unwrapped(model: Any) -> Any:
+    """The transformers model inside a wrapper that only forwards to it; any other model as it is.
+
+    A wrapper is a module around a causal language model: peft's `PeftModel` (its LoRA layers lie
+    inside the model), `torch.nn.DataParallel`, or what `torch.compile` returns. Whether it only
+    forwards is found by trying: a few tokens must get the very same logits from both.
+
+    Raises:
+        ModelError: if the wrapper does something of its own, as prompt tuning does.
+    """
     from transformers import PreTrainedModel
 
-    works = "A decoder-only model with rotary embeddings works, for example Llama, Qwen, Mistral or Gemma"
+    # torch promises that a compiled model computes the same; trying it would compile it
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, PreTrainedModel) or not isinstance(model, nn.Module):
+        return model
+    inside = (module for module in model.modules() if isinstance(module, PreTrainedModel))
+    inner = next((found for found in inside if found.get_output_embeddings() is not None), None)
+    if inner is not None and not _only_forwards(model, inner):
+        raise ModelError(
+            f"{type(model).__name__} does more than forward to the {type(inner).__name__} inside "
+            f"it: {NUM_TRIED} tokens get other logits from it. If its adapters can be merged, wrap "
+            "what model.merge_and_unload() returns. Virtual tokens (prompt or prefix tuning) "
+            f"cannot run TEMPO; without them, wrap the {type(inner).__name__} itself"
+        )
+    return model if inner is None else inner
+
+
+@torch.inference_mode()
+def _only_forwards(wrapper: nn.Module, inner: Any) -> bool:
+    """Whether both give the same logits, to the bit, for a few tokens; both stay as they were."""
+    embedding: Any = inner.get_input_embeddings()
+    index = torch.arange(NUM_TRIED, device=embedding.weight.device)
+    tokens = (index % embedding.weight.shape[0])[None]
+    training = [(module, module.training) for module in wrapper.modules()]
+    wrapper.eval()  # else dropout would make them differ
+    try:
+        ours = inner(input_ids=tokens, use_cache=False).logits
+        theirs = wrapper(input_ids=tokens, use_cache=False)
+        return torch.equal(ours, getattr(theirs, "logits", theirs[0]))
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return False  # a wrapper that takes other arguments does not forward these
+    finally:
+        for module, was_training in training:
+            module.training = was_training
+
+
+def adapter_settings(model: nn.Module) -> list[str]:
+    """What adapter layers (of peft) do beyond their weights; empty for a model without adapters.
+
+    One line a layer: which adapters are active, how strong they are, and whether they are off.
+    """
+    lines = []
+    for name, module in model.named_modules():
+        active = getattr(module, "active_adapters", None)
+        if isinstance(active, Sequence) and not isinstance(active, str):
+            scaling = getattr(module, "scaling", None)
+            scaling = sorted(scaling.items()) if isinstance(scaling, Mapping) else scaling
+            off, merged = (
+                getattr(module, what, None) for what in ("disable_adapters", "merged_adapters")
+            )
+            lines.append(f"{name} {type(module).__name__} {list(active)} {scaling} {off} {merged}")
+    return lines
+
+
+def check_can_run(model: Any) -> None:
+    """Return if TEMPO can run the model.
+
+    Raises:
+        ModelError: if it cannot, with the reason and with what would work.
+    """
+    from transformers import PreTrainedModel
+
     kind = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise ModelError(
-            f"{kind} is not a transformers PreTrainedModel; wrap the model itself. {works}"
+            f"{kind} is not a transformers PreTrainedModel; wrap the model itself. {WORKS}"
         )
     for reason in reasons_against(model):
-        raise ModelError(f"{kind} cannot run TEMPO: {reason}. {works}")
+        raise ModelError(f"{kind} cannot run TEMPO: {reason}. {WORKS}")
     check_rotary_tables(model, _config_thetas(model.config.get_text_config()))
 
 
 def reasons_against(model: PreTrainedModel) -> Iterator[str]:
-    """What was seen, what is expected, and what would work instead; the plainest reason first."""
+    """What was seen, what was expected, and what would work; the plainest reason first."""
     text = model.config.get_text_config()
     strange = ", ".join(sorted(set(getattr(text, "layer_types", None) or ()) - ATTENTION_LAYERS))
     if getattr(model.config, "is_encoder_decoder", False):
-        yield "it is an encoder-decoder: TEMPO needs one stack that reads the prompt and continues it"
+        yield (
+            "it is an encoder-decoder: TEMPO needs one stack that reads the prompt and continues it"
+        )
     if getattr(model, "_is_stateful", False):
         yield "it keeps a recurrent state, in which siblings mix: expected attention layers only"
     if strange:
-        yield f"it has layers of type {strange}: expected only {', '.join(sorted(ATTENTION_LAYERS))}"
+        expected = ", ".join(sorted(ATTENTION_LAYERS))
+        yield f"it has layers of type {strange}: expected only {expected}"
     if not hasattr(text, "num_hidden_layers"):
         yield "its config has no num_hidden_layers: expected one stack of attention layers"
     if model.get_output_embeddings() is None:
         yield "it has no language-model head: use the ...ForCausalLM class, not the bare model"
     if getattr(text, "use_bidirectional_attention", False) in (True, "all"):
-        yield "its tokens see later ones (config.use_bidirectional_attention): expected a causal model"
+        yield (
+            "its tokens see later ones (config.use_bidirectional_attention): "
+            "expected a causal model"
+        )
     if not rotary_tables(model):
         yield (
-            "it has no rotary embedding (no buffer named inv_freq), so tokens cannot be put at one position: "
-            "learned, absolute and ALiBi positions do not work"
+            "it has no rotary embedding (no buffer named inv_freq), so tokens cannot be put at one "
+            "position: learned, absolute and ALiBi positions do not work"
         )
     if not model._can_set_attn_implementation():
         yield (
-            "its attention cannot be exchanged (it does not go through transformers' AttentionInterface): a newer transformers may let it"
+            "its attention cannot be exchanged (it does not go through transformers' "
+            "AttentionInterface): a newer transformers may let it"
         )
-    if any(parameter.is_meta for parameter in model.parameters()):
-        yield "some of its weights are not in memory (meta device): load it without offloading"
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if "meta" in devices:
+        yield f"some of its weights are not in memory (meta device, by offloading): {ONE_DEVICE}"
+    elif len(devices) > 1:
+        yield f"its weights are spread over {', '.join(devices)}: {ONE_DEVICE}"
+    elif any(hasattr(module, "_hf_hook") for module in model.modules()):
+        yield f"accelerate moves its weights or inputs between devices: {ONE_DEVICE}"
 
 
 def check_rotary_tables(model: PreTrainedModel, thetas: Mapping[str, float]) -> None:
     """Return if every rotary table named in `thetas` is theta^(-2i/D), else raise ModelError.
 
-    transformers 4 drops the `rope_parameters` that transformers 5 saves and falls back to theta 10,000
-    in silence; text stays plausible. So the tables are computed here again, in float64.
+    transformers 4 drops the `rope_parameters` that transformers 5 saves, and falls back to theta
+    10,000 in silence; text stays plausible. So the tables are computed again here, in float64.
     """
     tables = rotary_tables(model)
     for prefix, theta in thetas.items():
@@ -90,28 +182,52 @@ def check_rotary_tables(model: PreTrainedModel, thetas: Mapping[str, float]) -> 
         named = {name: table for name, table in tables.items() if name.rpartition(".")[2] == leaf}
         if not named:
             raise ModelError(
-                f"expected a rotary table {leaf!r} with theta {theta:g}; the model has {sorted(tables)}. "
-                "Another transformers version reads this config differently: upgrade transformers"
+                f"expected a rotary table {leaf!r} with theta {theta:g}; the model has "
+                f"{sorted(tables)}. Another transformers version reads this config differently: "
+                "upgrade transformers"
             )
         for name, table in named.items():
             size = 2 * table.numel()
             expected = theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-            # A model cast as a whole has a rounded table: that is its owner's choice, and no wrong theta.
+            # A model cast as a whole has a rounded table, by its owner's choice: no wrong theta.
             rtol = max(ROTARY_RTOL, torch.finfo(table.dtype).eps)
             seen = table.detach().double().cpu()
             if not torch.allclose(seen, expected, rtol=rtol, atol=0):
                 used = float(seen[-1]) ** (-size / (size - 2)) if size > 2 else math.nan
                 raise ModelError(
-                    f"rotary table {name!r} was made with theta {used:.6g}, expected {theta:g}: every "
-                    "position would be wrong. transformers 4 does this to a config of transformers 5; use "
-                    "transformers 5, or set rope_parameters in config.json"
+                    f"rotary table {name!r} was made with theta {used:.6g}, expected {theta:g}: "
+                    "every position would be wrong. transformers 4 does this to a config of "
+                    "transformers 5; use transformers 5, or set rope_parameters in config.json"
                 )
 
 
+def check_stated_rotary(model: PreTrainedModel, theta: float | None, scaled: bool) -> None:
+    """Return if the model's config has the rotary table that its GGUF file states.
+
+    transformers takes some of a GGUF file's metadata over, by architecture, and the rest silently
+    not. `theta` is the stated base, None if there is none; `scaled` whether the table is scaled.
+
+    Raises:
+        ModelError: if the config has another theta, or no scaling where the file states one.
+    """
+    tables = list(_rope_settings(model.config.get_text_config()).values())
+    thetas = [float(table["rope_theta"]) for table in tables if "rope_theta" in table]
+    if theta is not None and not any(math.isclose(theta, found, rel_tol=1e-6) for found in thetas):
+        raise ModelError(
+            f"the GGUF file states rotary theta {theta:g}, but transformers read {thetas}: every "
+            "position would be wrong; use a folder with safetensors of that model"
+        )
+    if scaled and all(table.get("rope_type", "default") == "default" for table in tables):
+        raise ModelError(
+            "the GGUF file scales its rotary table, which transformers does not read: every "
+            "position would be wrong; use a folder with safetensors of that model"
+        )
+
+
 def rotary_tables(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """{name: table}; the last part of a name is `inv_freq`, or `<layer type>_inv_freq` in Gemma 3."""
-    # First the text decoder, as image towers have tables of their own; then all, as get_decoder() may be the
-    # output layer of a model that calls it "decoder" (ModernBERT).
+    """{name: table}; a name ends in `inv_freq`, in Gemma 3 in `<layer type>_inv_freq`."""
+    # First the text decoder, as image towers have tables of their own. Then all, as get_decoder()
+    # may be the output layer of a model that calls it "decoder" (ModernBERT).
     for root in (model.get_decoder(), model):
         tables = {
             name: buffer
@@ -123,24 +239,30 @@ def rotary_tables(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {}
 
 
-def _config_thetas(text: Any) -> dict[str, float]:
-    """{prefix: theta} as the config says, for tables of the default kind (others are scaled by design)."""
+def _rope_settings(text: Any) -> dict[str, Mapping[str, Any]]:
+    """{prefix: settings of its rotary table}, for the layer types that the config uses."""
     rope = getattr(text, "rope_parameters", None) or {}
     nested = {key: value for key, value in rope.items() if isinstance(value, Mapping)} or {"": rope}
     used = set(getattr(text, "layer_types", None) or nested) | {""}
+    return {prefix: value for prefix, value in nested.items() if prefix in used}
+
+
+def _config_thetas(text: Any) -> dict[str, float]:
+    """{prefix: theta} as the config says, for default tables (others are scaled by design)."""
     return {
-        prefix: float(value["rope_theta"])
-        for prefix, value in nested.items()
-        if prefix in used and value.get("rope_type") == "default" and "rope_theta" in value
+        prefix: float(table["rope_theta"])
+        for prefix, table in _rope_settings(text).items()
+        if table.get("rope_type") == "default" and "rope_theta" in table
     }
 
 
 def cache_keyword(model: PreTrainedModel) -> str:
-    """What the model's forward calls its key-value cache: `cache` since transformers 5.24, `past_key_values` before."""
+    """What the model's forward calls its key-value cache: `cache` since transformers 5.24."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def context_length(text: Any) -> int:
+    """The longest text in tokens that the config allows; ModelError if it does not say."""
     lengths = (
         getattr(text, key, None) for key in ("max_position_embeddings", "attention_chunk_size")
     )
@@ -153,6 +275,7 @@ def context_length(text: Any) -> int:
 
 
 def eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
+    """The end-of-sequence tokens that any of the model's configs names."""
     ids: set[int] = set()
     for config in (model.generation_config, model.config, model.config.get_text_config()):
         eos = getattr(config, "eos_token_id", None)
@@ -161,6 +284,7 @@ def eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
 
 
 def layer_windows(text: Any) -> tuple[int | None, ...]:
+    """The sliding window of each layer in positions, None for a full layer, as the config says."""
     window = getattr(text, "sliding_window", None)
     if not window:
         return (None,) * text.num_hidden_layers

