@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: experiments test compat browser conformance architectures floors speed calibration setup lint typecheck format clean
+.PHONY: experiments test wheel compat browser conformance architectures floors speed calibration
+.PHONY: setup lint typecheck format clean
 
 experiments: setup  ## run all experiments on the default real model; writes reports/findings.html
 	$(BIN)/python -m pytest test_experiments
@@ -12,31 +13,49 @@ experiments: setup  ## run all experiments on the default real model; writes rep
 test: setup  ## the library's own tests, on tiny models and on the real one
 	$(BIN)/python -m pytest tests --ignore tests/browser
 
-browser: setup  ## the report in a real browser; screenshots in reports/screenshots/. TEMPO_REPORT=FILE adds a report of one's own
+# Tried as a stranger would: the wheel in an environment of its own, in an empty folder.
+WHEEL := .wheel
+MOST_BYTES := 400000
+
+wheel: setup  ## builds the wheel, and runs a study of one's own from it
+	rm -rf dist $(WHEEL)
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	test $$(stat -c %s dist/*.whl) -lt $(MOST_BYTES)
+	$(PYTHON) -m venv $(WHEEL)
+	$(call borrow,$(WHEEL))
+	$(WHEEL)/bin/pip install --quiet --disable-pip-version-check --no-deps dist/*.whl
+	sh tests/stranger.sh $(abspath $(WHEEL)/bin)
+
+browser: setup  ## the report in a browser; screenshots in reports/screenshots/. TEMPO_REPORT=FILE adds one
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
 	command -v chromium || command -v chromium-browser || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 	$(BIN)/python -m pytest tests/browser
 
-conformance: setup  ## engine against oracle on the real model, every setting on twenty prompts; writes reports/published/conformance.json
+conformance: setup  ## engine against oracle on the real model; writes reports/published/conformance.json
 	$(BIN)/python -m benchmarks.conformance
 
 architectures: setup  ## engine against oracle on every causal-LM architecture; rewrites tempo/architectures.json
 	$(BIN)/python -m benchmarks.architectures
 
-floors: setup  ## rounding floors of the real model in three dtypes; rewrites test_experiments/floors.json
+floors: setup  ## rounding floors of the real model in three dtypes; rewrites fixtures/floors.json
 	$(BIN)/python -m benchmarks.floors
 
-# The peers bring some forty packages, two of them pytest plugins: they get an environment of their own over the project's.
+# An environment that sees the packages of the project's, but not the project itself.
+define borrow
+	SITE="import sysconfig; print(sysconfig.get_path('purelib'))"; \
+	  $(BIN)/python -c "$$SITE" > "$$($(1)/bin/python -c "$$SITE")/project.pth"
+endef
+
+# The peers bring some forty packages, two of them pytest plugins: an environment of their own.
 PEERS := .peers
 
-speed: setup $(PEERS)/.ready  ## tempo against transformers, nnsight and TransformerLens; writes reports/published/speed.json, .md and .svg
+speed: setup $(PEERS)/.ready  ## against transformers, nnsight, TransformerLens; writes reports/published/speed.*
 	TEMPO_PEERS=1 $(PEERS)/bin/python -m pytest -q tests/test_speed.py
 	$(PEERS)/bin/python -m benchmarks.speed
 
 $(PEERS)/.ready: $(READY)
 	$(PYTHON) -m venv $(PEERS)
-	SITE="import sysconfig; print(sysconfig.get_path('purelib'))"; \
-	  $(BIN)/python -c "$$SITE" > "$$($(PEERS)/bin/python -c "$$SITE")/project.pth"
+	$(call borrow,$(PEERS))
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[peers]"
 	touch $@
 
@@ -73,4 +92,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) $(PEERS) .compat results reports/findings.html
+	rm -rf $(VENV) $(PEERS) $(WHEEL) dist .compat results reports/findings.html
