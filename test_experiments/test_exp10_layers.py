@@ -1,42 +1,124 @@
-"""exp10: where does it enter? Siblings isolated in some layers only: which layers carry what they do to each other.
+"""exp10: where does it enter? Which layers carry what siblings do to each other?
 
-Every run replays the same set and reader in visible mode, with the edges between siblings removed below a layer, from a
-layer on, or within a window of layers. Removing edges also moves their attention mass elsewhere, often to the first token; so
-each window is also run with that mass kept: a sibling's own key then counts for the whole set (`isolated_mass="self"`).
-Measured at the siblings (KL of their own outputs) and at the reader, which sees all siblings in every layer of every run.
+Every run replays one set and its reader in visible mode. The edges between siblings are removed
+below a layer, from a layer on, or in a window of layers. That also moves their attention mass
+elsewhere, often to the first token. So each window is run again with the mass kept: a sibling's own
+key then counts for the whole set (`isolated_mass="self"`). Measured at the siblings (KL of their
+own outputs) and at the reader, which sees all siblings in every layer of every run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
 
 import numpy as np
 from scipy.special import log_softmax
 
 from fixtures.floors import rounding
-from fixtures.raw import keep_log, spread
-from fixtures.session import test_claim  # noqa: F401  every claim below is a test
-from fixtures.store import Store
-from fixtures.study import Context, Run, Study
+from fixtures.margins import BFLOAT16_KL, QUARTER
+from fixtures.raw import keep_log, keep_table, lines_of, spread
+from fixtures.rows import logits_of
+from fixtures.scenes import first_scene
+from fixtures.truth import forced
 from tempo import Trace
-from tempo.claims import Case, Claim
+from tempo.harness import Planned, Prompt, Steps, Store, Study, run
 from tempo.reporting.figures import Picture, lines_by
-from tempo.statistics import SEED
-from test_experiments.one_set import first_wide_set
-from test_experiments.truth import forced
 
-NUM_WINDOWS = 6
-KL_MARGIN = 0.005
-BFLOAT16_REASON = "KL that running the same model in bfloat16 would cause"
-IDENTICAL_TV, IDENTICAL_KL = rounding("tv"), rounding("kl")
-LOG_MARGIN = math.log(1.25)
-LOG_REASON = "a quarter more: a smaller excess would not tell where an effect is"
-PLANNED_LOG, PLANNED_LOG_SD = math.log(2), 1.0
-PLANNED_LOG_FROM = "twice as much, with a spread over prompts by a factor of e; no earlier data"
-HALF = 0.5
+NUM_WINDOWS = 6  # a run for each, with and without its mass, on every prompt
+# How far a run is from another, and which rounding floor that has. The first is the mean over the
+# members' own outputs. "largest_tv" stands beside both: the largest at any member or the reader.
+MEASURES = {
+    "sibling_kl": ("kl", "KL in nats", "at the siblings"),
+    "reader_tv": ("tv", "total variation", "at the reader"),
+}
+Effect = dict[str, float]
+
+study = Study("exp10", title="Where it enters")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What isolating siblings in some layers changes of visible mode, for one set of a prompt.
+
+    whole: "total" is isolated mode itself, "total_self" every layer with the mass kept. Against
+    isolated mode: "all_layers", the same computation twice, and "all_but_last_window".
+    parts: "windows", "windows_self" with the mass kept, "below" each bound, "from" each bound on.
+    """
+
+    dtype: str
+    coin: bool
+    bounds: list[int]  # first layers of the windows, and the end of the last one
+    whole: dict[str, Effect]
+    parts: dict[str, list[Effect]]
+
+    def curves(self, name: str) -> dict[str, list[float]]:
+        """One measure in each of the parts."""
+        found = {}
+        for part, effects in self.parts.items():
+            found[part] = [effect[name] for effect in effects]
+        return found
+
+    def halves(self, name: str, by_coin: bool) -> float | None:
+        """log of the lower half's effect over the upper half's, if the whole is no rounding."""
+        lowest = rounding(MEASURES[name][0], self.dtype)
+        if self.whole["total"][name] < lowest:
+            return None
+        middle = len(self.parts["windows"]) // 2
+        lower, upper = self.parts["below"][middle - 1][name], self.parts["from"][middle][name]
+        ratio = math.log(max(lower, lowest) / max(upper, lowest))
+        return -ratio if by_coin and not self.coin else ratio
+
+    def share(self, *parts: Effect) -> float | None:
+        """What some effects on the siblings sum to, of a whole one that is worth sharing."""
+        whole = self.whole["total"]["sibling_kl"]
+        return None if whole < BFLOAT16_KL else sum(part["sibling_kl"] for part in parts) / whole
+
+
+@study.measure
+def parts_of_the_layers(prompt: Prompt) -> Steps[Case | None]:
+    """The first wide set and a reader: visible, isolated, and isolated in parts of the layers."""
+    free: Trace = yield run(prompt)
+    scene = first_scene(free, prompt)
+    if scene is None:
+        return None
+    bounds = bounds_of(prompt.lm.num_layers)
+    windows, end = list(pairwise(bounds)), bounds[-1]
+    cuts = {
+        "windows": [(*window, "spread") for window in windows],
+        "below": [(0, cut, "spread") for cut in bounds[1:]],
+        "from": [(cut, end, "spread") for cut in bounds[:-1]],
+        "last_layer": [(end - 1, end, "spread")],
+        "windows_self": [(*window, "self") for window in windows],
+        "total_self": [(0, end, "self")],
+    }
+    spec = scene.force(visibility="visible", capture="logits")
+    visible, isolated = yield [forced(spec), forced(spec.but(visibility="isolated"))]
+    logs, apart = _log_probabilities(visible), _log_probabilities(isolated)
+    against_isolated = {cuts["below"][-1]: "all_layers", cuts["below"][-2]: "all_but_last_window"}
+    whole, effects = {"total": _effect(logs, isolated)}, {}
+    # one at a time, as each run brings the whole vocabulary for every member
+    for cut in dict.fromkeys(chain(*cuts.values())):
+        first, last, mass = cut
+        partly: Trace = yield forced(spec.but(isolated_layers=(first, last), isolated_mass=mass))
+        effects[cut] = _effect(logs, partly)
+        if cut in against_isolated:
+            whole[against_isolated[cut]] = _effect(apart, partly)
+    parts = {}
+    for part, of_part in cuts.items():
+        parts[part] = [effects[cut] for cut in of_part]
+    whole |= {name: parts.pop(name)[0] for name in ("last_layer", "total_self")}
+    if prompt.store:
+        keep_log(prompt.store, free)
+        found = {"width": scene.width, "bounds": bounds, **whole, **parts}
+        reader = prompt.lm.token_text(scene.reader)
+        prompt.store.json("layer_effects", {"reader": reader, "effects": found})
+        rows = [{"layers": f"{a} to {b - 1}", "mass": c, **effects[a, b, c]} for a, b, c in effects]
+        keep_table(prompt.store, visible.text, rows, list(rows[0]))
+    dtype, coin = prompt.lm.provenance()["dtype"], bool(prompt.rng().integers(2))
+    return Case(dtype=dtype, coin=coin, bounds=bounds, whole=whole, parts=parts)
 
 
 def bounds_of(num_layers: int) -> list[int]:
@@ -45,376 +127,174 @@ def bounds_of(num_layers: int) -> list[int]:
     return [round(i * num_layers / num) for i in range(num + 1)]
 
 
-def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[str, Any]]:
-    """One prompt: the first wide set and a reader, visible, isolated, and isolated in parts of the layers."""
-    (free,) = yield [Run(context.config.spec(context.prompt))]
-    scene = first_wide_set(free, context.prompt)
-    if scene is None:
-        return {"width": None}
-    num_layers, bounds = context.lm.num_layers, bounds_of(context.lm.num_layers)
-    spec = scene.spec(visibility="visible", capture=("logits",))
-    visible, isolated = yield [forced(spec), forced(spec.but(visibility="isolated"))]
-    text, whole, apart = visible.text, _log_probabilities(visible), _log_probabilities(isolated)
-    total = _effect(whole, isolated)
-    effects: dict[tuple[int, int, str], dict[str, float]] = {}
-    from_isolated: dict[str, dict[str, float]] = {}
-    # one at a time, as each run brings the whole vocabulary for every member; batches are by layers anyway
-    for first, end, mass in _cuts(bounds):
-        (partly,) = yield [forced(spec.but(isolated_layers=(first, end), isolated_mass=mass))]
-        effects[first, end, mass] = _effect(whole, partly)
-        if (first, mass) == (0, "spread") and end >= bounds[-2]:
-            from_isolated["all_layers" if end == num_layers else "all_but_last_window"] = _effect(
-                apart, partly
-            )
-    windows = list(pairwise(bounds))
-    case: dict[str, Any] = {
-        "width": len(scene.members),
-        "bounds": bounds,
-        "total": total,
-        "from_isolated": from_isolated,  # against isolated mode, all others against visible mode
-        "last_layer": effects[num_layers - 1, num_layers, "spread"],
-        "total_self": effects[0, num_layers, "self"],
-        "windows": [effects[first, end, "spread"] for first, end in windows],
-        "windows_self": [effects[first, end, "self"] for first, end in windows],
-        "below": [effects[0, cut, "spread"] for cut in bounds[1:]],
-        "from": [effects[cut, num_layers, "spread"] for cut in bounds[:-1]],
-    }
-    if context.store:
-        keep_log(context.store, free)
-        context.store.json(
-            "layer_effects", {"reader": context.lm.token_text(scene.reader), "effects": case}
-        )
-        context.store.text("analysis", _table(text, case))
-    return case
-
-
-def _cuts(bounds: Sequence[int]) -> list[tuple[int, int, str]]:
-    """Every (first layer, end, mass) that is run, each once."""
-    windows, end = list(pairwise(bounds)), bounds[-1]
-    spread_out = [
-        *windows,
-        *((0, cut) for cut in bounds[1:]),
-        *((cut, end) for cut in bounds[:-1]),
-        (end - 1, end),
-    ]
-    cuts = [(*cut, "spread") for cut in spread_out] + [
-        (*cut, "self") for cut in [*windows, (0, end)]
-    ]
-    return list(dict.fromkeys(cuts))
-
-
-def _effect(logs: np.ndarray, other: Trace) -> dict[str, float]:
-    """How far another run is from `logs` [n + 1, V], rows as of `_log_probabilities`.
-
-    sibling_kl: KL(this || other) in nats of the members' own outputs, mean over them; reader_tv: total variation at the reader;
-    largest_tv: the largest of any row.
-    """
+def _effect(logs: np.ndarray, other: Trace) -> Effect:
+    """How far another run is from `logs` [w + 1, V], rows as of `_log_probabilities`."""
     probabilities, others = np.exp(logs), _log_probabilities(other)
     kl = np.einsum("rv,rv->r", probabilities, logs - others)
     tv = np.abs(probabilities - np.exp(others)).sum(axis=1) / 2
-    return {
-        "sibling_kl": max(0.0, float(kl[:-1].mean())),
-        "reader_tv": float(tv[-1]),
-        "largest_tv": float(tv.max()),
-    }
+    sibling_kl = max(0.0, float(kl[:-1].mean()))
+    return {"sibling_kl": sibling_kl, "reader_tv": float(tv[-1]), "largest_tv": float(tv.max())}
 
 
 def _log_probabilities(trace: Trace) -> np.ndarray:
-    """log p [n + 1, V] of what the members of the set and then the reader give."""
-    return log_softmax(
-        np.concatenate([step.logits for step in trace.steps]).astype(np.float64), axis=-1
-    )
+    """log p [w + 1, V] of what the members of the set and then the reader give."""
+    logits = np.concatenate([logits_of(trace, k) for k in range(len(trace.steps))])
+    return log_softmax(logits.astype(np.float64), axis=-1)
 
 
-def _table(text: str, case: Mapping[str, Any]) -> str:
-    lines = [text, "isolated in layers  sibling KL   reader TV  and with the mass kept"]
-    rows = [("all", case["total"], case["total_self"])]
-    names = [f"{a} to {b - 1}" for a, b in pairwise(case["bounds"])]
-    rows += list(zip(names, case["windows"], case["windows_self"], strict=True))
-    for name, lost, kept in rows:
-        values = [effect[key] for effect in (lost, kept) for key in ("sibling_kl", "reader_tv")]
-        lines.append(f"{name:>18}  " + "  ".join(f"{value:10.4f}" for value in values))
-    return "\n".join(lines)
+@study.claim(always=True, control="all_but_last_window")
+def test_all_layers_are_isolated(case: Case, layers: str = "all_layers") -> bool:
+    """Isolating siblings in every layer of visible mode is isolated mode.
+
+    Largest total variation at any member or the reader is at most ten rounding floors.
+
+    Control: siblings isolated in all windows but the last.
+    """
+    return case.whole[layers]["largest_tv"] <= rounding("tv", case.dtype)
 
 
-def _get(*keys: str) -> Callable[[Case], Any]:
-    def value(case: Case) -> Any:
-        if case["width"] is None:
-            return None
-        for key in keys:
-            case = case[key]
-        return case
+@study.claim(always=True)
+def test_last_layer_reaches_no_reader(case: Case) -> bool:
+    """What siblings do to each other in the last layer reaches no later token.
 
-    return value
+    Keys and values are made before that: total variation is at most ten rounding floors.
+    """
+    return case.whole["last_layer"]["reader_tv"] <= rounding("tv", case.dtype)
 
 
-def _identical(*keys: str) -> Callable[[Case], bool | None]:
-    return lambda case: None if case["width"] is None else _get(*keys)(case) <= IDENTICAL_TV
+@test_last_layer_reaches_no_reader.control
+def first_window(case: Case) -> bool:
+    """siblings isolated in the first window of layers"""
+    return case.parts["windows"][0]["reader_tv"] <= rounding("tv", case.dtype)
 
 
-def _halves(name: str, by_coin: bool = False) -> Callable[[Case], float | None]:
-    """log of the effect of the lower half of the layers over that of the upper half; with `by_coin`, of either over the other."""
-    lowest = {"sibling_kl": IDENTICAL_KL, "reader_tv": IDENTICAL_TV}[name]
-
-    def value(case: Case) -> float | None:
-        if case["width"] is None or case["total"][name] < lowest:
-            return None
-        middle = len(case["windows"]) // 2
-        lower, upper = case["below"][middle - 1][name], case["from"][middle][name]
-        ratio = math.log(max(lower, lowest) / max(upper, lowest))
-        heads = (
-            np.random.default_rng([SEED, *case["prompt"].encode()]).integers(2) if by_coin else 1
-        )
-        return ratio if heads else -ratio
-
-    return value
+# A pilot's siblings moved each other by 0.26 nats in all.
+TWICE = Planned(math.log(2), 1.0, "twice as much, spread by a factor of e; no earlier data")
+EIGHTH = Planned(0.03, 0.06, "an eighth of a pilot's 0.26 nats, spread twice as much", NUM_WINDOWS)
+NO_CHANGE = Planned(0.0, 0.5, "no earlier data; a spread over prompts by a factor of 1.6")
+UNDER_HALF = Planned(0.1, 0.2, "under half of a pilot's 0.26 nats, spread twice as much")
+MOST = Planned(0.75, 0.5, "no earlier data; spread as ratios of small divergences are")
 
 
-def _share_kept(*keys: str) -> Callable[[Case], float | None]:
-    """An effect on the siblings as a share of the whole one, where there is one worth sharing."""
-    return lambda case: (
-        None if _too_small(case) else _get(*keys)(case) / case["total"]["sibling_kl"]
-    )
+@study.claim(more_than=QUARTER, planned=TWICE, control=True)
+def test_enters_early(case: Case, by_coin: bool = False) -> float | None:
+    """What siblings do to each other comes from the lower half of the layers more than the upper.
+
+    log(KL(visible || lower half isolated) / KL(visible || upper half isolated)) at the siblings.
+
+    Control: the halves of each prompt named by a coin.
+    """
+    return case.halves("sibling_kl", by_coin)
 
 
-def _too_small(case: Case) -> bool:
-    return case["width"] is None or case["total"]["sibling_kl"] < KL_MARGIN
+@study.claim(more_than=QUARTER, planned=TWICE, control=True)
+def test_reaches_reader_early(case: Case, by_coin: bool = False) -> float | None:
+    """What siblings do to the next step comes from the lower half of the layers more.
+
+    log(TV(visible, lower half isolated) / TV(visible, upper half isolated)) at the reader.
+
+    Control: the halves of each prompt named by a coin.
+    """
+    return case.halves("reader_tv", by_coin)
 
 
-def _log_sum(case: Case) -> float | None:
-    if _too_small(case):
-        return None
-    return math.log(
-        max(sum(window["sibling_kl"] for window in case["windows"]), IDENTICAL_KL)
-        / case["total"]["sibling_kl"]
-    )
+@study.claim(somewhere_above=BFLOAT16_KL, planned=EIGHTH, control=True)
+def test_one_window_suffices_somewhere(case: Case, twice: bool = False) -> list[float]:
+    """Isolating siblings in some single window of layers changes what they predict.
+
+    KL(visible || isolated in the window) of the members' own outputs in nats, for each window.
+
+    Control: isolated mode against isolated layers, all of them: the same computation twice.
+    """
+    windows = case.parts["windows"]
+    return [(case.whole["all_layers"] if twice else part)["sibling_kl"] for part in windows]
 
 
-def _log_nothing(case: Case) -> float | None:
-    return (
-        None
-        if _too_small(case)
-        else math.log(max(_nothing(case), IDENTICAL_KL) / case["total"]["sibling_kl"])
-    )
+@study.claim(within=QUARTER, planned=NO_CHANGE, control=True)
+def test_windows_add_up(case: Case, twice: bool = False) -> float | None:
+    """The windows' effects add up to the whole: no layer repeats, or repairs, what another did.
+
+    log of (sum of KL over windows / KL of isolating every layer), where that is 0.005 nats or more.
+
+    Control: isolated mode against isolated layers, all of them: the same computation twice.
+    """
+    parts = [case.whole["all_layers"]] if twice else case.parts["windows"]
+    share, least = case.share(*parts), case.share({"sibling_kl": rounding("kl", case.dtype)})
+    return None if share is None or least is None else math.log(max(share, least))
 
 
-def _map(case: Case) -> list[float] | None:
-    return None if case["width"] is None else [window["sibling_kl"] for window in case["windows"]]
+@study.claim(more_than=BFLOAT16_KL, planned=UNDER_HALF, control="all_layers")
+def test_mass_is_not_the_effect(case: Case, layers: str = "total_self") -> float:
+    """Siblings change each other's predictions also if their attention mass stays with the set.
+
+    KL(visible || isolated in every layer, own key counted n-fold) of the members' own outputs.
+
+    Control: isolated mode against isolated layers, all of them: the same computation twice.
+    """
+    return case.whole[layers]["sibling_kl"]
 
 
-def _map_of_nothing(case: Case) -> list[float] | None:
-    return None if case["width"] is None else [_nothing(case)] * len(case["windows"])
+HALF = "half of the effect"
 
 
-_nothing = _get("from_isolated", "all_layers", "sibling_kl")
-NOTHING = "isolated mode against isolated layers, all of them: the same computation twice"
-COIN = "the halves of each prompt named by a coin"
-HALVES = "log of the effect of isolating the lower half of the layers over that of the upper half"
-REMAINS = (
-    "KL(visible || isolated in every layer, own key counted n-fold) of the members' own outputs"
-)
+@study.claim(more_than=0.5, because=HALF, typical=True, planned=MOST, control="all_layers")
+def test_most_remains_at_same_mass(case: Case, layers: str = "total_self") -> float | None:
+    """Most of what siblings do to each other is what they say, not the attention they take.
 
-CLAIMS = (
-    Claim(
-        id="exp10.all-layers-are-isolated",
-        statement="Isolating siblings in every layer of visible mode is isolated mode.",
-        statistic=f"largest total variation at any member or the reader is at most {IDENTICAL_TV:.1e}, ten rounding floors",
-        values=_identical("from_isolated", "all_layers", "largest_tv"),
-        test="always",
-        refuted_by="one prompt on which any distribution differs by more than rounding",
-        control=_identical("from_isolated", "all_but_last_window", "largest_tv"),
-        control_statement="siblings isolated in all windows but the last",
-    ),
-    Claim(
-        id="exp10.last-layer-reaches-no-reader",
-        statement="What siblings do to each other in the last layer reaches no later token: its keys and values are made before.",
-        statistic=f"total variation at the reader is at most {IDENTICAL_TV:.1e}, ten rounding floors",
-        values=_identical("last_layer", "reader_tv"),
-        test="always",
-        refuted_by="one prompt on which the reader differs by more than rounding",
-        control=lambda case: (
-            None if case["width"] is None else case["windows"][0]["reader_tv"] <= IDENTICAL_TV
-        ),
-        control_statement="siblings isolated in the first window of layers",
-    ),
-    Claim(
-        id="exp10.enters-early",
-        statement="What siblings do to each other comes from the lower half of the layers more than from the upper half.",
-        statistic=f"{HALVES}; KL(visible || partly isolated) of the members' own outputs",
-        values=_halves("sibling_kl"),
-        test="greater",
-        margin=LOG_MARGIN,
-        margin_reason=LOG_REASON,
-        family="exp10",
-        planned_effect=PLANNED_LOG,
-        planned_sd=PLANNED_LOG_SD,
-        planned_from=PLANNED_LOG_FROM,
-        refuted_by="a mean log ratio below log 1.25",
-        control=_halves("sibling_kl", by_coin=True),
-        control_statement=COIN,
-    ),
-    Claim(
-        id="exp10.reaches-reader-early",
-        statement="What siblings do to the next step comes from the lower half of the layers more than from the upper half.",
-        statistic=f"{HALVES}; total variation at the reader",
-        values=_halves("reader_tv"),
-        test="greater",
-        margin=LOG_MARGIN,
-        margin_reason=LOG_REASON,
-        family="exp10",
-        planned_effect=PLANNED_LOG,
-        planned_sd=PLANNED_LOG_SD,
-        planned_from=PLANNED_LOG_FROM,
-        refuted_by="a mean log ratio below log 1.25",
-        control=_halves("reader_tv", by_coin=True),
-        control_statement=COIN,
-    ),
-    Claim(
-        id="exp10.one-window-suffices-somewhere",
-        statement="Isolating siblings in some single window of layers changes what they predict.",
-        statistic="KL(visible || isolated in the window) of the members' own outputs in nats, for each window",
-        values=_map,
-        test="somewhere",
-        margin=KL_MARGIN,
-        margin_reason=BFLOAT16_REASON,
-        family="exp10",
-        planned_effect=0.03,
-        planned_sd=0.06,
-        planned_from="a pilot's 0.26 nats in all, an eighth of it in one window, with twice as much spread",
-        cells=NUM_WINDOWS,
-        refuted_by="every window below 0.005 nats",
-        control=_map_of_nothing,
-        control_statement=NOTHING,
-    ),
-    Claim(
-        id="exp10.windows-add-up",
-        statement="The windows' effects add up to the whole: no layer repeats, or repairs, what another did.",
-        statistic="log of (sum of KL over windows / KL of isolating every layer), where the latter is at least 0.005 nats",
-        values=_log_sum,
-        test="equivalent",
-        margin=LOG_MARGIN,
-        margin_reason=LOG_REASON,
-        family="exp10",
-        planned_effect=0.0,
-        planned_sd=0.5,
-        planned_from="no earlier data; a spread over prompts by a factor of 1.6",
-        refuted_by="a sum that is a quarter more, or less, than the whole",
-        control=_log_nothing,
-        control_statement=NOTHING,
-    ),
-    Claim(
-        id="exp10.mass-is-not-the-effect",
-        statement="Siblings change each other's predictions also if their attention mass stays with the set.",
-        statistic=f"{REMAINS} in nats",
-        values=_get("total_self", "sibling_kl"),
-        test="greater",
-        margin=KL_MARGIN,
-        margin_reason=BFLOAT16_REASON,
-        family="exp10",
-        planned_effect=0.1,
-        planned_sd=0.2,
-        planned_from="somewhat less than half of a pilot's 0.26 nats, with twice as much spread",
-        refuted_by="a mean below 0.005 nats",
-        control=_nothing,
-        control_statement=NOTHING,
-    ),
-    Claim(
-        id="exp10.most-remains-at-same-mass",
-        statement="Most of what siblings do to each other is what they say, not the attention mass they take from the context.",
-        statistic=f"{REMAINS} / KL(visible || isolated)",
-        values=_share_kept("total_self", "sibling_kl"),
-        test="greater",
-        margin=HALF,
-        margin_reason="half of the effect",
-        estimand="pseudomedian",
-        family="exp10",
-        planned_effect=0.75,
-        planned_sd=0.5,
-        planned_from="three quarters, with a spread as large as ratios of small divergences have; no earlier data",
-        refuted_by="less than half of the effect on a typical prompt",
-        control=_share_kept("from_isolated", "all_layers", "sibling_kl"),
-        control_statement=NOTHING,
-    ),
-)
+    KL(visible || isolated in every layer, own key counted n-fold) / KL(visible || isolated).
+
+    Control: isolated mode against isolated layers, all of them: the same computation twice.
+    """
+    return case.share(case.whole[layers])
 
 
-def _curve(
-    cases: Sequence[Case], key: str, name: str, at: Sequence[float]
-) -> list[tuple[float, float, float, float]]:
-    return [(x, *spread([case[key][i][name] for case in cases])) for i, x in enumerate(at)]
-
-
-def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    """The effect by window of layers, with and without its mass, and by cut, at the siblings and at the reader."""
-    branched = [case for case in cases if case["width"]]
-    if len(branched) < 2:
-        return []
-    bounds = branched[0]["bounds"]
+@study.pictures
+def pictures(store: Store, cases: Sequence[Case]) -> Iterator[Picture]:
+    """The effect by window of layers, with and without its mass, and by cut."""
+    if len(cases) < 2:
+        return
+    bounds = cases[0].bounds
     middles = [(first + end - 1) / 2 for first, end in pairwise(bounds)]
-    found = []
-    for name, what, where in (
-        ("sibling_kl", "KL in nats", "at the siblings"),
-        ("reader_tv", "total variation", "at the reader"),
-    ):
-        total = spread([case["total"][name] for case in branched])[0]
-        means = f"mean and 95 % interval over {len(branched)} prompts. Isolating siblings in every layer gives {total:.3g}."
-        windows = {
-            "edges removed": _curve(branched, "windows", name, middles),
-            "edges removed, mass kept": _curve(branched, "windows_self", name, middles),
-        }
+    for name, (_, what, where) in MEASURES.items():
+        curves = [case.curves(name) for case in cases]
+        total = spread([case.whole["total"][name] for case in cases])[0]
+        means = (
+            f"changes {where}: mean and 95 % interval over {len(cases)} prompts. Isolating "
+            f"siblings in every layer gives {total:.3g}."
+        )
         caption = (
-            f"What isolating siblings in one window of {bounds[1]} layers changes {where}, {means} Where the second curve is as high "
-            "as the first, the effect is what siblings say to each other and not the attention that they take from the context."
+            f"What isolating siblings in one window of {bounds[1]} layers {means} Where the second "
+            "curve is as high as the first, the effect is what siblings say to each other and not "
+            "the attention that they take from the context."
         )
-        found.append(
-            lines_by(
-                windows, "layer (middle of the window)", what, f"Where it enters, {where}", caption
-            )
-        )
-        cuts = {
-            "isolated below the layer": _curve(branched, "below", name, bounds[1:]),
-            "isolated from the layer on": _curve(branched, "from", name, bounds[:-1]),
-        }
+        titles = {"windows": "edges removed", "windows_self": "edges removed, mass kept"}
+        lines, title = lines_of(curves, titles, middles), f"Where it enters, {where}"
+        yield lines_by(lines, "layer (middle of the window)", what, title, caption)
         caption = (
-            f"What isolating siblings below a layer, or from it on, changes {where}, {means} The layers between which a curve is "
-            "steep carry the effect."
+            f"What isolating siblings below a layer, or from it on, {means} The layers between "
+            "which a curve is steep carry the effect."
         )
-        found.append(
-            lines_by(
-                cuts, "layer of the cut", what, f"Isolated below or from a layer, {where}", caption
-            )
-        )
-    return found
-
-
-STUDY = Study("exp10", "Where it enters", measure, CLAIMS, pictures)
+        lines = lines_of(curves, {"below": "isolated below the layer"}, bounds[1:])
+        lines |= lines_of(curves, {"from": "isolated from the layer on"}, bounds[:-1])
+        title = f"Isolated below or from a layer, {where}"
+        yield lines_by(lines, "layer of the cut", what, title, caption)
 
 
 def test_every_layer_is_in_one_window(cases: list[Case]) -> None:
-    """Harness check: the windows are a partition of the layers, and the last cut below is every layer."""
-    for case in (case for case in cases if case["width"]):
-        bounds = case["bounds"]
-        assert bounds[0] == 0 and bounds == sorted(set(bounds))
-        assert (
-            len(case["windows"])
-            == len(case["windows_self"])
-            == len(case["below"])
-            == len(case["from"])
-            == len(bounds) - 1
-        )
-        assert case["below"][-1] == case["from"][0], (
-            "isolated below the last bound and from the first on are the same run"
-        )
+    """The windows are a partition of the layers, and the last cut below is every layer."""
+    for case in cases:
+        assert case.bounds[0] == 0
+        assert case.bounds == sorted(set(case.bounds))
+        assert {len(found) for found in case.parts.values()} == {len(case.bounds) - 1}
+        assert case.parts["below"][-1] == case.parts["from"][0], "both isolate every layer"
 
 
 def test_last_layer_changes_the_siblings_themselves(cases: list[Case]) -> None:
-    """Harness check: the run whose reader must not move is no plain visible run: its siblings do move."""
-    moved = [case["last_layer"]["largest_tv"] for case in cases if case["width"]]
-    assert min(moved) > IDENTICAL_TV, (
-        f"isolating the last layer changes no more than {min(moved):.2g} anywhere"
-    )
+    """The run whose reader must not move is no plain visible run: its siblings do move."""
+    for case in cases:
+        assert case.whole["last_layer"]["largest_tv"] > rounding("tv", case.dtype)
 
 
 def test_effects_are_on_disk(store: Store, own_case: Case) -> None:
-    """layer_effects.json holds what the family's own prompt gave."""
-    assert store.load_json("layer_effects")["effects"]["windows"] == own_case["windows"]
+    """layer_effects.json holds what the config's own prompt gave."""
+    assert store.load_json("layer_effects")["effects"]["windows"] == own_case.parts["windows"]
