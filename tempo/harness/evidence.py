@@ -102,17 +102,23 @@ class Evidence:
             suite + (" as chats" if self.chat else ""),
         )
 
-    def suites(self) -> list[tuple[Suite, list[int]]]:
-        """The suites that were measured, each with the lengths of its prompts in tokens."""
+    def described(self) -> str:
+        """A sentence about the prompts that were measured: how many, how long, from which suite."""
         suites = {plan.suite.sha256: plan.suite for plan in self.plans if plan.suite}
-        found = []
+        said = []
         for key, suite in suites.items():
             plans = [plan for plan in self.plans if plan.suite and plan.suite.sha256 == key]
             texts = dict.fromkeys(prompt.text for plan in plans for prompt in plan.prompts)
-            lengths = [len(self.lm.encode(text)) for text in texts] if self.lm.tokenizer else []
             measured = tuple(prompt for prompt in suite.prompts if prompt.text in texts)
-            found.append((Suite(measured, suite.source, suite.language), lengths))
-        return found
+            lengths = [self._length(prompt.text) for prompt in measured] if measured else []
+            said.append(Suite(measured, suite.source, suite.language).describe(lengths))
+            if len(texts) > len(measured):
+                said[-1] += ", and each config's own prompt"
+        return "; ".join(said) or "each config's own prompt only"
+
+    def _length(self, text: str) -> int:
+        """How many tokens the model reads."""
+        return len(self.lm.chat(text) if self.chat else self.lm.encode(text))
 
     def _tasks(self) -> list[Task]:
         tasks = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import hashlib
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -123,11 +124,11 @@ def _suite(rows: Iterable[Row], source: str) -> Suite:
 
 
 def _lines(text: str, source: str) -> list[Row]:
-    return [{"prompt": line} for line in text.splitlines() if line.strip()]
+    return [{"prompt": line.rstrip("\r")} for line in text.split("\n") if line.strip()]
 
 
 def _csv(text: str, source: str) -> list[Row]:
-    table = csv.DictReader(text.splitlines())
+    table = csv.DictReader(io.StringIO(text, newline=""))
     rows = [_checked(row, f"{source} line {number}") for number, row in enumerate(table, start=2)]
     if not rows and table.fieldnames:
         _checked(dict.fromkeys(table.fieldnames, "x"), source)
@@ -136,7 +137,7 @@ def _csv(text: str, source: str) -> list[Row]:
 
 def _jsonl(text: str, source: str) -> list[Row]:
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

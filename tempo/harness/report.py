@@ -46,7 +46,7 @@ def write(session: Session) -> list[str]:
             model=evidence.lm.name,
             about=_about(session, evidence),
             conclusions=_conclusions(session),
-            suite="; ".join(suite.describe(lengths) for suite, lengths in evidence.suites()),
+            suite=evidence.described(),
             quick_look=option.prompts,
             tests=tuple(map(_row, session.tests)),
         ),
