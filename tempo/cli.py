@@ -1,54 +1,55 @@
-"""The command line: `tempo generate`, `tempo compare`, `tempo models` and `tempo report`."""
+"""The command line: `tempo generate`, `compare`, `models`, `new` and `report`.
+
+`tempo --help` must be quick. So torch, NumPy and Rich are imported inside the commands.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import numpy as np
 import typer
-from rich.console import Console, RenderableType
-from rich.text import Text
 from typer.core import TyperGroup
 
 import tempo
 from tempo.errors import TempoError
-from tempo.reporting import terminal
 from tempo.spec import (
     VISIBILITIES,
     Positions,
     Readout,
     RunSpec,
-    TokenIds,
     Visibility,
     Weighting,
     load_yaml,
 )
 from tempo.text import escaped
 
-LONGEST_PROMPT = (
-    600  # characters of a prompt that are shown; of a longer one its end, which the sets continue
-)
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+# Characters of a prompt that are shown. Of a longer one its end is, which the sets continue.
+LONGEST_PROMPT = 600
 REPLAYED = (
-    "All modes replay the same sets, chosen by isolated mode or given. Cells: the most probable next token, and KL "
-    "(nats) and TV of the mode's distribution against isolated's."
+    "All modes replay the same sets, chosen by isolated mode or given. Cells: the most probable "
+    "next token, and KL (nats) and TV of the mode's distribution against isolated's."
 )
 FREE = (
-    "Each mode chooses its own sets. Cells: its set, and KL (nats) and TV of its distribution against isolated's until "
-    "the sets first differ; after that a dash, as distributions after different contexts are not comparable."
+    "Each mode chooses its own sets. Cells: its set, and KL (nats) and TV of its distribution "
+    "against isolated's until the sets first differ; after that a dash, as distributions after "
+    "different contexts are not comparable."
 )
-USAGE_ERROR: Any = (
-    typer.BadParameter.__base__
-)  # of all usage errors, the one that every typer exports
+# The base of all usage errors; not every typer exports it by name.
+USAGE_ERROR: Any = typer.BadParameter.__base__
 
 
 class _Commands(TyperGroup):
-    """The commands, with every expected failure turned into one message on stderr and an exit code."""
+    """The commands; an expected failure is one message on stderr and an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         try:
@@ -64,7 +65,8 @@ app = typer.Typer(
     cls=_Commands,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help, which unlike Rich's panels keeps option names and choices whole at 80 columns
+    # Plain help, which unlike Rich's panels keeps option names and choices whole at 80 columns.
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -93,7 +95,8 @@ StopAtEos = Annotated[
     bool, typer.Option(help="End after a set that an end-of-sequence token leads.")
 ]
 ModelName = Annotated[
-    str, typer.Option("--model", help="A name from 'tempo models', a folder, or a hub id.")
+    str,
+    typer.Option("--model", help="A name from 'tempo models', a folder, a .gguf file or a hub id."),
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float64.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<n>.")]
@@ -113,7 +116,8 @@ Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
 def _tempo(context: typer.Context, version: Version = False) -> None:
     """Decode with every token that reaches a threshold, all at one rotary position.
 
-    Exit codes: 0 done; 1 the run failed, and the message says what to do; 2 wrong usage; 130 interrupted.
+    Exit codes: 0 done; 1 the run failed, and the message says what to do; 2 wrong usage; 130
+    interrupted.
     """
     if version:
         _write(f"tempo {tempo.__version__}\n")
@@ -141,6 +145,10 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Print the sets that TEMPO generates, each token with its probability."""
+    from rich.text import Text
+
+    from tempo.reporting import terminal
+
     spec = _spec(context, config)
     with tempo.load_model(model, dtype, device) as lm:
         trace = _run(lm, [spec])[0]
@@ -152,13 +160,8 @@ def generate(
         return
     shown = shown if len(shown) <= LONGEST_PROMPT else "…" + shown[-LONGEST_PROMPT:]
     console = _console()
-    lines = terminal.wrap(
-        [
-            terminal.words(shown),
-            *(terminal.members(step.texts, step.probabilities) for step in trace.steps),
-        ],
-        console.width,
-    )
+    sets = [terminal.members(step.texts, step.probabilities) for step in trace.steps]
+    lines = terminal.wrap([terminal.words(shown), *sets], console.width)
     _show(console, *lines, Text(), terminal.legend(), terminal.summary(trace))
 
 
@@ -183,9 +186,14 @@ def compare(
 ) -> None:
     """Put the three visibilities side by side, on the same sets.
 
-    The sets are those that the isolated mode chooses, or those of a replay in --config. KL is KL(mode || isolated) in
-    nats, TV the total variation, both of the distributions of the next token. --save makes a folder for each mode.
+    The sets are those that the isolated mode chooses, or those of a replay in --config. KL is
+    KL(mode || isolated) in nats, TV the total variation, both of the distributions of the next
+    token. --save makes a folder for each mode.
     """
+    from rich.text import Text
+
+    from tempo.reporting import terminal
+
     spec = _spec(context, config)
     if free and spec.replay:
         raise typer.BadParameter(
@@ -194,27 +202,16 @@ def compare(
     with tempo.load_model(model, dtype, device) as lm:
         if not free and not spec.replay:
             spec = spec.but(replay=_run(lm, [spec.but(visibility="isolated", capture=())])[0])
-        # all three in one batch: runs of other batch shapes differ by rounding
-        traces = dict(
-            zip(
-                VISIBILITIES,
-                _run(lm, [spec.but(visibility=mode) for mode in VISIBILITIES]),
-                strict=True,
-            )
-        )
+        # All three in one batch: runs of other batch shapes differ by rounding.
+        runs = _run(lm, [spec.but(visibility=mode) for mode in VISIBILITIES])
+        traces = dict(zip(VISIBILITIES, runs, strict=True))
         rows = list(_comparison(lm, traces))
     for mode, trace in traces.items():
         if save:
             trace.save(save / mode)
-    wide = next(
-        (
-            k
-            for k, row in enumerate(rows)
-            if any(len(entry["tokens"]) > 1 for entry in row.values())
-        ),
-        None,
-    )
-    # until the first wide set is in the cache, contexts are equal in free runs too
+    widest = [max(len(entry["tokens"]) for entry in row.values()) for row in rows]
+    wide = next((k for k, width in enumerate(widest) if width > 1), None)
+    # Until the first wide set is in the cache, contexts are equal in free runs too.
     early = rows if wide is None else rows[: wide + 1]
     largest = max(entry["tv"] for row in early for entry in row.values() if entry["tv"] is not None)
     if as_json:
@@ -224,12 +221,11 @@ def compare(
             "first_wide_step": wide,
             "max_tv_until_then": largest,
         }
-        runs = {mode: _record(trace) for mode, trace in traces.items()}
-        _write(json.dumps(record | {"steps": rows, "runs": runs}) + "\n")
+        record |= {"steps": rows, "runs": {mode: _record(t) for mode, t in traces.items()}}
+        _write(json.dumps(record) + "\n")
         return
-    what = (
-        f"{lm.name}. {FREE if free else REPLAYED} {terminal.must_agree(len(rows), wide, largest)}"
-    )
+    agreement = terminal.must_agree(len(rows), wide, largest)
+    what = f"{lm.name}. {FREE if free else REPLAYED} {agreement}"
     console = _console()
     _show(
         console,
@@ -251,11 +247,12 @@ def models(
     as_json: Json = False,
 ) -> None:
     """List the models that need no account, or the architectures that run."""
-    from tempo.models import KNOWN_MODELS
-
     if architectures:
         _list_architectures(as_json)
         return
+    from tempo.reporting import terminal
+    from tempo.wheels import KNOWN_MODELS
+
     listed = [
         {
             "name": model.name,
@@ -284,6 +281,7 @@ def models(
     _show(_console(), table)
     _write(
         f"Folders: {escaped(str(root))}/<name> (the environment variable TEMPO_CACHE moves them)\n"
+        "A folder with safetensors, a .gguf file or a hub id is a model too.\n"
     )
 
 
@@ -292,6 +290,7 @@ def _list_architectures(as_json: bool) -> None:
 
     from packaging.version import Version
 
+    from tempo.reporting import terminal
     from tempo.support import read_registry
 
     registry, installed = read_registry(), version("transformers")
@@ -304,29 +303,46 @@ def _list_architectures(as_json: bool) -> None:
         )
         return
     table = terminal.new_table("model type", "status", "deviation", "reason")
-    order = (
-        "not measured",
-        "refused",
-        "supported",
-    )  # what runs stands last, next to the reader's prompt
-    for name, entry in sorted(
-        entries.items(), key=lambda item: (order.index(item[1]["status"]), item[0])
-    ):
+    # What runs stands last, next to the reader's prompt.
+    statuses = ("not measured", "refused", "supported")
+    by_status = [
+        (name, entry)
+        for status in statuses
+        for name, entry in sorted(entries.items())
+        if entry["status"] == status
+    ]
+    for name, entry in by_status:
         deviation = "" if entry["deviation"] is None else f"{entry['deviation']:.1e}"
         table.add_row(name, entry["status"], deviation, escaped(entry["reason"]))
-    counts = ", ".join(
-        f"{sum(e['status'] == status for e in entries.values())} {status}"
-        for status in ("supported", "refused", "not measured")
-    )
+    found = [entry["status"] for entry in entries.values()]
+    counts = ", ".join(f"{found.count(status)} {status}" for status in reversed(statuses))
     _show(_console(), table)
-    measured = (
-        ""
-        if release == installed
-        else f" (not the installed {installed}, which was not measured: what cannot run is still refused at load)"
-    )
+    if release != installed:
+        release += (
+            f" (not the installed {installed}, which was not measured: "
+            "what cannot run is still refused at load)"
+        )
     _write(
-        f"transformers {release}{measured}: {counts}. Deviation: largest difference of a logit from the oracle's, of the logit range.\n"
+        f"transformers {release}: {counts}. Deviation: largest difference of a logit from the "
+        "oracle's, of the logit range.\n"
     )
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call the experiment.")],
+    folder: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where to write it; made if need be.")
+    ] = Path(),
+) -> None:
+    """Write an experiment of your own, a module and its config, which runs as it is."""
+    from tempo.harness.starter import new as write_experiment
+
+    written = write_experiment(name, folder)
+    for path in written:
+        _write(f"written: {escaped(str(path))}\n")
+    module = next(path for path in written if path.suffix == ".py")
+    _write(f"run it: pytest {escaped(shlex.quote(str(module)))} --model tiny\n")
 
 
 @app.command()
@@ -348,14 +364,16 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Make the report again from the records alone; no model is run. Several models stand side by side.
+    """Make the report again from the records alone; no model is run.
 
-    Writes findings.html, findings.md, findings.svg and .png (of several models: findings-<model>.svg), every figure under figures/,
-    and with --against comparison.md.
+    Several models stand side by side. Writes findings.html, findings.md, findings.svg (of several
+    models findings-<model>.svg), every figure under figures/, and with --against comparison.md.
     """
+    from tempo.reporting import terminal
     from tempo.reporting.comparison import compare_findings
     from tempo.reporting.publish import publish
     from tempo.reporting.report import names_of, read_report, read_reports
+    from tempo.reporting.sidebyside import said
 
     folders = results or [Path("results")]
     if against and len(folders) > 1:
@@ -365,32 +383,22 @@ def report(
     found, comparison = read_reports(folders), None
     if against:
         other, this = read_report(against), found[0]
-        comparison = compare_findings(
-            other.findings,
-            this.findings,
-            (f"{against} ({other.model})", f"{folders[0]} ({this.model})"),
-        )
+        names = f"{against} ({other.model})", f"{folders[0]} ({this.model})"
+        comparison = compare_findings(other.findings, this.findings, names)
         _show(_console(), *terminal.comparison_table(comparison))
     if len(found) > 1:
-        from tempo.reporting.sidebyside import said
-
-        _write(
-            "\n".join(
-                escaped(line) for line in [f"models: {', '.join(names_of(found))}", *said(found)]
-            )
-            + "\n"
-        )
+        lines = [f"models: {', '.join(names_of(found))}", *said(found)]
+        _write("".join(f"{escaped(line)}\n" for line in lines))
     written = publish(found, out, comparison)
-    named = ", ".join(escaped(str(path)) for path in written if path.parent == out)
-    _write(
-        f"written: {named}, and {sum(path.parent != out for path in written)} files under {escaped(str(out))}/figures/\n"
-    )
+    beside = [path for path in written if path.parent == out]
+    figures = f"{len(written) - len(beside)} files under {escaped(str(out))}/figures/"
+    _write(f"written: {', '.join(escaped(str(path)) for path in beside)}, and {figures}\n")
 
 
 class Settings(RunSpec):
     """A RunSpec whose prompt may come from the command line."""
 
-    prompt: str | TokenIds = ""
+    prompt: str | tuple[int, ...] = ""
 
 
 def _spec(context: typer.Context, config: Path | None) -> RunSpec:
@@ -408,7 +416,11 @@ def _spec(context: typer.Context, config: Path | None) -> RunSpec:
 
 
 def _run(lm: tempo.LanguageModel, specs: Sequence[RunSpec]) -> list[tempo.Trace]:
-    # FORCE_COLOR asks for colour, not for a spinner in a log file
+    """The traces, made under a spinner if someone watches."""
+    from rich.console import Console
+    from rich.text import Text
+
+    # FORCE_COLOR asks for colour, not for a spinner in a log file.
     with Console(stderr=True, force_terminal=sys.stderr.isatty()).status(
         Text(escaped(f"{lm.name} generates ..."))
     ):
@@ -432,9 +444,12 @@ def _record(trace: tempo.Trace) -> dict[str, Any]:
 
 
 def _comparison(
-    lm: tempo.LanguageModel, traces: Mapping[str, tempo.Trace]
+    lm: tempo.LanguageModel, traces: Mapping[Visibility, tempo.Trace]
 ) -> Iterator[dict[str, dict[str, Any]]]:
-    """{mode: what it chose and how far it is from isolated} of each step; no distance once contexts differ."""
+    """{mode: what it chose, and how far it is from isolated} of each step.
+
+    There is no distance once contexts differ.
+    """
     from tempo.metrics import kl_divergence, total_variation
 
     base = traces["isolated"]
@@ -445,7 +460,7 @@ def _comparison(
             if k >= len(trace.steps):
                 continue
             step = trace.steps[k]
-            top = int(np.argmax(step.distribution))
+            top = int(step.distribution.argmax())
             comparable[mode] = comparable[mode] and k < len(base.steps)
             pair = (step.distribution, base.steps[k].distribution) if comparable[mode] else None
             row[mode] = {
@@ -465,7 +480,9 @@ def _comparison(
 
 
 def _console() -> Console:
-    # Rich keeps bold and dim under NO_COLOR, which still are escape codes
+    from rich.console import Console
+
+    # Rich keeps bold and dim under NO_COLOR, which are escape codes too.
     return Console(
         color_system=None if os.environ.get("NO_COLOR") else "auto",
         highlight=False,
@@ -486,9 +503,8 @@ def _write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # or the flush at exit complains
+        # else the flush at exit complains
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -500,9 +516,8 @@ def main() -> None:
     """The console entry point."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # a terminal that lacks a character shows its code
+            # A terminal that lacks a character shows its code.
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 

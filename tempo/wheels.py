@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tempo.errors import ModelError
 from tempo.text import escaped, slug
 
@@ -334,6 +332,7 @@ def _convert_gguf(gguf: Path, folder: Path, record: dict[str, Any]) -> None:
 
     `record` is kept in the folder, with the transformers version and the sizes of the files.
     """
+    import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

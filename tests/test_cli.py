@@ -1,4 +1,4 @@
-"""The command line: what it prints where, what it exits with, and that hostile text stays text."""
+"""The command line: what it prints where, what it exits with, that hostile text stays text."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 import tempo
 from tempo import cli
+from tempo.harness import starter
 from tempo.reporting import terminal
 from tempo.text import escaped
 
@@ -56,7 +57,7 @@ def unseen(text: str) -> set[str]:
         ("\U000e0041", r"\U000e0041"),
     ],
 )
-def test_visible_escapes_what_is_not_seen(text: str, shown: str) -> None:
+def test_escaped_escapes_what_is_not_seen(text: str, shown: str) -> None:
     assert escaped(text) == shown
     assert not unseen(escaped(text))
 
@@ -64,7 +65,7 @@ def test_visible_escapes_what_is_not_seen(text: str, shown: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", " the", "[red]", "\\n", "naïve é", "日本語 مرحبا", "😀", "\ufffd", "\xa0"]
 )
-def test_visible_leaves_what_is_seen(text: str) -> None:
+def test_escaped_leaves_what_is_seen(text: str) -> None:
     assert escaped(text) == text
 
 
@@ -250,11 +251,11 @@ def test_hostile_text_is_shown_and_never_obeyed(tmp_path: Path) -> None:
     assert results[1].stdout.startswith("a[red]b[/red]\\x1b[31m\\n\\u202e")
 
 
-def test_hostile_text_would_be_obeyed_without_visible(
+def test_hostile_text_would_be_obeyed_without_escaped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (cli, terminal):
-        monkeypatch.setattr(module, "visible", lambda text: text)
+        monkeypatch.setattr(module, "escaped", lambda text: text)
     assert sum(bool(unseen(result.output)) for result in hostile_outputs(tmp_path)) >= 7
 
 
@@ -312,9 +313,8 @@ def test_lines_fit_the_terminal_and_keep_leading_spaces() -> None:
 
 def test_of_a_long_prompt_the_end_is_shown() -> None:
     assert run("generate", "x" * 400, *TINY).stdout.startswith("x" * 80)
-    shown = run("generate", "\x01" * 200 + "yyy", *TINY).stdout.replace(
-        "\n", ""
-    )  # 803 characters once visible
+    # 803 characters once escaped
+    shown = run("generate", "\x01" * 200 + "yyy", *TINY).stdout.replace("\n", "")
     assert shown.startswith("…")
     assert shown.index("yyy[") == cli.LONGEST_PROMPT - 2
 
@@ -439,6 +439,45 @@ def test_models_lists_what_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert str(tmp_path) in table
 
 
+def test_new_writes_an_experiment_and_says_how_to_run_it(tmp_path: Path) -> None:
+    result = run("new", "entropy", "--folder", tmp_path / "my study")
+    assert result.exit_code == 0, result.stderr
+    *written, command = result.stdout.splitlines()
+    paths = [Path(line.removeprefix("written: ")) for line in written]
+    assert sorted(path.suffix for path in paths) == [".py", ".yaml"]
+    assert all(path.is_file() and path.parent == tmp_path / "my study" for path in paths)
+    module = next(path for path in paths if path.suffix == ".py")
+    assert command == f"run it: pytest '{module}' --model tiny"
+    again = run("new", "entropy", "--folder", tmp_path / "my study")
+    assert again.exit_code == 1
+    assert "exists" in again.stderr
+    assert again.stdout == ""
+
+
+def test_new_refuses_a_name_that_no_experiment_can_have(tmp_path: Path) -> None:
+    result = run("new", "My Study", "--folder", tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hostile_paths_of_a_new_experiment_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starter, "new", lambda name, folder: [Path(f"{HOSTILE}.py")])
+    result = run("new", "entropy")
+    assert result.exit_code == 0
+    assert not unseen(result.output)
+    assert escaped(HOSTILE) in result.stdout
+
+
+def test_no_help_names_this_repository() -> None:
+    for command in ("", "generate", "compare", "models", "new", "report"):
+        shown = run(*command.split(), "--help").stdout
+        assert "test_experiments" not in shown
+        assert "fixtures" not in shown
+        assert max(map(len, shown.splitlines())) <= 80
+
+
 def test_version_and_help() -> None:
     assert run("--version").stdout == f"tempo {tempo.__version__}\n"
     shown = run("--help").stdout
@@ -446,6 +485,14 @@ def test_version_and_help() -> None:
     assert run().stdout == shown
     assert "isolated|visible|causal" in run("generate", "--help").stdout
     assert "isolated|visible|causal" not in run("compare", "--help").stdout
+
+
+def test_the_options_show_the_defaults_of_the_settings() -> None:
+    shown = " ".join(run("generate", "--help").stdout.split())
+    for name in ("threshold", "max_steps", "visibility", "positions", "readout", "weighting"):
+        default = tempo.RunSpec.model_fields[name].default
+        option = f"--{name.replace('_', '-')}"
+        assert f"[default: {default}]" in shown[shown.index(option) :].split(" --")[0], name
 
 
 def start(*command: str) -> subprocess.Popen[str]:
@@ -456,7 +503,7 @@ def start(*command: str) -> subprocess.Popen[str]:
 
 
 def test_as_a_process_it_tells_errors_and_minds_no_closed_pipe() -> None:
-    failing = start("-m", "tempo.cli", "generate", "ab", "--threshold", "0")
+    failing = start("-m", "tempo", "generate", "ab", "--threshold", "0")
     closed = start("-m", "tempo.cli", "models")
     unguarded = start(
         "-c",
@@ -471,3 +518,24 @@ def test_as_a_process_it_tells_errors_and_minds_no_closed_pipe() -> None:
         assert "Traceback" not in err
         assert (closed.stderr.read(), closed.wait(timeout=120)) == ("", 0)
         assert unguarded.wait(timeout=120) == 1
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """`tempo --help` took five seconds of processor time, which torch and transformers made."""
+    code = """
+import sys
+from tempo import cli
+try:
+    cli.app(sys.argv[1:])
+except SystemExit as stop:
+    assert not stop.code
+print(*sys.modules)
+"""
+    heavy = {"torch", "transformers", "numpy", "scipy", "matplotlib", "rich"}
+    for arguments in (["--help"], ["generate", "--help"], ["--version"]):
+        process = start("-c", code, *arguments)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        loaded = set(out.splitlines()[-1].split())
+        assert "tempo.spec" in loaded
+        assert not heavy & loaded
