@@ -23,7 +23,7 @@ from tempo.reporting.figures import Picture, distributions, lines_by
 
 MODES = ("isolated", "visible")
 MOST_DIFFERENT = 3  # steps of the own prompt whose distributions are pictured
-NEARLY_ALL = Margin(0.95, "beyond ten times the rounding floor, one prompt in twenty at most")
+NEARLY_ALL = Margin(0.95, "one prompt in twenty may differ by more than ten times the floor")
 ALL = Planned(1.0, source="identical modes agree on every prompt")
 # The truth at which an equivalence should be found. A distance is never negative, so its spread is
 # about its mean.
