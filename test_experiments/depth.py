@@ -2,91 +2,56 @@
 
 from __future__ import annotations
 
-from itertools import product
-from typing import Any
-
 import numpy as np
 
-from fixtures.study import Context, Run
+from fixtures.scenes import READER, draw
+from fixtures.truth import Branches, forced, read_spec
+from tempo import Trace
+from tempo.harness import Prompt, Steps, run
 from tempo.metrics import total_variation
 from tempo.statistics import SEED
-from test_experiments.branching import READER, Steps, draw
-from test_experiments.truth import forced, log_probability, normalised, predict_after, read_spec
 
 DEPTHS = (1, 2, 3, 4)
 # Any two tokens, however improbable the second, make the forced sets.
 ANY_PROBABILITY = 1e-12
-# The control, an error that grows: so much of the truth is replaced, per set, by what was predicted before the reader.
+# The control is an error that grows: with each set, so much more of the truth gives way to what was
+# predicted before the reader.
 PLANTED_SHARE = 0.2
 
+VISIBLE, WEIGHTED = {"visibility": "visible"}, {"weighting": "probability"}
+WAYS = {"isolated": {}, "visible": VISIBLE, "probability": WEIGHTED}
 
-def depth_series(context: Context) -> Steps:
-    """Total variation at lag 2 after one to four sets of two, [depths] for each way of reading them; None if none can be forced.
 
-    At each depth the reader is drawn from the exact mixture of all paths.
+def depth_series(prompt: Prompt) -> Steps[dict[str, list[float]] | None]:
+    """Total variation at lag 2 after 1 to 4 sets of two, for each way of reading them.
+
+    At each depth the reader is drawn from the exact mixture of all branches. None without sets.
     """
-    spec = context.config.spec(
-        context.prompt,
-        max_steps=max(DEPTHS),
-        max_width=2,
-        threshold=ANY_PROBABILITY,
-        stop_at_eos=False,
-        capture=(),
+    source: Trace = yield run(
+        prompt, max_steps=max(DEPTHS), max_width=2, threshold=ANY_PROBABILITY, stop_at_eos=False
     )
-    (source,) = yield [Run(spec)]
     if set(source.widths) != {2}:
         return None
-    prompt, sets = source.prompt_tokens, source.sets
-    rng = np.random.default_rng([SEED, len(DEPTHS), *context.prompt.encode()])
-    paths = {depth: list(product(*sets[:depth])) for depth in DEPTHS}
-    after = predict_after(
-        context.lm, prompt, [(), *(path for depth in DEPTHS for path in paths[depth])]
-    )
-    priors = {
-        d: normalised(
-            np.array([sum(log_probability(after[p[:k]][p[k]]) for k in range(d)) for p in paths[d]])
-        )
-        for d in DEPTHS
-    }
-    readers = {
-        d: draw(rng, np.exp(priors[d]) @ np.stack([after[p] for p in paths[d]]).astype(np.float64))
-        for d in DEPTHS
-    }
-    read = predict_after(
-        context.lm, prompt, [(*path, readers[depth]) for depth in DEPTHS for path in paths[depth]]
-    )
-    ways: dict[str, dict[str, Any]] = {
-        "isolated": {},
-        "visible": {"visibility": "visible"},
-        "probability": {"weighting": "probability"},
-    }
-    traces = iter(
-        (
-            yield [
-                forced(read_spec(prompt, sets[:d], (readers[d],), **way))
-                for d in DEPTHS
-                for way in ways.values()
-            ]
-        )
-    )
-    found: dict[str, list[float]] = {
-        name: [] for name in (*ways, "top_path", "last_path", "planted")
-    }
+    prefix, rng = tuple(source.prompt_tokens), prompt.rng(SEED, len(DEPTHS))
+    branches = []
     for depth in DEPTHS:
-        posterior = normalised(
-            priors[depth] + [log_probability(after[path][readers[depth]]) for path in paths[depth]]
-        )
-        predictions = np.stack([read[*path, readers[depth]] for path in paths[depth]]).astype(
-            np.float64
-        )
-        truth = np.exp(posterior) @ predictions
-        of_depth = {name: next(traces) for name in ways}
-        answers = {
-            name: trace.steps[depth + READER - 1].distribution for name, trace in of_depth.items()
-        }
-        unread = of_depth["isolated"].steps[depth].distribution
+        sets = tuple(map(tuple, source.sets[:depth]))
+        log_prior, after = Branches(prefix, sets).by_tree(prompt.lm)
+        branches.append(Branches(prefix, sets, (draw(rng, np.exp(log_prior) @ after),)))
+    asked = []
+    for each in branches:
+        specs = [read_spec(prefix, each.sets, each.continuation, **way) for way in WAYS.values()]
+        asked += map(forced, specs)
+    traces = iter((yield asked))
+    found = {name: [] for name in (*WAYS, "top_path", "last_path", "planted")}
+    for depth, of_depth in zip(DEPTHS, branches, strict=True):
+        log_posterior, predictions = of_depth.by_tree(prompt.lm)
+        truth = np.exp(log_posterior) @ predictions
+        steps = {name: next(traces).steps for name in WAYS}
+        answers = {name: steps[name][depth + READER - 1].distribution for name in WAYS}
         answers |= {"top_path": predictions[0], "last_path": predictions[-1]}
+        unread = steps["isolated"][depth].distribution
         answers["planted"] = truth + PLANTED_SHARE * depth * (unread - truth)
-        for name, answer in answers.items():
-            found[name].append(total_variation(truth, answer))
+        for name, values in found.items():
+            values.append(total_variation(truth, answers[name]))
     return found
