@@ -783,11 +783,9 @@ def test_hostile_names_of_models_are_text_side_by_side(tmp_path):
 def test_what_the_prompts_were_is_said_by_the_record_and_not_by_heart(tmp_path):
     report = read_report(keep(tmp_path))
     for text in (report_html(report), report_markdown([report], [picture()])):
-        assert (
-            "Measured on 162 prompts of 11 categories (prompts.yaml), with 95 % intervals" in text
-        )
+        assert "95 % intervals over 162 prompts of 11 categories (prompts.yaml)." in text
     unknown = report_html(replace(report, suite=""))
-    assert "With 95 % intervals over prompts." in unknown
+    assert "95 % intervals over prompts." in unknown
     assert "prompts.yaml" not in unknown
     assert "English" not in unknown
 

@@ -208,7 +208,7 @@ def _top_of_several(reports: Sequence[Report], links: Sequence[Link]) -> str:
     entries = [
         ("Asked", html_text(next(filter(None, asked), ""))),
         ("Found", f"{''.join(found)}<p>{html_text(opposed(reports))}.</p>"),
-        ("How sure", "".join(sure)),
+        ("How sure", f"{''.join(sure)}<p>{html_text(_measured_on(reports))}</p>"),
         ("What to do", "".join(advice)),
     ]
     title = reports[0].conclusions.title
@@ -227,9 +227,13 @@ def certainty(report: Report) -> list[str]:
         lines.append(
             f"Behind these answers: {len(ps)} verdicts, corrected p at most {number(max(ps))}."
         )
-    on = f"Measured on {report.suite}, with" if report.suite else "With"
-    lines.append(f"{on} 95 % intervals over prompts. Other models and prompts may differ.")
-    return lines
+    return [*lines, f"{_measured_on([report])} Other models and prompts may differ."]
+
+
+def _measured_on(reports: Sequence[Report]) -> str:
+    """What the intervals are about: the suite, as its record describes it."""
+    suites = dict.fromkeys(report.suite for report in reports if report.suite)
+    return f"95 % intervals over {'; '.join(suites) or 'prompts'}."
 
 
 def _counted(report: Report) -> str:
@@ -239,7 +243,7 @@ def _counted(report: Report) -> str:
     behaved = sum(f.control_holds for f in found)
     controls = f"{behaved} of {len(found)} negative controls behaved"
     if behaved == len(found):
-        controls = "all of their negative controls behaved"
+        controls = "all negative controls behaved"
     claims = "claim" if len(found) == 1 else "claims"
     counted = f"{len(found)} registered {claims}: {', '.join(said) or 'none'}; {controls}."
     if report.quick_look:

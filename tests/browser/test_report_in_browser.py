@@ -1,7 +1,7 @@
-"""The findings report in a real browser, Debian's Chromium. Every check is also shown a page on which it must fail.
+"""The findings report in a real browser. Every check is also shown a page on which it must fail.
 
-`make browser` runs it on a report made from records at the size of the full plan; TEMPO_REPORT=FILE on a report of one's own
-as well. Screenshots go to reports/screenshots/.
+`make browser` runs it on reports made from records at the size of a full run. TEMPO_REPORT=FILE
+adds a report of one's own. Screenshots go to reports/screenshots/.
 """
 
 import os
@@ -16,10 +16,9 @@ from playwright.sync_api import sync_playwright
 
 from tempo.claims import Finding
 from tempo.reporting import figures
-from tempo.reporting.answers import ARTEFACTS, EXACT, SCENARIO_CLAIMS, SHARING, STORED
-from tempo.reporting.conclusion import HELPS, PLAIN, VISIBLE_NOT_WORSE, WEIGHTED
+from tempo.reporting.answers import Answer, Conclusions, verdicts_alone
 from tempo.reporting.page import POLICY, report_html
-from tempo.reporting.report import Report, Section
+from tempo.reporting.report import Report, Section, TestRow
 from tests.browser.checks import (
     below_the_fold,
     column,
@@ -38,12 +37,22 @@ DESKTOP, PHONE, ZOOMED = (
     (320, 200),
 )  # 1280 by 800 at 400 % is 320 by 200 CSS pixels
 MOST_BYTES, MOST_SECONDS = 5_000_000, 2.0
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
-HOSTILE = '<script>window.hacked=1</script><img src="http://127.0.0.1:9/x.png" onerror="window.hacked=1">\x00\x1b\u202e😀"\'&שלום'
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+HOSTILE = (
+    '<script>window.hacked=1</script><img src="http://127.0.0.1:9/x.png" '
+    'onerror="window.hacked=1">\x00\x1b\u202e😀"\'&שלום'
+)
 INSIDE = ("file://", "data:")
-CONFIRMED = ("exp2.equivalent-at-reader", "exp3.does-something", "exp6.correct-engine-differs", "exp7.not-worse-than-top-branch",
-             "exp11.probability-weighting-helps", "exp13.reads-as-well-as-greedy")  # fmt: skip
+SUITE = "162 prompts in English of 11 categories, 3 to 24 tokens (prompts.yaml)"
 EFFECT, N = 2, 3  # columns of the claims table
 
 
@@ -53,12 +62,89 @@ def finding(
     effect, name = (i - 60) * 0.9, f"exp{experiment}"
     texts = dict.fromkeys(("statement", "reason", "statistic", "margin_reason", "control"), text)
     base = Finding(
-        claim=f"{name}.claim-{i}", kind="empirical", verdict=verdict, estimate=effect, low=effect - 1, high=effect + 1, effect_size=0.5,
-        n=9 if i % 7 == 0 else 160, unit="prompt", test="greater", margin=0.5, p=0.01, p_corrected=0.02, p_against=0.9,
-        p_against_corrected=1.0, family="f", control_estimate=0.0, control_holds=True, **texts,
-        context={"experiment": name, "config": f"{name}_config", "model": "tiny", "n_prompts": 160, "dtype": "float32"},
-    )  # fmt: skip
+        claim=f"{name}.claim-{i}",
+        kind="empirical",
+        verdict=verdict,
+        estimate=effect,
+        low=effect - 1,
+        high=effect + 1,
+        effect_size=0.5,
+        n=9 if i % 7 == 0 else 160,
+        unit="prompt",
+        test="greater",
+        margin=0.5,
+        p=0.01,
+        p_corrected=0.02,
+        p_against=0.9,
+        p_against_corrected=1.0,
+        family="confirmatory" if i % 20 == 0 else name,
+        control_estimate=0.0,
+        control_holds=True,
+        context={
+            "experiment": name,
+            "config": f"{name}_config",
+            "model": "tiny",
+            "n_prompts": 160,
+            "dtype": "float32",
+        },
+        **texts,
+    )
     return replace(base, **changes)
+
+
+def conclusions(found: list[Finding], short: str = "Not fine") -> Conclusions:
+    """Answers as long as those to this repository's key questions, resting on all these claims."""
+    title = "Does a language model handle several tokens at the same position just fine?"
+    asked = (
+        "At each step every token that reaches a probability threshold is appended, all at one "
+        "position. Does the model cope, and does it matter whether such siblings attend to each "
+        "other (visible) or not (isolated)?"
+    )
+    text = (
+        "Met: no growth of the error with depth (-0.0121 [-0.0388, 0.0119]). Failed: as near to "
+        "the truth as the most probable branch (0.0361 [-0.0111, 0.0811]); reads as well as greedy "
+        "(1.52 [1.33, 1.73]); facts still found (0.4 [0.35, 0.46]). With reweighting met: no "
+        "growth of the error with depth; failed: reads as well as greedy, facts still found."
+    )
+    advice = (
+        "The modes are not interchangeable: name the one used with every result, and never mix "
+        "runs of both. Where the text matters, decode greedily (max_width=1). Total variation to "
+        "the truth, visible less isolated: 0.0122 [-0.0104, 0.036]. Weighted by probability less "
+        "unweighted: -0.0726 [-0.099, -0.0478]."
+    )
+    rule = "Yes: exp1.claim-1 and exp1.claim-2 supported. No: exp1.claim-1 refuted."
+    claims = [f.claim for f in found] or ["exp1.claim-0"]
+    shares = [tuple(claims[i::7]) for i in range(7)]
+    questions = (
+        ("Do parallel tokens attend to each other in visible mode?", "Yes"),
+        ("Are the distributions identical, or just the top-k?", "Neither"),
+        ("How does the model handle several tokens at one position?", "Undetermined"),
+        ("Why did both modes give identical results?", "Artefacts of the pipeline, not the model"),
+    )
+    mode = "Visibility undetermined, weighting by probability"
+    scenario = "D: fundamental difference"
+    return Conclusions(
+        title,
+        asked,
+        (
+            Answer(title, short, text, rule, shares[0], "headline"),
+            Answer("Which scenario is it?", scenario, text, rule, shares[1], "headline"),
+            *(Answer(*questions[i], text, rule, shares[2 + i]) for i in range(4)),
+            Answer("Which mode should one use?", mode, advice, rule, shares[6], "advice"),
+        ),
+    )
+
+
+def rows(number: int) -> tuple[TestRow, ...]:
+    """Tests of a session, some of which failed with a long message."""
+    message = "E       assert 1 == 2\n" + "a very long line of a traceback " * 12
+    found = []
+    for i in range(number):
+        failed = i % 40 == 7
+        name = f"test_experiments/test_exp{i % 13}.py::test_claim_{i}[exp{i % 13}_config]"
+        outcome, text = ("failed", message) if failed else ("passed", "")
+        found.append(TestRow(name, outcome, "REFUTED" if i % 3 else "SUPPORTED", i / 100, text))
+    return tuple(found)
 
 
 def steps_of(*widths: int) -> list[dict]:
@@ -108,6 +194,9 @@ def full_report() -> Report:
         "tiny",
         sections,
         {"Made": "2026-11-24 16:02 UTC", "Command": "pytest test_experiments"},
+        suite=SUITE,
+        tests=rows(200),
+        recorded=conclusions(found),
     )
 
 
@@ -135,25 +224,23 @@ def hostile_report() -> Report:
         HOSTILE,
         HOSTILE,
     )
-    return Report((found,), HOSTILE, (section,), {HOSTILE: HOSTILE})
-
-
-CONCLUSIVE = (
-    *SCENARIO_CLAIMS,
-    *STORED,
-    EXACT,
-    SHARING,
-    *ARTEFACTS,
-    *PLAIN,
-    HELPS,
-    *WEIGHTED,
-    VISIBLE_NOT_WORSE,
-    *CONFIRMED,
-)
+    answers = [
+        Answer(HOSTILE, HOSTILE, HOSTILE, HOSTILE, (HOSTILE,), place)
+        for place in ("headline", "question", "advice")
+    ]
+    return Report(
+        (found,),
+        HOSTILE,
+        (section,),
+        {HOSTILE: HOSTILE},
+        suite=HOSTILE,
+        tests=(TestRow(HOSTILE, HOSTILE, HOSTILE, 1.0, HOSTILE),),
+        recorded=Conclusions(HOSTILE, HOSTILE, tuple(answers)),
+    )
 
 
 def two_models() -> tuple[Report, Report]:
-    """Two models that disagree, with every claim that an answer rests on, and pictures of their own."""
+    """Two models that disagree, with pictures of their own."""
     verdicts = {
         "small-model-135m": ("SUPPORTED", "REFUTED"),
         "another-model-270m": ("SUPPORTED", "SUPPORTED", "INCONCLUSIVE"),
@@ -161,33 +248,11 @@ def two_models() -> tuple[Report, Report]:
     reports = []
     for name, cycle in verdicts.items():
         found = []
-        for i, claim in enumerate(dict.fromkeys(CONCLUSIVE)):
-            experiment, kind = (
-                claim.split(".")[0],
-                "invariant" if claim in (*STORED, EXACT, *ARTEFACTS) else "empirical",
-            )
-            context = {
-                "experiment": experiment,
-                "config": f"{experiment}_config",
-                "model": name,
-                "n_prompts": 160,
-                "dtype": "float32",
-            }
-            verdict = "SUPPORTED" if kind == "invariant" else cycle[i % len(cycle)]
-            family = "confirmatory" if claim in CONFIRMED else experiment
-            test = "always" if kind == "invariant" else "greater"
-            found.append(
-                finding(
-                    i + 60,
-                    1,
-                    verdict,
-                    claim=claim,
-                    kind=kind,
-                    context=context,
-                    family=family,
-                    test=test,
-                )
-            )
+        for i in range(40):
+            context = {**finding(i, 1 + i // 10, "SUPPORTED").context, "model": name}
+            changes = {"kind": "invariant", "test": "always"} if i % 8 == 5 else {}
+            verdict = "SUPPORTED" if changes else cycle[i % len(cycle)]
+            found.append(finding(i, 1 + i // 10, verdict, context=context, **changes))
         pictures = (
             figures.set_lattice(name, steps_of(1, 3, 2)),
             figures.bars({"a": [1, 2]}, ["1", "2"], "width", "share", "Bars", "See."),
@@ -195,12 +260,38 @@ def two_models() -> tuple[Report, Report]:
         section = Section(
             "exp2", "Logits", "exp2_config", name, 160, pictures, folder="exp2_logits"
         )
-        reports.append(
-            Report(
-                tuple(found), name, (section,), {"Made": "2026-11-24 16:02 UTC"}, root=Path(name)
-            )
+        report = Report(
+            tuple(found),
+            name,
+            (section,),
+            {"Made": "2026-11-24 16:02 UTC"},
+            suite=SUITE,
+            tests=rows(20),
+            recorded=conclusions(found, "Not fine" if "135m" in name else "Just fine"),
+            root=Path(name),
         )
+        reports.append(report)
     return reports[0], reports[1]
+
+
+def own_study() -> Report:
+    """Somebody's own study of two claims, which draws no conclusions."""
+    found = [
+        finding(64, 1, "SUPPORTED", "Seeing siblings makes the next distribution flatter"),
+        finding(58, 1, "REFUTED", "Seeing siblings makes the text longer"),
+    ]
+    section = Section(
+        "entropy", "Is it sobering?", "entropy", "tiny", 6, settings={"threshold": 0.1}
+    )
+    return Report(
+        tuple(found),
+        "tiny",
+        (section,),
+        {"Made": "2026-11-24 16:02 UTC"},
+        suite="6 prompts (prompts.txt)",
+        tests=rows(3),
+        recorded=verdicts_alone(found),
+    )
 
 
 PAGES = {
@@ -208,7 +299,10 @@ PAGES = {
     "hostile": report_html(hostile_report()),
     "one": report_html(two_models()[0]),
     "models": report_html(*two_models()),
+    "study": report_html(own_study()),
 }
+# Of a study without conclusions nothing was asked, and nothing follows.
+BRIEF = {"study": ["Found", "How sure"]}
 if own := os.environ.get("TEMPO_REPORT"):
     PAGES["own"] = Path(own).read_text(encoding="utf-8")
 
@@ -225,7 +319,7 @@ def browser():
 
 @pytest.fixture
 def show(browser, tmp_path):
-    """Opens HTML in a window: the page, with what it logged and asked for in `log`; pages are closed afterwards."""
+    """Opens HTML in a window; what the page logged and asked for is in its `log`."""
     contexts = []
 
     def show(html: str, size=DESKTOP, scheme="light", script=True):
@@ -312,12 +406,8 @@ def test_screenshots_are_kept(show, name, size, scheme):
 @pytest.mark.parametrize("name", [name for name in PAGES if name != "hostile"])
 def test_question_answer_certainty_and_advice_are_on_the_first_screen(show, name, size):
     page = show(PAGES[name], size)
-    assert page.locator(".tempo-brief dt").all_text_contents() == [
-        "Asked",
-        "Found",
-        "How sure",
-        "What to do",
-    ]
+    whole = ["Asked", "Found", "How sure", "What to do"]
+    assert page.locator(".tempo-brief dt").all_text_contents() == BRIEF.get(name, whole)
     assert below_the_fold(page) == []
     page.add_style_tag(content="body { font-size: 60px !important }")
     assert below_the_fold(page) != []
@@ -346,15 +436,12 @@ def test_text_has_contrast(show, name, scheme):
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_where_they_say(show, name):
     page = show(PAGES[name])
-    absent = [
-        link for link in dead_links(page) if not link.startswith("#claim-")
-    ]  # claims that this record does not hold
-    assert absent == []
+    assert dead_links(page) == []
+    top = """() => document.getElementById(decodeURIComponent(location.hash.slice(1)))
+      .getBoundingClientRect().top"""
     for link in page.locator("nav a").all():
         link.click()
-        target = page.evaluate(
-            "document.getElementById(decodeURIComponent(location.hash.slice(1))).getBoundingClientRect().top"
-        )
+        target = page.evaluate(top)
         assert -5 <= target < page.viewport_size["height"]
     assert "#nowhere" in dead_links(show(plant(PAGES[name], '<a href="#nowhere">x</a>')))
 
@@ -391,12 +478,10 @@ def test_filters_show_the_verdicts_that_are_asked_for(show):
     assert set(page.locator(".tempo-claims tbody tr:visible .tempo-badge").all_text_contents()) == {
         "● supported"
     }
-    page.evaluate(
-        "location.hash = 'claim-exp1-claim-1'"
-    )  # a link to a claim that is filtered out shows it
-    page.wait_for_function(
-        "document.querySelectorAll('.tempo-claims tbody tr:not([hidden])').length === 130"
-    )
+    # a link to a claim that is filtered out shows it
+    page.evaluate("location.hash = 'claim-exp1-claim-1'")
+    shown_rows = "document.querySelectorAll('.tempo-claims tbody tr:not([hidden])').length"
+    page.wait_for_function(f"{shown_rows} === 130")
 
 
 def test_the_keyboard_reaches_everything_and_sorts_and_unfolds(show):
@@ -411,6 +496,20 @@ def test_the_keyboard_reaches_everything_and_sorts_and_unfolds(show):
     assert (
         len(unreachable(show(plant(PAGES["hostile"], '<button tabindex="-1">lost</button>')))) == 1
     )
+
+
+def test_the_list_of_tests_is_folded_until_it_is_asked_for(show):
+    page = show(PAGES["full"])
+    folded = page.locator("#tempo-tests details")
+    table_rows = page.locator("#tempo-tests tbody tr:visible")
+    assert table_rows.count() == 0
+    page.locator("nav a[href='#tempo-tests']").click()
+    page.wait_for_function("document.querySelector('#tempo-tests details').open")
+    assert table_rows.count() == 200
+    assert page.locator("#tempo-tests td.tempo-alarm").count() == 5
+    folded.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert table_rows.count() == 0
 
 
 def test_without_scripts_everything_is_there_and_no_control_is_dead(show):
