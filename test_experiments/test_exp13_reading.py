@@ -1,34 +1,33 @@
-"""exp13: does it read well? Free runs as a reader meets them, judged by the plain model, which knows nothing of sets.
+"""exp13: does it read well? Free runs as a reader meets them, judged by the plain model.
 
-A reader takes the most probable member of each set (the naive path) or looks for the best path through the sets. Either is
-ordinary text, so the plain model says how probable it is: against greedy decoding for the naive path, which is no search, and
-against a beam search of equal width for the best path. Whether the sets hide what was said before them is asked of the model
-itself: facts stated before the prompt, asked for after the sets.
+A reader takes the most probable member of each set (the naive path), or looks for the best path
+through the sets. Either is ordinary text, so the plain model says how probable it is. The naive
+path is no search, and is compared with greedy decoding; the best path with a beam search of equal
+width. Facts stated before the prompt are asked for after the sets: do these hide what was said?
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Generator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import CensoredData, binomtest, ecdf
+from scipy.stats import binomtest
 
 from fixtures.floors import rounding
-from fixtures.raw import keep_log, lattice, spread
-from fixtures.session import test_claim  # noqa: F401  every claim below is a test
-from fixtures.store import Store
-from fixtures.study import CONFIRMATORY, Context, Run, Study
-from tempo import LanguageModel, RunSpec, Trace
-from tempo.claims import Case, Claim, Statistic
-from tempo.reporting.figures import Picture, lines_by
+from fixtures.margins import CONFIRMATORY, LOST, NLL
+from fixtures.raw import keep_log, lattice, spread, spreads_of, survival
+from fixtures.truth import forced, read_spec
+from tempo import LanguageModel, Trace
+from tempo.harness import Planned, Prompt, Steps, Store, Study, run
+from tempo.reporting.figures import Picture, lines_by, number
 from tempo.reporting.figures.intervals import intervals
-from tempo.statistics import SEED
-from tempo.text import number
-from test_experiments.reading import Facts, Path, Search, Sets, bigrams, coverage, parted_at, search
-from test_experiments.truth import forced, read_spec
+from test_experiments.reading import Beam, Facts, Search, Sets, bigrams, coverage, parted_at, search
 
 MODES: dict[str, dict[str, Any]] = {
     "isolated": {"visibility": "isolated"},
@@ -36,69 +35,83 @@ MODES: dict[str, dict[str, Any]] = {
     "weighted": {"visibility": "isolated", "weighting": "probability"},
 }
 DOSES = (0.05, 0.2)  # thresholds of isolated runs beside the config's: half of it and twice it
+RUNS = {**MODES, **{str(dose): {"threshold": dose} for dose in DOSES}}
 LONE = 0.51  # at most one token has more than half of the probability
 NUM_BEAMS = 4
 FACT_STEPS = 8  # sets between the facts and the questions
-NLL_MARGIN = 0.10
-NLL_REASON = "a perplexity ten per cent higher"
-LOST_MARGIN = 0.05
-LOST_REASON = "five questions in a hundred"
-PILOT = "a first look at forty prompts of the suite, used for this planning only"
+
+study = Study("exp13", title="Does it read well?")
 
 
-def measure(context: Context) -> Generator[Sequence[Run], Sequence[Trace], dict[str, Any]]:
-    """One prompt: free runs and their paths scored by the plain model; facts before it, asked for after sets.
+@dataclass(frozen=True)
+class Case:
+    """What one prompt gives."""
 
-    Runs are asked for one after the other and reduced at once: a trace holds a whole distribution for each of its steps.
+    widths: dict[str, list[int]]  # by run
+    branched: bool
+    ended: bool  # greedy text or the naive path holds an end-of-sequence token
+    nll: dict[str, float]  # of each path, nats a token under the plain model
+    is_greedy: dict[str, bool | None]  # whether a run is greedy decoding, by its threshold
+    parted_at: dict[str, int | None]  # the step at which two runs' sets first differ
+    coverage: dict[str, float]  # share of beam search's bigrams that consecutive sets hold
+    fact_branched: bool
+    found: dict[str, list[bool]]  # each fact, by the text after which it was asked for
+    probability: dict[str, list[float]]  # of its first token
+
+    def extra(self, path: str, other: str = "greedy") -> float | None:
+        """How many nats a token one path costs more than another, if the prompt branched."""
+        return self.nll[path] - self.nll[other] if self.branched else None
+
+    def lost(self, arm: str) -> float | None:
+        """The share of facts found after greedy text minus that after `arm`, if sets branched."""
+        before, after = (float(np.mean(self.found[name])) for name in ("greedy", arm))
+        return before - after if self.fact_branched else None
+
+
+@study.measure
+def free_runs(prompt: Prompt) -> Steps[Case]:
+    """Free runs and their paths scored by the plain model; facts before them, asked for after sets.
+
+    Runs are asked for one by one and reduced at once: a trace holds a whole distribution a step.
     """
-    lm, prompt = context.lm, context.prompt
-    spec = context.config.spec(prompt, stop_at_eos=False)
-    free = {name: spec.but(**mode) for name, mode in MODES.items()}
-    free |= {str(dose): spec.but(threshold=dose) for dose in DOSES}
     sets: dict[str, Sets] = {}
-    for name, wanted in free.items():
-        (trace,) = yield [Run(wanted)]
+    for name, settings in RUNS.items():
+        trace: Trace = yield run(prompt, stop_at_eos=False, **settings)
         sets[name] = trace.sets
-        if context.store and name == "isolated":
-            keep_log(context.store, trace)
-    (lone,) = yield [Run(spec.but(threshold=LONE))]
-    searches = _searches(sets)
-    found = search(lm, lone.prompt_tokens, list(searches.values()), spec.max_steps)
+        if prompt.store and name == "isolated":
+            keep_log(prompt.store, trace)
+    lone: Trace = yield run(prompt, stop_at_eos=False, threshold=LONE)
+    searches, isolated = _searches(sets), sets["isolated"]
+    found = search(prompt.lm, lone.prompt_tokens, [*searches.values()], prompt.config.max_steps)
     beams = dict(zip(searches, found, strict=True))
     paths = {name: final[0] for name, final in beams.items()}
     greedy = [[token] for token in paths["greedy"].tokens]
-    in_beams = bigrams([beam.tokens for beam in beams["beam"]])
-    facts = Facts.draw(np.random.default_rng([SEED, *prompt.encode()]))
-    asked = yield from _ask(context, facts, spec)
-    if context.store:
-        _keep(context, paths, facts, asked)
-    return {
-        "widths": {name: list(map(len, chosen)) for name, chosen in sets.items()},
-        "branched": any(len(members) > 1 for members in sets["isolated"]),
-        "ended": any(
-            token in lm.eos_token_ids
-            for name in ("greedy", "isolated naive")
-            for token in paths[name].tokens
-        ),
-        "nll": {name: path.nll for name, path in paths.items()},
-        "lone_is_greedy": _equal_but_for_ties(lone, paths["greedy"].tokens),
-        "config_is_greedy": list(map(list, sets["isolated"])) == greedy,
-        "parted_at": {
-            "visible": parted_at(sets["isolated"], sets["visible"]),
-            "weighted": parted_at(sets["isolated"], sets["weighted"]),
-            "greedy twice": parted_at(lone.sets, greedy),
+    texts = {"lattice": isolated, "reversed": isolated[::-1], "greedy": greedy}
+    wanted = bigrams([beam.tokens for beam in beams["beam"]])
+    parted = {name: parted_at(isolated, sets[name]) for name in ("visible", "weighted")}
+    read = (*paths["greedy"].tokens, *paths["isolated naive"].tokens)
+    branched = any(len(members) > 1 for members in isolated)
+    facts = Facts.draw(prompt.rng())
+    case = Case(
+        widths={name: list(map(len, chosen)) for name, chosen in sets.items()},
+        branched=branched,
+        ended=not prompt.lm.eos_token_ids.isdisjoint(read),
+        nll={name: path.nll for name, path in paths.items()},
+        is_greedy={
+            "lone": _equal_but_for_ties(lone, paths["greedy"].tokens),
+            "config": isolated == greedy if branched else None,
         },
-        "coverage": {
-            "lattice": coverage(in_beams, sets["isolated"]),
-            "reversed": coverage(in_beams, sets["isolated"][::-1]),
-            "greedy": coverage(in_beams, greedy),
-        },
-        **asked,
-    }
+        parted_at={**parted, "greedy twice": parted_at(lone.sets, greedy)},
+        coverage={name: coverage(wanted, text) for name, text in texts.items()},
+        **(yield from _ask(prompt, facts)),
+    )
+    if prompt.store:
+        _keep(prompt, prompt.store, paths, facts, case)
+    return case
 
 
 def _searches(sets: Mapping[str, Sets]) -> dict[str, Search]:
-    """What the plain model is asked for, by name: greedy and beam search, and paths through each run's sets."""
+    """What is asked of the plain model: greedy and beam search, and paths through each run."""
     naive = {name: [members[:1] for members in chosen] for name, chosen in sets.items()}
     return {
         "greedy": Search(),
@@ -110,377 +123,259 @@ def _searches(sets: Mapping[str, Sets]) -> dict[str, Search]:
     }
 
 
-def _equal_but_for_ties(run: Trace, tokens: Sequence[int]) -> bool:
-    """A run of single tokens chose these; where it first did not, the two were equally probable but for rounding."""
-    for step, token in zip(run.steps, tokens, strict=True):
+def _equal_but_for_ties(trace: Trace, tokens: Sequence[int]) -> bool:
+    """A run of single tokens chose these. Where it first did not, both were equally probable."""
+    for step, token in zip(trace.steps, tokens, strict=True):
         if step.tokens != [token]:
-            tied = step.distribution[step.tokens].max() - step.distribution[token] <= rounding(
-                "probability"
-            )
-            return len(step.tokens) == 1 and bool(tied)
+            gap = step.distribution[step.tokens].max() - step.distribution[token]
+            bound = rounding("probability", trace.provenance["dtype"])
+            return len(step.tokens) == 1 and bool(gap <= bound)
     return True
 
 
-def _ask(
-    context: Context, facts: Facts, spec: RunSpec
-) -> Generator[Sequence[Run], Sequence[Trace], dict[str, Any]]:
-    """How well each fact is found after the sets of an isolated run, read in each mode, and after greedy text."""
-    before = spec.but(prompt=facts.before(context.prompt), max_steps=FACT_STEPS)
-    (chosen,) = yield [Run(before)]
-    (plain,) = yield [Run(before.but(max_width=1))]
-    with_facts, without = chosen.prompt_tokens, context.lm.encode(context.prompt)
-    asked_after = {
-        **{name: (with_facts, chosen.sets, mode) for name, mode in MODES.items()},
-        "greedy": (with_facts, plain.sets, {}),
-        "absent": (without, chosen.sets, {}),
-    }
-    questions, answers_at = facts.questions(context.lm)
-    probability: dict[str, list[float]] = {}
-    found: dict[str, list[bool]] = {}
-    for arm, (prefix, between, mode) in asked_after.items():
-        (trace,) = yield [forced(read_spec(prefix, between, questions, stop_at_eos=False, **mode))]
+def _ask(prompt: Prompt, facts: Facts) -> Steps[dict[str, Any]]:
+    """How well facts are found after an isolated run's sets in each mode, and after greedy text."""
+    before = prompt.but(facts.before(prompt.text)).spec(stop_at_eos=False, max_steps=FACT_STEPS)
+    chosen: Trace = yield run(before)
+    plain: Trace = yield run(before, max_width=1)
+    stated, sets = chosen.prompt_tokens, chosen.sets
+    after: dict[str, tuple[Any, ...]] = {name: (stated, sets, mode) for name, mode in MODES.items()}
+    after["greedy"] = (stated, plain.sets, {})
+    after["absent"] = (prompt.lm.encode(prompt.given), sets, {})
+    questions, answers_at = facts.questions(prompt.lm)
+    found, probability = {}, {}
+    for arm, (prefix, between, mode) in after.items():
+        spec = read_spec(prefix, between, questions, stop_at_eos=False, **mode)
+        trace: Trace = yield forced(spec)
         answers = [trace.steps[FACT_STEPS + at] for at in answers_at]
         probability[arm] = [step.probabilities[0] for step in answers]
         found[arm] = [step.probabilities[0] >= float(step.distribution.max()) for step in answers]
-    return {"found": found, "probability": probability, "fact_branched": max(chosen.widths) > 1}
+    branched = max(chosen.widths) > 1
+    return {"found": found, "probability": probability, "fact_branched": branched}
 
 
 def _keep(
-    context: Context, paths: Mapping[str, Path], facts: Facts, asked: Mapping[str, Any]
+    prompt: Prompt, store: Store, paths: Mapping[str, Beam], facts: Facts, case: Case
 ) -> None:
-    store, decode = context.store, context.lm.decode
-    assert store is not None
-    rows = {
-        name: {"tokens": list(path.tokens), "text": decode(path.tokens), "nats_per_token": path.nll}
-        for name, path in paths.items()
-    }
-    store.json("paths", {"prompt_tokens": context.lm.encode(context.prompt), "paths": rows})
-    lines = [f"{context.prompt!r}: continued, nats a token under the plain model"]
-    lines += [
-        f"{name:16} {row['nats_per_token']:6.3f}  {row['text']!r}" for name, row in rows.items()
-    ]
-    lines += [
-        "",
-        f"{facts.before(context.prompt)!r}",
-        "asked for in reverse order: probability of the right token, * if the most probable",
-    ]
-    lines += [
-        f"{arm:16} "
-        + "  ".join(
-            f"{p:.3f}{'*' if right else ' '}"
-            for p, right in zip(asked["probability"][arm], found, strict=True)
-        )
-        for arm, found in asked["found"].items()
-    ]
+    rows, lines = {}, [f"{prompt.text!r}: continued, nats a token under the plain model"]
+    for name, path in paths.items():
+        text = prompt.lm.decode(path.tokens)
+        rows[name] = {"tokens": path.tokens, "text": text, "nats_per_token": path.nll}
+        lines.append(f"{name:16} {path.nll:6.3f}  {text!r}")
+    store.json("paths", {"prompt_tokens": prompt.lm.encode(prompt.given), "paths": rows})
+    lines += ["", repr(facts.before(prompt.text)), "asked for in reverse order: probability of the"]
+    lines[-1] += " right token, * if the most probable"
+    for arm, found in case.found.items():
+        pairs = zip(case.probability[arm], found, strict=True)
+        lines.append(f"{arm:16} " + "  ".join(f"{p:.3f}{' *'[right]}" for p, right in pairs))
     store.text("analysis", "\n".join(lines))
 
 
-def _extra(one: str, other: str) -> Statistic:
-    """How many nats a token one path costs more than another, on prompts that branched."""
-    return lambda case: case["nll"][one] - case["nll"][other] if case["branched"] else None
+@study.claim(always=True, control="config")
+def test_lone_threshold_is_greedy(case: Case, threshold: str = "lone") -> bool | None:
+    """With the threshold at 0.51 the sets are greedy decoding, token for token.
+
+    The same tokens as transformers' own forward pass chooses, but for ties within rounding.
+
+    Control: the config's threshold.
+    """
+    return case.is_greedy[threshold]
 
 
-def _lost(arm: str) -> Statistic:
-    """The share of facts found after greedy text minus that found in `arm`, on prompts whose sets branched."""
-    return lambda case: (
-        float(np.mean(case["found"]["greedy"]) - np.mean(case["found"][arm]))
-        if case["fact_branched"]
-        else None
+planned = partial(Planned, source="a first look at forty prompts, used for this planning only")
+
+
+@study.claim(less_than=NLL, planned=planned(1.0, 1.5), control="last members", family=CONFIRMATORY)
+def test_reads_as_well_as_greedy(case: Case, path: str = "isolated naive") -> float | None:
+    """The most probable member of each set of isolated mode reads as well as greedy text.
+
+    Nats a token of that path minus those of greedy text, under the plain model.
+
+    Control: the least probable member of each set.
+    """
+    return case.extra(path)
+
+
+@study.claim(less_than=NLL, planned=planned(1.0, 1.2), control="last members")
+def test_weighted_reads_as_well_as_greedy(case: Case, path: str = "weighted naive") -> float | None:
+    """With siblings weighted by probability, the most probable members read as well as greedy text.
+
+    Nats a token of that path minus those of greedy text, under the plain model.
+
+    Control: the least probable member of each set of isolated mode.
+    """
+    return case.extra(path)
+
+
+@study.claim(less_than=NLL, planned=planned(0.3, 0.5), control="reversed best")
+def test_best_path_as_good_as_beam(case: Case, path: str = "isolated best") -> float | None:
+    """The best path through isolated sets is no less probable than a beam search of its width.
+
+    Nats a token of the best of four beams in the sets minus those of the beam search.
+
+    Control: the best path through the same sets in reverse order.
+    """
+    return case.extra(path, "beam")
+
+
+@study.claim(less_than=NLL, planned=planned(0.3, 0.5), control="reversed best")
+def test_best_path_as_good_as_greedy(case: Case, path: str = "isolated best") -> float | None:
+    """The best path through isolated sets is no less probable than greedy text, which is no search.
+
+    Nats a token of the best of four beams in the sets minus those of greedy text.
+
+    Control: the best path through the same sets in reverse order.
+    """
+    return case.extra(path)
+
+
+@study.claim(less_than=LOST, planned=planned(0.0, 0.15), control="absent")
+def test_fact_still_found(case: Case, arm: str = "isolated") -> float | None:
+    """Facts stated before wide sets are still found after them.
+
+    Share of facts found after greedy text minus share found after isolated siblings.
+
+    Control: the facts not stated at all.
+    """
+    return case.lost(arm)
+
+
+@study.claim(less_than=LOST, planned=planned(0.0, 0.15), control="absent")
+def test_weighted_fact_still_found(case: Case, arm: str = "weighted") -> float | None:
+    """Facts stated before wide sets are still found if siblings are weighted by probability.
+
+    Share of facts found after greedy text minus share found after weighted siblings.
+
+    Control: the facts not stated at all.
+    """
+    return case.lost(arm)
+
+
+HALF = "about half a bigram of the eleven that a text of twelve tokens has"
+
+
+@study.claim(more_than=0.05, because=HALF, planned=planned(0.12, 0.2), control="reversed")
+def test_covers_beam(case: Case, sets: str = "lattice") -> float:
+    """Isolated sets hold more of what a beam search considered than greedy text does.
+
+    Share of the final beams' distinct bigrams in consecutive sets minus the share in greedy text.
+
+    Control: the same sets in reverse order.
+    """
+    return case.coverage[sets] - case.coverage["greedy"]
+
+
+@study.claim(share_above=0.5, because="most prompts", planned=planned(0.8), control="greedy twice")
+def test_modes_part(case: Case, other: str = "visible") -> bool:
+    """Free isolated and visible runs come to different sets within twelve steps on most prompts.
+
+    Share of prompts whose runs have parted.
+
+    Control: the run with a threshold of 0.51 against the plain model's greedy decoding.
+    """
+    return case.parted_at[other] is not None
+
+
+MEAN = "mean and 95 % interval over prompts"
+
+
+@study.pictures
+def pictures(store: Store, cases: Sequence[Case]) -> Iterator[Picture]:
+    """The own sets; nats a token by path and threshold; survival; facts and bigrams found."""
+    yield lattice(store)
+    if branched := [case for case in cases if case.branched]:
+        yield _nll_by_path(branched)
+        yield _nll_by_threshold(branched, store.manifest["config"]["threshold"])
+    lines, last = {}, max(len(case.widths["isolated"]) for case in cases) - 1
+    for other in ("visible", "weighted"):
+        lines[f"isolated and {other}"] = survival([case.parted_at[other] for case in cases], last)
+    caption = (
+        "Share of prompts on which both free runs have had the same sets up to and including a "
+        "step (Kaplan and Meier 1958), with Greenwood's interval."
     )
+    yield lines_by(lines, "step", "share not yet parted", "Steps until the modes part", caption)
+    if asked := [case for case in cases if case.fact_branched]:
+        yield _facts_found(asked)
+    texts = {"lattice": "isolated sets", "greedy": "greedy text", "reversed": "the sets reversed"}
+    rows = spreads_of([case.coverage for case in cases], texts)
+    title = "What a beam search considered"
+    caption = f"Of the distinct bigrams of the {NUM_BEAMS} final beams; {MEAN}."
+    yield intervals(rows, "share of beam search's bigrams held", title, caption)
 
 
-def _reads_as_well(
-    id: str, mode: str, text: str, family: str, planned: tuple[float, float]
-) -> Claim:
-    return Claim(
-        id=f"exp13.{id}",
-        statement=f"The most probable member of each set of {text} reads as well as greedy text: its perplexity is no worse.",
-        statistic="negative log probability per token of the naive path minus that of greedy text, under the plain model, in nats",
-        values=_extra(f"{mode} naive", "greedy"),
-        test="less",
-        margin=NLL_MARGIN,
-        margin_reason=NLL_REASON,
-        family=family,
-        planned_effect=planned[0],
-        planned_sd=planned[1],
-        planned_from=PILOT,
-        refuted_by="a mean significantly above 0.10 nats a token",
-        control=_extra("last members", "greedy"),
-        control_statement="the least probable member of each set",
-    )
-
-
-def _best_path(other: str, text: str, planned: tuple[float, float]) -> Claim:
-    return Claim(
-        id=f"exp13.best-path-as-good-as-{other}",
-        statement=f"The best path through the sets of isolated mode is no less probable than {text}.",
-        statistic=f"negative log probability per token of the best of {NUM_BEAMS} beams in the sets minus that of {other}, in nats",
-        values=_extra("isolated best", other),
-        test="less",
-        margin=NLL_MARGIN,
-        margin_reason=NLL_REASON,
-        family="exp13",
-        planned_effect=planned[0],
-        planned_sd=planned[1],
-        planned_from=PILOT,
-        refuted_by="a mean significantly above 0.10 nats a token",
-        control=_extra("reversed best", other),
-        control_statement="the best path through the same sets in reverse order",
-    )
-
-
-def _still_found(id: str, mode: str, text: str, planned: tuple[float, float]) -> Claim:
-    return Claim(
-        id=f"exp13.{id}",
-        statement=f"Facts stated before wide sets are still found after them, with {text}.",
-        statistic="share of facts found after greedy text minus share found after the sets",
-        values=_lost(mode),
-        test="less",
-        margin=LOST_MARGIN,
-        margin_reason=LOST_REASON,
-        family="exp13",
-        planned_effect=planned[0],
-        planned_sd=planned[1],
-        planned_from=PILOT,
-        refuted_by="a loss significantly above five points",
-        control=_lost("absent"),
-        control_statement="the facts not stated at all",
-    )
-
-
-CLAIMS = (
-    Claim(
-        id="exp13.lone-threshold-is-greedy",
-        statement=f"With the threshold at {LONE} the sets are greedy decoding, token for token.",
-        statistic="the same tokens as transformers' own forward pass chooses, but for ties within rounding",
-        values=lambda case: case["lone_is_greedy"],
-        test="always",
-        refuted_by="one token that is not the plain model's most probable",
-        control=lambda case: case["config_is_greedy"] if case["branched"] else None,
-        control_statement="the config's threshold",
-    ),
-    _reads_as_well(
-        "reads-as-well-as-greedy", "isolated", "isolated mode", CONFIRMATORY, (1.0, 1.5)
-    ),
-    _reads_as_well(
-        "weighted-reads-as-well-as-greedy",
-        "weighted",
-        "isolated mode weighted by probability",
-        "exp13",
-        (1.0, 1.2),
-    ),
-    _best_path("beam", f"what a beam search of equal width ({NUM_BEAMS}) finds", (0.3, 0.5)),
-    _best_path("greedy", "greedy text, which was not searched for", (0.3, 0.5)),
-    _still_found("fact-still-found", "isolated", "siblings isolated", (0.0, 0.15)),
-    _still_found(
-        "weighted-fact-still-found",
-        "weighted",
-        "siblings isolated and weighted by probability",
-        (0.0, 0.15),
-    ),
-    Claim(
-        id="exp13.covers-beam",
-        statement="The sets of isolated mode hold more of what a beam search considered than greedy text does.",
-        statistic="share of the final beams' distinct bigrams in consecutive sets minus the share in greedy text",
-        values=lambda case: case["coverage"]["lattice"] - case["coverage"]["greedy"],
-        test="greater",
-        margin=0.05,
-        margin_reason="about half a bigram of the eleven that a text of twelve tokens has",
-        family="exp13",
-        planned_effect=0.12,
-        planned_sd=0.2,
-        planned_from=PILOT,
-        refuted_by="a difference significantly below five points: alternatives that belong to no other text",
-        control=lambda case: case["coverage"]["reversed"] - case["coverage"]["greedy"],
-        control_statement="the same sets in reverse order",
-    ),
-    Claim(
-        id="exp13.modes-part",
-        statement="Free runs of isolated and visible mode come to different sets within twelve steps, on most prompts.",
-        statistic="share of prompts whose runs have parted",
-        values=lambda case: case["parted_at"]["visible"] is not None,
-        test="proportion",
-        margin=0.5,
-        margin_reason="most prompts",
-        family="exp13",
-        planned_effect=0.8,
-        planned_from=PILOT,
-        refuted_by="a share significantly below one half",
-        control=lambda case: case["parted_at"]["greedy twice"] is not None,
-        control_statement=f"a run with the threshold at {LONE} against the plain model's greedy decoding",
-    ),
-)
-
-
-def pictures(store: Store, cases: Sequence[Case]) -> list[Picture]:
-    """The own prompt's sets; nats a token by arm and by threshold; survival until the modes part; facts and bigrams found."""
-    found = [lattice(store)]
-    branched = [case for case in cases if case["branched"]]
-    asked = [case for case in cases if case["fact_branched"]]
-    if branched:
-        found += [
-            _nll_by_arm(branched),
-            _nll_by_threshold(branched, str(store.manifest["config"]["threshold"])),
-        ]
-    found.append(_survival(cases))
-    if asked:
-        found.append(_facts_found(asked))
-    arms = {
-        "lattice": "sets of isolated mode",
-        "greedy": "greedy text",
-        "reversed": "the same sets, reversed",
-    }
-    rows = {text: spread([case["coverage"][arm] for case in cases]) for arm, text in arms.items()}
-    caption = f"Of the distinct bigrams of the {NUM_BEAMS} final beams; mean and 95 % interval over prompts."
-    found.append(
-        intervals(
-            rows, "share of beam search's bigrams held", "What a beam search considered", caption
-        )
-    )
-    return found
-
-
-def _nll_by_arm(cases: Sequence[Case]) -> Picture:
+def _nll_by_path(cases: Sequence[Case]) -> Picture:
     texts = {"greedy": "greedy text", "beam": f"beam search of width {NUM_BEAMS}"}
-    texts |= {
-        f"{mode} {path}": f"{mode}, {path} path" for path in ("naive", "best") for mode in MODES
-    }
-    texts |= {
-        "last members": "isolated, last members",
-        "reversed best": "isolated sets reversed, best path",
-    }
-    rows = {text: spread([case["nll"][name] for case in cases]) for name, text in texts.items()}
-    whole = [case for case in cases if not case["ended"]]
-    extra = [
-        spread([case["nll"]["isolated naive"] - case["nll"]["greedy"] for case in of])
-        for of in (cases, whole)
-        if of
-    ]
+    for kind, mode in product(("naive", "best"), MODES):
+        texts[f"{mode} {kind}"] = f"{mode}, {kind} path"
+    texts |= {"last members": "isolated, last members", "reversed best": "reversed, best path"}
+    rows = spreads_of([case.nll for case in cases], texts)
+    whole = [case.nll for case in cases if not case.ended]
+    extra = [nll["isolated naive"] - nll["greedy"] for nll in whole] or [math.nan]
     caption = (
-        "Negative log probability per token under the plain model; mean and 95 % interval over prompts that branched. Naive: the most "
-        f"probable member of each set; best: of {NUM_BEAMS} beams within the sets. Dashed: greedy text. Isolated naive minus greedy: "
-        + "; ".join(
-            f"{number(m)} [{number(low)}, {number(high)}]{of}"
-            for (m, low, high), of in zip(extra, _OF_ENDED, strict=False)
-        )
-        + "."
+        f"Negative log probability per token under the plain model; {MEAN} that branched. Naive: "
+        f"the most probable member of each set. Best: of {NUM_BEAMS} beams in the sets. Dashed: "
+        "greedy text. Where neither holds an end-of-sequence token, isolated naive minus greedy is "
+        "{} [{}, {}].".format(*map(number, spread(extra)))
     )
-    title = "How probable the plain model finds what is read"
-    return intervals(
-        rows, "nats a token (lower reads better)", title, caption, reference=rows["greedy text"][0]
+    title, label = (
+        "How probable the plain model finds what is read",
+        "nats a token (lower is better)",
     )
+    return intervals(rows, label, title, caption, reference=rows["greedy text"][0])
 
 
-_OF_ENDED = ("", " on prompts where neither text holds an end-of-sequence token")
-
-
-def _nll_by_threshold(cases: Sequence[Case], threshold: str) -> Picture:
-    runs = {float(threshold): "isolated"} | {dose: str(dose) for dose in DOSES}
-    points = {
-        dose: spread([case["nll"][f"{name} naive"] - case["nll"]["greedy"] for case in cases])
-        for dose, name in runs.items()
-    }
-    widths = ", ".join(
-        f"{number(float(np.mean([np.mean(c['widths'][name]) for c in cases])))} at {dose}"
-        for dose, name in runs.items()
-    )
+def _nll_by_threshold(cases: Sequence[Case], threshold: float) -> Picture:
+    points, widths = [], []
+    for dose, name in [(threshold, "isolated"), *((dose, str(dose)) for dose in DOSES)]:
+        extra = [case.nll[f"{name} naive"] - case.nll["greedy"] for case in cases]
+        points.append((dose, *spread(extra)))
+        width = float(np.mean([np.mean(case.widths[name]) for case in cases]))
+        widths.append(f"{number(width)} at {dose}")
     caption = (
-        f"What the naive path costs more than greedy text, isolated mode; mean and 95 % interval over prompts. Mean width: {widths}. "
-        f"From {LONE} on it is greedy text, and costs nothing."
+        f"What the naive path costs more than greedy text, isolated mode; {MEAN}. Mean width: "
+        f"{', '.join(widths)}. From {LONE} on it is greedy text, and costs nothing."
     )
-    groups = {"naive path minus greedy": [(dose, *point) for dose, point in points.items()]}
-    return lines_by(
-        groups, "threshold", "nats a token", "The lower the threshold, the worse it reads", caption
-    )
-
-
-def _survival(cases: Sequence[Case]) -> Picture:
-    """Kaplan and Meier's curves (1958) of the steps until runs part; a run that has not parted is censored at its end."""
-    groups = {}
-    for other, text in (("visible", "isolated and visible"), ("weighted", "isolated and weighted")):
-        parted = [case["parted_at"][other] for case in cases]
-        last = len(cases[0]["widths"]["isolated"]) - 1
-        data = CensoredData(
-            [k for k in parted if k is not None], right=[last for k in parted if k is None]
-        )
-        survival = ecdf(data).sf
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # where nothing or everything has parted, the formula has no interval
-            interval = survival.confidence_interval(method="log-log")
-        steps = np.arange(last + 1)
-        mean, low, high = (f.evaluate(steps) for f in (survival, interval.low, interval.high))
-        low, high = np.where(np.isfinite(low), low, mean), np.where(np.isfinite(high), high, mean)
-        groups[text] = [
-            tuple(map(float, point)) for point in zip(steps, mean, low, high, strict=True)
-        ]
-    caption = "Share of prompts on which both free runs have had the same sets up to and including a step, with Greenwood's interval."
-    return lines_by(groups, "step", "share not yet parted", "Steps until the modes part", caption)
+    title = "The lower the threshold, the worse it reads"
+    return lines_by({"naive minus greedy": points}, "threshold", "nats a token", title, caption)
 
 
 def _facts_found(cases: Sequence[Case]) -> Picture:
-    texts = {
-        "greedy": "after greedy text",
-        **{mode: f"after sets, {mode}" for mode in MODES},
-        "absent": "facts not stated",
-    }
-    rows = {
-        text: spread([float(np.mean(case["found"][arm])) for case in cases])
-        for arm, text in texts.items()
-    }
-    chance = [float(np.mean([case["probability"][arm] for case in cases])) for arm in texts]
-    pairs = [
-        pair
-        for case in cases
-        for pair in zip(case["found"]["greedy"], case["found"]["isolated"], strict=True)
-    ]
-    only_greedy, only_isolated = pairs.count((True, False)), pairs.count((False, True))
-    p = (
-        float(binomtest(only_greedy, only_greedy + only_isolated).pvalue)
-        if only_greedy + only_isolated
-        else 1.0
-    )
+    texts = {"greedy": "after greedy text", **{mode: f"after {mode} sets" for mode in MODES}}
+    texts["absent"] = "facts not stated"
+    found = {arm: np.array([case.found[arm] for case in cases]) for arm in texts}  # [cases, facts]
+    rows = {text: spread(found[arm].mean(axis=1)) for arm, text in texts.items()}
+    notes = [f"p {np.mean([case.probability[arm] for case in cases]):.2f}" for arm in texts]
+    pairs = [found["greedy"] & ~found["isolated"], found["isolated"] & ~found["greedy"]]
+    only_greedy, only_sets = (int(pair.sum()) for pair in pairs)
+    either = only_greedy + only_sets
+    p = float(binomtest(only_greedy, either).pvalue) if either else 1.0
     caption = (
-        f"Share of facts whose first token is the most probable one when asked for after {FACT_STEPS} steps; mean and 95 % interval over "
-        f"prompts, beside it the mean probability. Of {len(pairs)} questions, {only_greedy} were found after greedy text only and "
-        f"{only_isolated} after isolated sets only (McNemar's exact p = {number(p)}, as if questions of one prompt were independent)."
+        "Share of facts whose first token is the most probable one when asked for after "
+        f"{FACT_STEPS} steps; {MEAN}, beside it the mean probability. Of {found['greedy'].size} "
+        f"questions, {only_greedy} were found after greedy text only and {only_sets} after "
+        f"isolated sets only (McNemar's exact p = {number(p)}, as if questions of one prompt were "
+        "independent)."
     )
-    notes = [f"p {value:.2f}" for value in chance]
-    return intervals(
-        rows,
-        "share of facts found",
-        "Is what was said before the sets still found?",
-        caption,
-        notes=notes,
-    )
-
-
-STUDY = Study("exp13", "Does it read well?", measure, CLAIMS, pictures)
+    title = "Is what was said before the sets still found?"
+    return intervals(rows, "share of facts found", title, caption, notes=notes)
 
 
 def test_paths_cost_what_one_plain_pass_says(store: Store, lm: LanguageModel) -> None:
-    """Harness check: the search's sums equal a forward pass over the whole text, without cache, beams or batch."""
+    """The search's sums equal a forward pass over the whole text, without cache, beams or batch."""
     kept = store.load_json("paths")
     start = len(kept["prompt_tokens"])
     for name, path in kept["paths"].items():
         text = torch.tensor([kept["prompt_tokens"] + path["tokens"]], device=lm.device)
         with torch.inference_mode():
-            logs = (
-                lm.model(input_ids=text, use_cache=False)
-                .logits[0, start - 1 : -1]
-                .double()
-                .log_softmax(dim=-1)
-            )
-        nll = -float(logs.gather(1, text[0, start:, None]).mean())
-        assert abs(nll - path["nats_per_token"]) < 1e-3, (
-            f"{name}: {path['nats_per_token']} nats a token, {nll} in one pass"
-        )
+            logits = lm.model(input_ids=text, use_cache=False).logits[0, start - 1 : -1]
+        logs = logits.double().log_softmax(dim=-1).gather(1, text[0, start:, None])
+        assert abs(-float(logs.mean()) - path["nats_per_token"]) < 1e-3, name
 
 
 def test_best_paths_stay_in_their_sets(store: Store) -> None:
-    """Harness check: what is called a path through the sets takes one member of each."""
+    """What is called a path through the sets takes one member of each."""
     sets = [set(step["tokens"]) for step in store.load_json("generation_log")["runs"][0]["steps"]]
-    paths = {name: path["tokens"] for name, path in store.load_json("paths")["paths"].items()}
+    paths = store.load_json("paths")["paths"]
     for name in ("isolated best", "isolated naive", "last members"):
-        assert all(token in members for token, members in zip(paths[name], sets, strict=True)), name
+        pairs = zip(paths[name]["tokens"], sets, strict=True)
+        assert all(token in members for token, members in pairs), name

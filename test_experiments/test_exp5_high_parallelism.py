@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 import tempo
 from fixtures.floors import rounding
 from fixtures.margins import ONE_IN_TWENTY
-from fixtures.raw import grouped, keep_attention, keep_log, keep_table, lattice
+from fixtures.raw import grouped_means, keep_attention, keep_log, keep_table, lattice
 from fixtures.rows import at_most, brute_force_error, step_tv, sum_error, sum_error_without
 from tempo import Trace
 from tempo.capture import trace_bytes
@@ -45,6 +45,11 @@ class Case:
     bfloat16_tv: float | None  # the same, isolated against itself in bfloat16
     correlation: dict[str, float | None]  # over steps, of widths and total variation between modes
     steps: list[tuple[int, float]]  # width of the set just read, total variation between modes
+
+    def by_class(self) -> list[tuple[float, float]]:
+        """The same with the centre of each width's class on a logarithmic scale."""
+        pairs = [(min(c for c in WIDTH_CLASSES if width <= c[1]), tv) for width, tv in self.steps]
+        return [(math.sqrt(low * high), tv) for (low, high), tv in pairs]
 
 
 @study.measure
@@ -206,11 +211,7 @@ def pictures(store: Store, cases: Sequence[Case]) -> Iterator[Picture]:
     """The own sets; widths and agreement by width over the suite; what a step costs by width."""
     yield lattice(store)
     yield _widths(cases)
-    by_class = {}
-    for low, high in WIDTH_CLASSES:
-        tvs = [[tv for width, tv in case.steps if low <= width <= high] for case in cases]
-        by_class[math.sqrt(low * high)] = [np.mean(found) for found in tvs if found]
-    if points := grouped(by_class):
+    if points := grouped_means([case.by_class() for case in cases]):
         groups = {"isolated against visible": points}
         caption = (
             "Total variation between modes at the reader, by the width of the set just read; mean "
