@@ -300,10 +300,14 @@ def compare(lm: LanguageModel, architecture: str) -> Entry:
 
 def difference(one: Trace, other: Trace, name: str) -> float:
     """The largest difference of any entry of this array in any step."""
-    arrays = [[getattr(step, name) for step in trace.steps] for trace in (one, other)]
-    if name == "attention":
-        arrays = [[a / a.sum(-1, keepdims=True) for a in steps] for steps in arrays]
-    return max(float(np.abs(a - b).max()) for a, b in zip(*arrays, strict=True))
+    gaps = []
+    for step, other_step in zip(one.steps, other.steps, strict=True):
+        a, b = getattr(step, name), getattr(other_step, name)
+        if name == "attention":
+            # conventions about sinks differ
+            a, b = (weights / weights.sum(-1, keepdims=True) for weights in (a, b))
+        gaps.append(float(np.abs(a - b).max()))
+    return max(gaps)
 
 
 def significant(value: float) -> float:

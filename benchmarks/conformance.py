@@ -162,17 +162,22 @@ def measure(
     matched = [f for f in found if f["same_sets"]]
     ties = [f["from_a_tie"] for f in found if not f["same_sets"]]
     quantities = ("probabilities", "logits", "attention", "kv", "forbidden")
-    over = [f for f in matched if any(f[name] > bound for name, bound in bounds.items())]
+    num_over = 0
+    for f in matched:
+        num_over += any(f[name] > bound for name, bound in bounds.items())
+    largest = {}
+    for name in quantities:
+        largest[name] = max(f[name] for f in matched)
     return {
         "oracle": str(oracle.dtype).removeprefix("torch."),
         "runs": len(found),
         "other_sets": len(ties),
         "other_sets_from_a_tie": max(ties, default=None),
         "runs_with_a_wide_set": sum(f["widest"] > 1 for f in matched),
-        **{name: max(f[name] for f in matched) for name in quantities},
+        **largest,
         "beyond_1e-5": sum(max(f["probabilities"], f["attention"]) > 1e-5 for f in matched),
         "bounds": dict(bounds),
-        "beyond_a_bound": sum(tie > TIE for tie in ties) + len(over),
+        "beyond_a_bound": sum(tie > TIE for tie in ties) + num_over,
         "seconds": round(time.perf_counter() - began),
         **lm.provenance(),
     }

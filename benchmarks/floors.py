@@ -95,6 +95,14 @@ def _largest_gap(one: Any, other: Any) -> float:
     return float(np.abs(one - other).max())
 
 
+def _largest_of(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The largest value of each quantity."""
+    largest = {}
+    for key in found[0]:
+        largest[key] = max(each[key] for each in found)
+    return largest
+
+
 def measure(lm: LanguageModel, specs: Sequence[RunSpec]) -> dict[str, Any]:
     """The floors, the variants they come from, and the effect of visibility beside them.
 
@@ -105,10 +113,11 @@ def measure(lm: LanguageModel, specs: Sequence[RunSpec]) -> dict[str, Any]:
     variants = [*VARIANTS.items(), ("effect", other_mode)]
     for name, variant in track(variants, str(lm.dtype), disable=not sys.stderr.isatty()):
         pairs = [differences(a, b) for a, b in zip(base, variant(lm, specs), strict=True)]
-        found[name] = {key: float(f"{max(pair[key] for pair in pairs):.3g}") for key in pairs[0]}
+        largest = _largest_of(pairs)
+        found[name] = {key: float(f"{value:.3g}") for key, value in largest.items()}
     effect = found.pop("effect")
     return {
-        "floor": {key: max(f[key] for f in found.values()) for key in effect},
+        "floor": _largest_of(list(found.values())),
         "variants": found,
         "effect_of_visibility": effect,
     }

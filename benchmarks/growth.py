@@ -144,7 +144,8 @@ def memory_growth(model: str, scale: Scale) -> dict[str, Any]:
     growth = {}
     for axis, values in axes.items():
         found, rows = rows[: len(values)], rows[len(values) :]
-        computed, peak = ([row[key] for row in found] for key in ("computed", "peak"))
+        computed = [row["computed"] for row in found]
+        peak = [row["peak"] for row in found]
         growth[axis] = {
             "values": list(values),
             "computed": computed,

@@ -46,9 +46,12 @@ def with_tempo(lm: LanguageModel, num_steps: int) -> Peer:
     def decode(prompts: Prompts) -> Captured:
         specs = [greedy(prompt, num_steps, capture=("attention", "logits")) for prompt in prompts]
         traces = tempo.generate_batch(lm, specs, max_rows=len(specs))
-        steps = [step for trace in traces for step in trace.steps]
-        tokens = [[step.tokens[0] for step in trace.steps] for trace in traces]
-        return Captured(tokens, [s.attention for s in steps], [s.logits for s in steps])
+        found = Captured([], [], [])
+        for trace in traces:
+            found.tokens.append([step.tokens[0] for step in trace.steps])
+            found.attention.extend(step.attention for step in trace.steps)
+            found.logits.extend(step.logits for step in trace.steps)
+        return found
 
     return decode
 

@@ -247,10 +247,10 @@ def capture(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
     prompts = [text_of(lm, size.context, run) for run in range(size.runs)]
     # capture of the last set takes a pass, which a run without capture spends on one more step
     without = [greedy(prompt, size.steps + 1) for prompt in prompts]
-    captured = {
-        name: [spec.but(max_steps=size.steps, capture=(name,)) for spec in without]
-        for name in CAPTURE_AT_MOST
-    }
+    captured = {}
+    for name in CAPTURE_AT_MOST:
+        changes = {"max_steps": size.steps, "capture": (name,)}
+        captured[name] = [spec.but(**changes) for spec in without]
     works = {
         name: partial(clock, tempo.generate_batch, lm, specs)
         for name, specs in {"without": without, **captured}.items()

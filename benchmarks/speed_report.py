@@ -158,8 +158,9 @@ def picture_of(report: Report) -> Picture:
             times = [s * 1e3 for s in curve["seconds"]]
             draw_curve(axes[0][column], f"ms ~ {name}", curve, [times])
         for column, (name, curve) in enumerate(report["memory"].items()):
-            sizes = [[size / 2**20 for size in curve[key]] for key in ("peak", "computed")]
-            draw_curve(axes[1][column], f"MiB ~ {name}", curve, sizes)
+            peak = [size / 2**20 for size in curve["peak"]]
+            computed = [size / 2**20 for size in curve["computed"]]
+            draw_curve(axes[1][column], f"MiB ~ {name}", curve, [peak, computed])
         for ax in [*axes[0][len(report["time"]) :], *axes[1][len(report["memory"]) :]]:
             ax.set_axis_off()
 

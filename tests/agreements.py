@@ -83,14 +83,11 @@ def a_replay_in_detail_equals_the_oracle(lm: LanguageModel, case: Case) -> None:
 
     Isolated layers are tried with the set's mass spread and with it kept.
     """
-    positions = [
-        [len(case.prompt) + 2 * k + (i + case.pick) % 2 for i in range(len(members))]
-        for k, members in enumerate(case.sets)
-    ]
-    weights = [
-        [1 / (1 + (i + k + case.pick) % 3) for i in range(len(members))]
-        for k, members in enumerate(case.sets)
-    ]
+    positions, weights = [], []
+    for k, members in enumerate(case.sets):
+        first = len(case.prompt) + 2 * k
+        positions.append([first + (i + case.pick) % 2 for i in range(len(members))])
+        weights.append([1 / (1 + (i + k + case.pick) % 3) for i in range(len(members))])
     last = (lm.num_layers - 1, lm.num_layers)
     spread = {"visibility": "visible", "isolated_layers": (0, 1)}
     kept = {"visibility": "visible", "isolated_layers": last, "isolated_mass": "self"}

@@ -129,9 +129,9 @@ def the_order_of_siblings_changes_nothing(
     It does matter under a causal mask, and where siblings have positions of their own.
     """
     orders = [_another_order(len(members), case.pick) for members in case.sets]
-    reordered = [
-        [members[i] for i in order] for members, order in zip(case.sets, orders, strict=True)
-    ]
+    reordered = []
+    for members, order in zip(case.sets, orders, strict=True):
+        reordered.append([members[i] for i in order])
     for visibility in visibilities:
         common = {"visibility": visibility, "positions": positions, "readout": readout}
         run = forced(lm, case, **common)

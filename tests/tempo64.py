@@ -32,10 +32,12 @@ def lattice(
 
     All of set k stands at position P + k (`shared`), or each slot at its own index (`sequential`).
     """
-    slots = [(token, i) for i, token in enumerate(prompt)]
-    slots += [(token, len(prompt) + k) for k, members in enumerate(sets) for token in members]
-    tokens, of_sets = ([slot[i] for slot in slots] for i in (0, 1))
-    return Lattice(tokens, of_sets if positions == "shared" else list(range(len(slots))), of_sets)
+    tokens, of_sets = list(prompt), list(range(len(prompt)))
+    for k, members in enumerate(sets):
+        tokens += members
+        of_sets += [len(prompt) + k] * len(members)
+    at = of_sets if positions == "shared" else list(range(len(tokens)))
+    return Lattice(tokens, at, of_sets)
 
 
 def allowed(slots: Lattice, visibility: str, window: int | None = None) -> np.ndarray:

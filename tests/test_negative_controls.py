@@ -45,10 +45,10 @@ def outcome(check, plant=None):
 @pytest.fixture(scope="module")
 def matrix():
     """{fault: {check: outcome}}."""
-    return {
-        fault: {name: outcome(check, plant) for name, check in CHECKS.items()}
-        for fault, plant in FAULTS.items()
-    }
+    found = {}
+    for fault, plant in FAULTS.items():
+        found[fault] = {name: outcome(check, plant) for name, check in CHECKS.items()}
+    return found
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -54,7 +54,8 @@ def test_modes_share_passes_until_the_first_wide_set(tiny, forwarded):
     first = next(k for k, width in enumerate(runs[0].widths) if width > 1)
     num_prompt = len(runs[0].prompt_tokens)
     alike = runs[0].widths[:first]
-    apart = [sum(run.widths[k] for run in runs) for k in range(first, 5)]
+    widths = np.array([run.widths for run in runs])
+    apart = widths[:, first:].sum(axis=0).tolist()
     assert forwarded == [num_prompt, *alike, *apart]
     assert apart[0] == 3 * runs[0].widths[first], (
         "the set is the same, but its members see each other or not"
