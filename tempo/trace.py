@@ -31,7 +31,7 @@ _STEP_FIELDS = ("tokens", "probabilities", "position", "slots", "texts", "ended"
 _TRACE_FIELDS = ("prompt_tokens", "stop_reason", "seconds", "peak_bytes", "provenance")
 
 # What a repr shows at most, so that it fits one line: characters, and members of a set.
-LONGEST_PROMPT = 32
+LONGEST_PROMPT = 28
 LONGEST_MODEL = 24
 LONGEST_TEXT = 12
 MOST_MEMBERS = 4
@@ -131,7 +131,9 @@ class Trace:
             shown = _quoted(prompt, LONGEST_PROMPT)
         else:
             shown = f"{len(prompt)} token id" + ("s" if len(prompt) > 1 else "")
-        model = _cut(escaped(str(self.provenance.get("model", "unknown model"))), LONGEST_MODEL)
+        model = escaped(str(self.provenance.get("model", "unknown model")))
+        if len(model) > LONGEST_MODEL:  # of a path or a hub id the end tells most
+            model = "…" + model[1 - LONGEST_MODEL :]
         sets = "1 set" if len(self.steps) == 1 else f"{len(self.steps)} sets"
         mode = self.spec.visibility
         return f"<Trace {shown} + {sets}, {self.num_slots} slots, {mode}, {model}>"
@@ -318,8 +320,5 @@ def slot_steps(num_prompt: int, widths: Sequence[int]) -> np.ndarray:
 
 def _quoted(text: str, longest: int) -> str:
     """The text in quotes, safe to print, cut if it is long."""
-    return f"'{_cut(escaped(text), longest)}'"
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+    shown = escaped(text[: longest + 1])  # enough to see whether it is longer
+    return f"'{shown}'" if len(shown) <= longest else f"'{shown[: longest - 1]}…'"

@@ -1,4 +1,7 @@
-"""tempo.engine: streams, end of sequence, refusals, other dtypes. What holds exactly is in test_identities.py."""
+"""tempo.engine: streams, end of sequence, refusals, other dtypes.
+
+What holds exactly is in test_identities.py.
+"""
 
 import numpy as np
 import pytest
@@ -111,9 +114,15 @@ def one_token_pass(lm):
     """The context of a pass of one token, and query, key and value for its first attention call."""
     index = torch.zeros(1, dtype=torch.long)
     context = attention.PassContext(
-        rows=index, offsets=index, slots=index, allowed=torch.ones(1, 1, 1, dtype=torch.bool), bias=None,
-        query_positions=index[None], slot_positions=index[None], expected=lm.attention_calls,
-    )  # fmt: skip
+        rows=index,
+        offsets=index,
+        slots=index,
+        allowed=torch.ones(1, 1, 1, dtype=torch.bool),
+        bias=None,
+        query_positions=index[None],
+        slot_positions=index[None],
+        expected=lm.attention_calls,
+    )
     return context, torch.zeros(1, 4, 1, 16), torch.zeros(1, 2, 1, 16), torch.zeros(1, 2, 1, 16)
 
 

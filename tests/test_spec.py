@@ -1,4 +1,4 @@
-"""tempo.spec: what a run may be asked, what it is told when it may not, and specs that survive YAML and hashing."""
+"""tempo.spec: what a run may be asked, what it is told when it may not, YAML and hashing."""
 
 import math
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from transformers import BatchEncoding
 
 import tempo
 from tempo.errors import SpecError
@@ -134,6 +135,8 @@ def refusal(**changes):
             "'attention', 'siblings', 'logits' or 'kv'",
             ["kv", "logits"],
         ),
+        ("capture", "atention", "'atention'", "did you mean 'attention'?", "attention"),
+        ("isolated_mass", "slef", "'slef'", "did you mean 'self'?", "spread"),
         ("capture", 5, "5", "a valid tuple", ()),
     ],
 )
@@ -195,6 +198,68 @@ def test_arrays_are_token_ids_too():
     )
     assert RunSpec(prompt=torch.tensor([3, 4])).prompt == (3, 4)
     assert RunSpec(prompt=tokens[0]) != RunSpec(prompt=tokens[1])
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [[3, 4]],
+        ((3, 4),),
+        np.array([[3, 4]]),
+        torch.tensor([[3, 4]]),
+        [torch.tensor([3, 4])],
+        {"input_ids": [3, 4]},
+        {"input_ids": torch.tensor([[3, 4]]), "attention_mask": torch.ones(1, 2)},
+        BatchEncoding({"input_ids": [[3, 4]], "attention_mask": [[1, 1]]}),
+        BatchEncoding({"input_ids": [3, 4], "attention_mask": [1, 1]}),
+    ],
+    ids=lambda prompt: type(prompt).__name__,
+)
+def test_what_a_tokenizer_returns_is_a_prompt(prompt):
+    spec = RunSpec(prompt=prompt)
+    assert spec.prompt == (3, 4)
+    assert {type(token) for token in spec.prompt} == {int}
+    assert spec == RunSpec(prompt=[3, 4]) == RunSpec.from_yaml(spec.to_yaml())
+    assert spec.key() == RunSpec(prompt=[3, 4]).key()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ([[1, 2], [3, 4]], "holds 2 rows, .* use generate_batch with one RunSpec each"),
+        (np.ones((3, 2), int), "holds 3 rows, .* use generate_batch"),
+        (torch.ones(2, 20, dtype=torch.long), "holds 2 rows, .* use generate_batch"),
+        ({"input_ids": [[1], [2]]}, "holds 2 rows, .* use generate_batch"),
+        ({"tokens": [1]}, r"the keys \['tokens'\]; .* which holds input_ids"),
+        (BatchEncoding({"input_ids": [[0, 1]], "attention_mask": [[0, 1]]}), "is padded"),
+        (BatchEncoding({"input_ids": [1, 0], "attention_mask": [1, 0]}), "is padded"),
+        ({"input_ids": [[1]], "attention_mask": torch.zeros(1, 1)}, "without padding"),
+        ([{"role": "user", "content": "a"}], r"lm\.chat\(messages\)"),
+        ([[]], "the prompt is empty"),
+        ([[[1]]], "a valid integer"),
+        (["one text"], "a valid integer"),
+        (torch.tensor([1.0]), "a valid integer"),
+        (torch.tensor([True]), "a valid integer"),
+        (torch.tensor(3), "a valid tuple"),
+        (np.int64(3), "a valid tuple"),
+    ],
+)
+def test_what_is_no_one_prompt_is_refused(prompt, expected):
+    with pytest.raises(SpecError, match=f"(?s)^RunSpec: prompt=.*{expected}") as error:
+        RunSpec(prompt=prompt)
+    assert all(line.lstrip().startswith("prompt=") for line in str(error.value)[9:].split("\n"))
+
+
+def test_the_repr_names_what_differs_from_the_defaults_and_is_short():
+    assert repr(RunSpec(prompt="a")) == "RunSpec(prompt='a')"
+    spec = RunSpec(prompt="a\n", threshold=0.05, visibility="causal", capture="kv")
+    expected = r"RunSpec(prompt='a\n', threshold=0.05, visibility='causal', capture=('kv',))"
+    assert repr(spec) == str(spec) == expected
+    assert eval(repr(spec)) == spec
+    long = RunSpec(prompt="x" * 1000, replay=[[1, 2]] * 1000)
+    assert repr(long).count("...") == 2
+    assert len(repr(long)) < 120
+    assert len(repr(RunSpec(**VALID))) < 600
 
 
 @given(st.permutations(CAPTURES), st.integers(0, 3))
@@ -273,10 +338,9 @@ def test_a_yaml_error_names_the_file_or_the_text(tmp_path, content, said):
 
 def test_a_yaml_python_tag_runs_nothing(tmp_path):
     witness = tmp_path / "witness"
+    path = f"!!python/object/apply:pathlib.Path ['{witness}']"
     with pytest.raises(SpecError, match="python/object"):
-        RunSpec.from_yaml(
-            f"prompt: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{witness}']]"
-        )
+        RunSpec.from_yaml(f"prompt: !!python/object/apply:pathlib.Path.touch [{path}]")
     assert not witness.exists()
     Path(witness).touch()
     assert witness.exists()
@@ -373,6 +437,10 @@ def test_but_replays_the_sets_of_a_trace(tiny):
     trace = tempo.generate(tiny, "ab", threshold=0.05, max_steps=3)
     assert max(trace.widths) > 1
     replayed = trace.spec.but(replay=trace, visibility="visible")
+    assert replayed == RunSpec(
+        **{**trace.spec.model_dump(), "visibility": "visible", "replay": trace}
+    )
+    assert tempo.generate(tiny, "ab", replay=trace).sets == trace.sets
     assert [list(tokens) for tokens in replayed.replay] == trace.sets
     assert (
         replayed

@@ -1,4 +1,4 @@
-"""tempo.trace: what is saved comes back to the bit, and nothing that was there is lost when saving fails."""
+"""tempo.trace: what is saved comes back to the bit; a failed save loses nothing that was there."""
 
 import errno
 import json
@@ -427,6 +427,57 @@ def test_widths_sets_and_ended_are_read_off_the_steps():
     assert trace.ended == [(0, 2), (2, 0), (2, 2)]
     assert trace.num_slots == 2 + 6
     assert make_trace().ended == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shown"),
+    [
+        ("The cat sat on the", "'The cat sat on the'"),
+        ("x" * 28, f"'{'x' * 28}'"),
+        ("x" * 100_000, f"'{'x' * 27}…'"),
+        ("a\n\x1b[31m\u202e", r"'a\n\x1b[31m\u202e'"),
+        ([5], "1 token id"),
+        ([5] * 1000, "1000 token ids"),
+    ],
+    ids=["text", "just fits", "long", "hostile", "one id", "ids"],
+)
+def test_the_repr_of_a_trace_is_one_short_line(prompt, shown):
+    trace = make_trace(spec=RunSpec(prompt=prompt, visibility="visible"))
+    assert repr(trace) == f"<Trace {shown} + 2 sets, 5 slots, visible, by hand>"
+    assert str(trace) == repr(trace)
+    one = replace(
+        trace, steps=trace.steps[:1], provenance={"model": "/a/long/path" * 9 + "/m\n.gguf"}
+    )
+    assert "+ 1 set, " in repr(one)
+    assert repr(one).endswith(r"/long/path/m\n.gguf>")
+    assert "unknown model" in repr(replace(trace, provenance={}))
+    for each in (trace, one):
+        assert "\n" not in repr(each)
+        assert len(repr(each)) <= 100
+
+
+def test_the_repr_of_a_step_is_one_short_line():
+    trace = make_trace(
+        sets=((" cat",), ("'s\n", "\u202e", "x" * 90), tuple("abcdefgh")), ended=[()] * 3
+    )
+    one, three, many = (
+        replace(step, probabilities=[1 / 3, 0.25, 1e-9, 0.1] * 2) for step in trace.steps
+    )
+    one = replace(one, probabilities=one.probabilities[:1])
+    three = replace(three, probabilities=three.probabilities[:3])
+    assert repr(one) == "<Step [' cat' 0.33] at position 2>"
+    shown = r"<Step [''s\n' 0.33, '\u202e' 0.25, 'xxxxxxxxxxx…' 1e-09] at position 3>"
+    assert repr(three) == shown
+    assert repr(many).endswith("'d' 0.1, 4 more] at position 4>")
+    assert max(len(repr(step)) for step in (one, three, many)) <= 100
+
+
+def test_the_repr_of_a_real_trace_shows_no_array(traces):
+    for trace in traces.values():
+        assert repr(trace).startswith(r"<Trace 'The cat \u2028\x00' + 3 sets, ")
+        assert repr(trace).endswith(" slots, visible, tiny>")
+        assert all(len(repr(step)) <= 100 for step in trace.steps)
+        assert "array" not in repr(trace.steps)
 
 
 def test_sets_are_copies_to_replay():
