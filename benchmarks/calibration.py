@@ -69,6 +69,7 @@ def statistics_sha256() -> str:
 
     It is of their results, not of their code: another wording does not undo a calibration.
     """
+    statistics.NUM_RESAMPLES = RESAMPLES  # as in the simulations
     rng = np.random.default_rng(0)
     samples = [rng.normal(0.1, 1, 60), rng.lognormal(0, 1, 40) - 1, rng.integers(0, 3, 25) / 2.0]
     found = []
