@@ -84,8 +84,10 @@ def parts_of_the_layers(prompt: Prompt) -> Steps[Case | None]:
     scene = first_scene(free, prompt)
     if scene is None:
         return None
-    bounds = bounds_of(prompt.lm.num_layers)
-    windows, end = list(pairwise(bounds)), bounds[-1]
+    num_layers = prompt.lm.num_layers
+    num = min(NUM_WINDOWS, num_layers)
+    bounds = [round(i * num_layers / num) for i in range(num + 1)]
+    windows, end = list(pairwise(bounds)), num_layers
     cuts = {
         "windows": [(*window, "spread") for window in windows],
         "below": [(0, cut, "spread") for cut in bounds[1:]],
@@ -121,12 +123,6 @@ def parts_of_the_layers(prompt: Prompt) -> Steps[Case | None]:
     return Case(dtype=dtype, coin=coin, bounds=bounds, whole=whole, parts=parts)
 
 
-def bounds_of(num_layers: int) -> list[int]:
-    """First layers of the windows, all as equal as can be, and the end of the last one."""
-    num = min(NUM_WINDOWS, num_layers)
-    return [round(i * num_layers / num) for i in range(num + 1)]
-
-
 def _effect(logs: np.ndarray, other: Trace) -> Effect:
     """How far another run is from `logs` [w + 1, V], rows as of `_log_probabilities`."""
     probabilities, others = np.exp(logs), _log_probabilities(other)
@@ -157,7 +153,7 @@ def test_all_layers_are_isolated(case: Case, layers: str = "all_layers") -> bool
 def test_last_layer_reaches_no_reader(case: Case) -> bool:
     """What siblings do to each other in the last layer reaches no later token.
 
-    Keys and values are made before that: total variation is at most ten rounding floors.
+    Total variation at the reader is at most ten rounding floors: its keys are made before.
     """
     return case.whole["last_layer"]["reader_tv"] <= rounding("tv", case.dtype)
 

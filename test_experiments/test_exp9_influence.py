@@ -8,7 +8,6 @@ prediction is from the rest. Influence is total variation, which is proportional
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,21 +16,15 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau
 
+from fixtures import rows
 from fixtures.floors import rounding
 from fixtures.margins import BFLOAT16_KL, BFLOAT16_TV
-from fixtures.raw import Point, grouped, keep_log, keep_table, lattice
-from fixtures.rows import (
-    attention_of,
-    logits_of,
-    minus,
-    predictions,
-    reader_on_set,
-    reader_on_values,
-)
+from fixtures.raw import grouped_means, keep_log, keep_table, lattice
 from fixtures.scenes import READER, Scene, draw, first_scene
 from fixtures.truth import Branches, forced, read_spec
 from tempo import LanguageModel, Trace
 from tempo.harness import Margin, Planned, Prompt, RunRequest, Steps, Store, Study, average, run
+from tempo.harness.study import ClaimTest, Statistic
 from tempo.metrics import kl_divergence, total_variation
 from tempo.reporting.figures import Picture, bars, lines_by
 
@@ -113,11 +106,11 @@ def leave_one_out(prompt: Prompt) -> Steps[Case | None]:
     again, *without = yield [_reading(scene, tokens) for tokens in (members, *smaller)]
     weights = [scene.width / len(others)] * len(others)  # the rest weighs what the whole set did
     same_mass = yield [_reading(scene, tokens, weights) for tokens in smaller]
-    reader = predictions(full, 1)[0]
+    reader = rows.predictions(full, 1)[0]
     next_without = [trace.steps[2].distribution for trace in without]
     next_same_mass = [trace.steps[2].distribution for trace in same_mass]
     prior = np.array([trace.steps[0].probabilities[0] for trace in alone])
-    attention = {"attention": reader_on_set(full), "attention_value_norm": reader_on_values(full)}
+    values = rows.reader_on_values(full)
     of_members = {
         "influence": [total_variation(reader, other) for other in next_without],
         "influence_kl": [kl_divergence(reader, other) for other in next_without],
@@ -125,30 +118,30 @@ def leave_one_out(prompt: Prompt) -> Steps[Case | None]:
         "influence_exact": _exact_influence(branches, alone),
         "posterior": np.exp(branches.log_posterior(alone, READER)),
         "prior": prior / prior.sum(),
-        **{name: w.mean(axis=(0, 1)) for name, w in attention.items() if w is not None},
+        "attention": rows.reader_on_set(full).mean(axis=(0, 1)),
     }
+    if values is not None:
+        of_members["attention_value_norm"] = values.mean(axis=(0, 1))
+    floor_tv = total_variation(reader, again.steps[2].distribution)
     if store := prompt.store:
         keep_log(store, free)
-        arrays = {"full": reader.astype(np.float32), "without": np.stack(next_without)}
-        store.arrays("influence", reader_attention=attention_of(full, 1)[:, :, 0], **arrays)
+        attention = rows.attention_of(full, 1)[:, :, 0]
+        arrays = {"without": np.stack(next_without), "reader_attention": attention}
+        store.arrays("influence", full=reader.astype(np.float32), **arrays)
         columns = {"texts": full.steps[0].texts, **of_members}
         store.json("influence", {"reader": lm.token_text(scene.reader), "members": columns})
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        keep_table(store, f"{lm.decode(scene.prefix)!r} + {full.text}", rows, list(columns))
-    return Case(
-        shift=shift,
-        others=changes,
-        floor_tv=total_variation(reader, again.steps[2].distribution),
-        members=of_members,
-    )
+        lines = zip(*columns.values(), strict=True)
+        table = [dict(zip(columns, line, strict=True)) for line in lines]
+        keep_table(store, f"{lm.decode(scene.prefix)!r} + {full.text}", table, list(columns))
+    return Case(shift=shift, others=changes, floor_tv=floor_tv, members=of_members)
 
 
-def _change(one: Trace, other: Trace, rows: Sequence[int]) -> dict[str, float]:
-    """What differs in those members' own outputs: the largest of any logit, and mean KL in nats."""
-    logits = np.abs(logits_of(one, 0)[rows] - logits_of(other, 0)[rows])
-    pairs = zip(predictions(one, 0)[rows], predictions(other, 0)[rows], strict=True)
-    kl = np.mean([kl_divergence(p, q) for p, q in pairs])
-    return {"logit": float(logits.max()), "kl": float(kl)}
+def _change(one: Trace, other: Trace, members: Sequence[int]) -> dict[str, float]:
+    """What differs in these members' outputs: the largest of any logit, and mean KL in nats."""
+    logits = rows.logits_of(one, 0)[members] - rows.logits_of(other, 0)[members]
+    before, after = (rows.predictions(trace, 0)[members] for trace in (one, other))
+    kl = np.mean([kl_divergence(p, q) for p, q in zip(before, after, strict=True)])
+    return {"logit": float(np.abs(logits).max()), "kl": float(kl)}
 
 
 def _reading(scene: Scene, tokens: Sequence[int], weights: Sequence[float] = ()) -> RunRequest:
@@ -216,16 +209,14 @@ KEPT = "the members that stay weigh n / (n - 1) each, so that the set does not g
 TAU = "Kendall's tau between the members' influence on the next step and their"
 
 
-def over_members(statistic: str, planned: Planned, **claim: Any) -> Callable[[Any], Any]:
+def over_members(statistic: str, planned: Planned, **claim: Any) -> Callable[[Any], ClaimTest]:
     """A claim whose control is the same statistic with the members' weights moved round."""
 
-    def decorate(function: Callable[[Case, bool], float | None]) -> Any:
-        def shifted(case: Case) -> float | None:
-            """the members' weights moved round by a random number of places"""
-            return function(case, True)
-
-        claimed = study.claim(statistic=statistic, planned=planned, control=shifted, **claim)
-        return claimed(function)
+    def decorate(function: Statistic) -> ClaimTest:
+        register = study.claim(statistic=statistic, planned=planned, control=True, **claim)
+        claimed = register(function)
+        claimed.control_statement = "the members' weights moved round by a random number of places"
+        return claimed
 
     return decorate
 
@@ -239,7 +230,7 @@ def test_influence_follows_posterior(case: Case, shifted: bool = False) -> float
 @over_members(f"{SLOPE}; minus the exact one", slopes(0.0), within=SLOPE_MARGIN, typical=True)
 def test_influence_as_of_exact_reader(case: Case, shifted: bool = False) -> float | None:
     """Influence grows with posterior weight as it does for an exact reader."""
-    return minus(case.slope("influence", shifted), case.slope("influence_exact"))
+    return rows.minus(case.slope("influence", shifted), case.slope("influence_exact"))
 
 
 @study.claim(within=SLOPE_MARGIN, planned=slopes(0.0), typical=True, control="influence_exact")
@@ -268,19 +259,19 @@ def test_attention_predicts_influence(case: Case, shifted: bool = False) -> floa
 @over_members(f"{TAU} attention, minus posterior weight's", taus(0.3), more_than=BETTER_ORDER)
 def test_attention_tells_more_than_posterior(case: Case, shifted: bool = False) -> float | None:
     """Attention orders the siblings' influence better than their posterior weights do."""
-    return minus(case.tau("attention", shifted), case.tau("posterior"))
+    return rows.minus(case.tau("attention", shifted), case.tau("posterior"))
 
 
 @over_members(f"{TAU} posterior weight, minus prior weight's", taus(0.3), more_than=BETTER_ORDER)
 def test_posterior_tells_more_than_prior(case: Case, shifted: bool = False) -> float | None:
     """What follows matters: posterior weights order influence better than the prior ones do."""
-    return minus(case.tau("posterior", shifted), case.tau("prior"))
+    return rows.minus(case.tau("posterior", shifted), case.tau("prior"))
 
 
 CURVES = {
-    "influence": "in the model",
-    "influence_same_mass": "in the model, same mass",
-    "influence_exact": "in the exact mixture",
+    "in the model": "influence",
+    "in the model, same mass": "influence_same_mass",
+    "in the exact mixture": "influence_exact",
 }
 WEIGHTS = ("posterior", "prior", "attention", "attention_value_norm")
 LAST_BIN = 3  # doublings from the members' geometric mean; what lies further out counts here
@@ -291,7 +282,9 @@ def pictures(store: Store, cases: Sequence[Case]) -> Iterator[Picture]:
     """The own prompt's sets, influence against posterior weight, and what orders influence."""
     yield lattice(store)
     enough = [case for case in cases if case.slope("influence") is not None]
-    groups = {label: _doublings(enough, name) for name, label in CURVES.items()}
+    groups = {}
+    for label, name in CURVES.items():
+        groups[label] = grouped_means(_doublings(case, name) for case in enough)
     if any(groups.values()):
         ends = (-float(LAST_BIN), float(LAST_BIN))
         groups["slope 1: proportional"] = [(x, x, x, x) for x in ends]
@@ -318,15 +311,11 @@ def pictures(store: Store, cases: Sequence[Case]) -> Iterator[Picture]:
         yield bars(heights, list(orders), *labels, "What orders influence", caption)
 
 
-def _doublings(cases: Sequence[Case], name: str) -> list[Point]:
-    """Doublings of influence at each whole number of doublings of posterior weight."""
-    found: dict[float, list[float]] = defaultdict(list)
-    for case in cases:
-        x, y = (np.log2(np.maximum(case.members[key], FLOOR)) for key in ("posterior", name))
-        bins = np.clip(np.rint(x - x.mean()), -LAST_BIN, LAST_BIN)
-        for at in set(bins.tolist()):
-            found[at].append(float((y - y.mean())[bins == at].mean()))
-    return grouped(found)
+def _doublings(case: Case, name: str) -> list[tuple[float, float]]:
+    """Each member's doublings of posterior weight, to a whole number, and those of influence."""
+    x, y = (np.log2(np.maximum(case.members[key], FLOOR)) for key in ("posterior", name))
+    bins = np.clip(np.rint(x - x.mean()), -LAST_BIN, LAST_BIN)
+    return list(zip(bins.tolist(), (y - y.mean()).tolist(), strict=True))
 
 
 def test_rounding_is_far_below_influence(cases: list[Case], lm: LanguageModel) -> None:
