@@ -1,4 +1,7 @@
-"""What is claimed of the engine, on SmolLM2-135M: the oracle, transformers' greedy decoding, and exactness of isolation."""
+"""What is claimed of the engine, on SmolLM2-135M.
+
+It agrees with the oracle and with transformers' greedy decoding, and isolation is exact.
+"""
 
 import itertools
 from types import SimpleNamespace
@@ -33,36 +36,33 @@ def test_capped_at_width_one_it_is_transformers_greedy_on_every_prompt_of_the_su
     real, greedy_by_transformers
 ):
     specs = [tempo.RunSpec(prompt=prompt, max_width=1, max_steps=STEPS) for prompt in PROMPTS]
-    ours = [[step.tokens[0] for step in run.steps] for run in tempo.generate_batch(real, specs)]
-    wrong = [
-        p for p, tokens in zip(PROMPTS, ours, strict=True) if tokens != greedy_by_transformers[p]
-    ]
+    wrong = []
+    for prompt, run in zip(PROMPTS, tempo.generate_batch(real, specs), strict=True):
+        if [step.tokens[0] for step in run.steps] != greedy_by_transformers[prompt]:
+            wrong.append(prompt)
     assert not wrong, (
         f"{len(wrong)} of {len(PROMPTS)} prompts differ from transformers: {wrong[:3]}"
     )
 
 
 def test_without_the_cap_it_is_not_greedy(real, greedy_by_transformers):
-    runs = tempo.generate_batch(
-        real, [tempo.RunSpec(prompt=p, max_steps=STEPS) for p in PROMPTS[:10]]
-    )
-    assert any(
-        [s.tokens[0] for s in r.steps] != greedy_by_transformers[p]
-        for r, p in zip(runs, PROMPTS[:10], strict=True)
-    )
+    prompts = PROMPTS[:10]
+    specs = [tempo.RunSpec(prompt=prompt, max_steps=STEPS) for prompt in prompts]
+    differ = []
+    for prompt, run in zip(prompts, tempo.generate_batch(real, specs), strict=True):
+        if [step.tokens[0] for step in run.steps] != greedy_by_transformers[prompt]:
+            differ.append(prompt)
+    assert differ
 
 
-# Every setting meets one prompt here; `make conformance` lets each meet twenty.
+# Here each setting meets one prompt; `make conformance` lets each meet twenty.
 @pytest.mark.parametrize("index", range(0, len(SETTINGS), 4))
 def test_engine_equals_oracle(real, index):
-    for run in tempo.generate_batch(
-        real, specs(PROMPTS[index % len(PROMPTS)], SETTINGS[index : index + 4])
-    ):
+    chosen = specs(PROMPTS[index % len(PROMPTS)], SETTINGS[index : index + 4])
+    for run in tempo.generate_batch(real, chosen):
         found = deviations(real, run)
         assert found["same_sets"], run.spec
-        over = {
-            name: value for name, value in found.items() if name in BOUNDS and value > BOUNDS[name]
-        }
+        over = {name: found[name] for name, bound in BOUNDS.items() if found[name] > bound}
         assert not over, (run.spec, over)
         assert found["forbidden"] == 0.0
 
@@ -79,9 +79,8 @@ def test_engine_equals_oracle(real, index):
 )
 def test_only_a_tie_excuses_another_set_than_the_oracles(tokens, exact, is_a_tie):
     distribution = np.array([0.5, 0.2, 0.2 - 1e-6, 0.1 - 1e-6], np.float32)
-    run = SimpleNamespace(
-        steps=[SimpleNamespace(tokens=tokens)], spec=SimpleNamespace(threshold=0.1)
-    )
+    threshold = SimpleNamespace(threshold=0.1)
+    run = SimpleNamespace(steps=[SimpleNamespace(tokens=tokens)], spec=threshold)
     oracle = SimpleNamespace(steps=[SimpleNamespace(tokens=exact, distribution=distribution)])
     assert (_from_a_tie(run, oracle) <= TIE) == is_a_tie
 
@@ -92,26 +91,22 @@ def test_changing_one_isolated_sibling_leaves_the_others_bit_identical(real):
     changed = [sets[0], [sets[1][0], 1234, *sets[1][2:]]]
     others = [i for i in range(len(sets[1])) if i != 1]
     for visibility, same in (("isolated", True), ("visible", False)):
-        one, other = (
-            tempo.generate(real, PROMPTS[0], replay=s, visibility=visibility, capture="logits")
-            for s in (sets, changed)
-        )
+        common = {"visibility": visibility, "capture": "logits"}
+        one = tempo.generate(real, PROMPTS[0], replay=sets, **common)
+        other = tempo.generate(real, PROMPTS[0], replay=changed, **common)
         assert (one.steps[1].logits[others] == other.steps[1].logits[others]).all() == same
 
 
 def test_modes_agree_bitwise_until_a_wide_set_has_been_read(real):
     for prompt in PROMPTS[:6]:
         source = tempo.generate(real, prompt, max_steps=6)
-        isolated, visible = (
-            tempo.generate(real, prompt, replay=source.sets, visibility=v, capture="kv")
-            for v in ("isolated", "visible")
-        )
+        common = {"replay": source.sets, "capture": "kv"}
+        isolated = tempo.generate(real, prompt, visibility="isolated", **common)
+        visible = tempo.generate(real, prompt, visibility="visible", **common)
         wide = [k for k, width in enumerate(source.widths) if width > 1]
         first = wide[0] if wide else 5
-        assert all(
-            (isolated.steps[k].distribution == visible.steps[k].distribution).all()
-            for k in range(first + 1)
-        )
+        for k in range(first + 1):
+            assert (isolated.steps[k].distribution == visible.steps[k].distribution).all()
         assert (isolated.keys[0] == visible.keys[0]).all()
         assert (isolated.values[0] == visible.values[0]).all()
         if wide:
@@ -119,32 +114,25 @@ def test_modes_agree_bitwise_until_a_wide_set_has_been_read(real):
 
 
 def test_capture_never_changes_a_distribution(real):
-    plain, rich = (
-        tempo.generate(real, PROMPTS[1], threshold=0.05, max_steps=4, capture=c)
-        for c in ((), ("attention", "logits", "kv"))
-    )
-    assert all(
-        (a.distribution == b.distribution).all()
-        for a, b in zip(plain.steps, rich.steps, strict=True)
-    )
+    settings = {"threshold": 0.05, "max_steps": 4}
+    plain = tempo.generate(real, PROMPTS[1], **settings)
+    rich = tempo.generate(real, PROMPTS[1], capture=("attention", "logits", "kv"), **settings)
+    for one, other in zip(plain.steps, rich.steps, strict=True):
+        assert (one.distribution == other.distribution).all()
 
 
 def test_a_batch_gives_what_single_runs_give(real):
+    settings = itertools.product(("isolated", "visible"), (0.05, 0.1, 0.3))
     specs = [
-        tempo.RunSpec(prompt=p, visibility=v, threshold=t, max_steps=4)
-        for p, (v, t) in zip(
-            PROMPTS[10:16],
-            itertools.product(("isolated", "visible"), (0.05, 0.1, 0.3)),
-            strict=True,
-        )
+        tempo.RunSpec(prompt=prompt, visibility=visibility, threshold=threshold, max_steps=4)
+        for prompt, (visibility, threshold) in zip(PROMPTS[10:16], settings, strict=True)
     ]
     for spec, run in zip(specs, tempo.generate_batch(real, specs), strict=True):
         (alone,) = tempo.generate_batch(real, [spec])
         assert run.sets == alone.sets
-        assert max(
-            np.abs(a.distribution - b.distribution).max()
-            for a, b in zip(run.steps, alone.steps, strict=True)
-        ) < rounding("probability")
+        for one, other in zip(run.steps, alone.steps, strict=True):
+            gap = np.abs(one.distribution - other.distribution).max()
+            assert gap < rounding("probability")
 
 
 def test_a_wrapped_model_runs_and_comes_back_as_it_was(real):
