@@ -89,6 +89,7 @@ CRITERIA: dict[str, tuple[object, object]] = {
     "facts still found": (exp13.test_fact_still_found, exp13.test_weighted_fact_still_found),
 }
 PLAIN, WEIGHTED = zip(*CRITERIA.values(), strict=True)
+HEADS: dict[str, Truth] = {"Met": True, "Failed": False, "Open": None}
 
 SCENARIOS = {
     "A: prior context dominates": supported(IDENTICAL) & zero(ATTENDS),
@@ -161,8 +162,7 @@ def _sorted(
     for words, claim in zip(CRITERIA, claims, strict=True):
         if f.of(claim):
             named[f.truth(claim)].append(f"{words} ({numbers(claim)})" if numbers else words)
-    heads: dict[str, Truth] = {"Met": True, "Failed": False, "Open": None}
-    return [(head, named[truth]) for head, truth in heads.items() if named[truth]]
+    return [(head, named[truth]) for head, truth in HEADS.items() if named[truth]]
 
 
 def scenario(f: Findings) -> Answer:
@@ -208,8 +208,7 @@ def attend(f: Findings) -> Answer:
     )
     claims = (ATTENDS, ISOLATED_ZERO, MORE_THAN_UNIFORM, WORKS)
     question = "Do parallel tokens attend to each other in visible mode?"
-    said = _if_measured(f, claims, text)
-    return _answer(question, decide(f, rules), said, explain(rules), claims)
+    return _answer(question, decide(f, rules), _any(f, claims, text), explain(rules), claims)
 
 
 def identical(f: Findings) -> Answer:
@@ -227,8 +226,7 @@ def identical(f: Findings) -> Answer:
     )
     claims = (IDENTICAL, EQUIVALENT, TOP_10, SELECTION)
     question = "Are the distributions identical, or just the top-k?"
-    said = _if_measured(f, claims, text)
-    return _answer(question, decide(f, rules), said, explain(rules), claims)
+    return _answer(question, decide(f, rules), _any(f, claims, text), explain(rules), claims)
 
 
 def same_position(f: Findings) -> Answer:
@@ -308,23 +306,20 @@ def looked_identical(f: Findings) -> Answer:
 def recommended_mode(f: Findings) -> Answer:
     """Visibility and weighting to use, and what that means for whoever uses the modes."""
     same, subtle = list(SCENARIOS.values())[:2]
-    visibilities = {
-        "Isolated": refuted(VISIBLE_NOT_WORSE),
-        "Either visibility": supported(VISIBLE_NOT_WORSE)
-        | (same | subtle).called("scenario A or B"),
+    a_or_b = (same | subtle).called("scenario A or B")
+    modes = {
+        "visibility": {
+            "isolated": refuted(VISIBLE_NOT_WORSE),
+            "either visibility": supported(VISIBLE_NOT_WORSE) | a_or_b,
+        },
+        "weighting": {
+            "weighting by probability": supported(HELPS),
+            "no weighting": refuted(HELPS),
+        },
     }
-    weightings = {
-        "Weighting by probability": supported(HELPS),
-        "No weighting": refuted(HELPS),
-    }
-    visibility, weighting = decide(f, visibilities), decide(f, weightings)
-    short = UNDETERMINED
-    if visibility != weighting:  # not both undetermined
-        parts = [
-            visibility.replace(UNDETERMINED, "Visibility undetermined"),
-            weighting.replace(UNDETERMINED, "Weighting undetermined").lower(),
-        ]
-        short = ", ".join(parts)
+    decided = {what: decide(f, rules) for what, rules in modes.items()}
+    parts = [f"{what} {mode}" if mode == UNDETERMINED else mode for what, mode in decided.items()]
+    short = UNDETERMINED if set(decided.values()) == {UNDETERMINED} else ", ".join(parts)
     numbers: dict[object, str] = {
         VISIBLE_NOT_WORSE: "Total variation to the truth, visible less isolated",
         HELPS: "Weighted by probability less unweighted",
@@ -333,8 +328,9 @@ def recommended_mode(f: Findings) -> Answer:
     said = [advice, FINE_ADVICE[just_fine(f).short]]
     said += [f"{what}: {f.said(claim)}." for claim, what in numbers.items() if f.of(claim)]
     said += unmeasured(f, numbers)
-    rule = f"Visibility. {explain(visibilities)} Weighting. {explain(weightings)}"
-    return _answer("Which mode should one use?", short, said, rule, tuple(numbers), "advice")
+    rule = " ".join(f"{what.capitalize()}. {explain(rules)}" for what, rules in modes.items())
+    question = "Which mode should one use?"
+    return _answer(question, short.capitalize(), said, rule, tuple(numbers), "advice")
 
 
 def _answer(
@@ -354,5 +350,6 @@ def _percent(f: Findings, claim: object) -> str:
     return f.said(claim, percent=True)
 
 
-def _if_measured(f: Findings, claims: Sequence[object], text: str) -> list[str]:
+def _any(f: Findings, claims: Sequence[object], text: str) -> list[str]:
+    """The text if any of the claims was measured, else which experiments are missing."""
     return [text] if any(map(f.of, claims)) else unmeasured(f, claims)

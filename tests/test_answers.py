@@ -553,7 +553,7 @@ def test_rules_say_themselves_in_words_and_choices_are_bracketed_within_longer_o
     assert (supported("a") & choice.called("B")).words == "a supported, B"
     answers = {"Yes": supported("a", "b"), "No": choice}
     assert explain(answers) == (
-        "Yes: a and b supported. No: b refuted or b exactly zero. Else undetermined."
+        "Yes: a and b supported. Else No: b refuted or b exactly zero. Else undetermined."
     )
 
 

@@ -868,8 +868,9 @@ def test_the_tests_of_a_session_are_told_those_that_did_not_pass_first():
     names = re.findall(r'data-label="Test"><code>test_a.py::test_(\w+)', table)
     assert names == ["two", "three", "one"]
     assert "<pre>assert 1 == 2\n  left: 1</pre>" in table
-    assert '<td data-label="Outcome" class="tempo-alarm">failed</td>' in table
-    assert '<td data-label="Verdict">supported</td>' in table
+    assert '<td data-label="Outcome" class="tempo-whole tempo-alarm">failed</td>' in table
+    assert '<td data-label="Verdict" class="tempo-whole">supported</td>' in table
+    assert '<td data-label="Seconds" class="tempo-number">1.50</td>' in table
     assert 'href="#tempo-tests"' in page
     assert "tempo-tests" not in re.sub(
         "<script.*", "", report_html(Report((finding(),))), flags=re.S

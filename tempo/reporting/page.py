@@ -7,18 +7,17 @@ page refers to anything outside it, and a content security policy forbids that i
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 from tempo.claims import Finding
-from tempo.records import AGAIN
-from tempo.reporting.answers import UNDETERMINED, Answer, brief, evidence
+from tempo.reporting.answers import Answer, brief, evidence
+from tempo.reporting.certainty import alarms_of, certainty, counted_claims, measured_on, roles
 from tempo.reporting.comparison import Comparison, comparison_html
 from tempo.reporting.figures.drawing import to_html
 from tempo.reporting.figures.forest import forest
-from tempo.reporting.findings import ROLES, SIGNS, alarms, counts, deciding, interval, role
+from tempo.reporting.findings import SIGNS, interval, role
 from tempo.reporting.report import Report, Section, TestRow, names_of
 from tempo.reporting.sidebyside import opposed, side_by_side_html
 from tempo.reporting.table import claims_table
@@ -26,12 +25,6 @@ from tempo.text import html_text, number, slug
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 TESTS = "tempo-tests"  # the anchor of the list of tests
-ROLE_MEANS = {
-    "confirmatory": "fixed before the data that decide them; p Holm-corrected over their whole "
-    "family, run or not",
-    "exploratory": "Holm-corrected within their experiment only; to be confirmed on other data",
-    "invariant": "must hold exactly everywhere; no statistics",
-}
 Link = tuple[str, str]  # the anchor within the page, and what the link says
 
 
@@ -123,22 +116,6 @@ def _evidence(report: Report, at: str) -> list[str]:
     return [*parts, *sections, _provenance(report, at)]
 
 
-def roles(findings: Sequence[Finding]) -> str:
-    """What the roles of claims mean, and how many claims have each."""
-    said = [f"{_role_of(own, name)} ({ROLE_MEANS[name]})" for name, own in _by_role(findings)]
-    return "; ".join(said) + "."
-
-
-def _by_role(findings: Sequence[Finding]) -> list[tuple[str, list[Finding]]]:
-    """The findings of each role that any has."""
-    found = [(name, [f for f in findings if role(f) == name]) for name in ROLES]
-    return [(name, own) for name, own in found if own]
-
-
-def _role_of(own: Sequence[Finding], name: str) -> str:
-    return f"{len(own)} {name}{'s' if name == 'invariant' and len(own) > 1 else ''}"
-
-
 def _links(report: Report, at: str) -> list[Link]:
     """Where in one model's part of the page what is."""
     links = [("tempo-questions", "Questions")] if report.conclusions.explained else []
@@ -199,7 +176,7 @@ def _top_of_several(reports: Sequence[Report], links: Sequence[Link]) -> str:
     for name, report in zip(names, reports, strict=True):
         conclusions = report.conclusions
         found.append(f"<p>{_answered(f'{name}:', conclusions.in_short)}</p>")
-        sure.append(f"<p>{html_text(f'{name}: {_counted(report)}')}</p>")
+        sure.append(f"<p>{html_text(f'{name}: {counted_claims(report)}')}</p>")
         alarms += [f"{name}: {line}" for line in alarms_of(report)]
         if conclusions.advice:
             do = "; ".join(answer.short for answer in conclusions.advice)
@@ -208,7 +185,7 @@ def _top_of_several(reports: Sequence[Report], links: Sequence[Link]) -> str:
     entries = [
         ("Asked", html_text(next(filter(None, asked), ""))),
         ("Found", f"{''.join(found)}<p>{html_text(opposed(reports))}.</p>"),
-        ("How sure", f"{''.join(sure)}<p>{html_text(_measured_on(reports))}</p>"),
+        ("How sure", f"{''.join(sure)}<p>{html_text(measured_on(reports))}</p>"),
         ("What to do", "".join(advice)),
     ]
     title = reports[0].conclusions.title
@@ -218,58 +195,6 @@ def _top_of_several(reports: Sequence[Report], links: Sequence[Link]) -> str:
 def _answered(question: str, short: str, text: str = "") -> str:
     answer = f'{html_text(question)} <b class="tempo-answer">{html_text(short)}.</b>'
     return f"{answer} {html_text(text)}".strip()
-
-
-def certainty(report: Report) -> list[str]:
-    """How sure it is, in sentences computed from the findings."""
-    lines = [_counted(report)]
-    if ps := _deciding_ps(report):
-        lines.append(
-            f"Behind these answers: {len(ps)} verdicts, corrected p at most {number(max(ps))}."
-        )
-    return [*lines, f"{_measured_on([report])} Other models and prompts may differ."]
-
-
-def _measured_on(reports: Sequence[Report]) -> str:
-    """What the intervals are about: the suite, as its record describes it."""
-    suites = dict.fromkeys(report.suite for report in reports if report.suite)
-    return f"95 % intervals over {'; '.join(suites) or 'prompts'}."
-
-
-def _counted(report: Report) -> str:
-    """How many claims of each role have which verdict, and whether their controls behaved."""
-    found = report.findings
-    said = [f"{_role_of(own, name)} ({counts(own)})" for name, own in _by_role(found)]
-    behaved = sum(f.control_holds for f in found)
-    controls = f"{behaved} of {len(found)} negative controls behaved"
-    if behaved == len(found):
-        controls = "all negative controls behaved"
-    claims = "claim" if len(found) == 1 else "claims"
-    counted = f"{len(found)} registered {claims}: {', '.join(said) or 'none'}; {controls}."
-    if report.quick_look:
-        counted += f" A quick look at {report.quick_look} prompts of the suite only."
-    return counted
-
-
-def _deciding_ps(report: Report) -> list[float]:
-    """The corrected p of each verdict behind the headline answers that are decided by a rule."""
-    behind: set[str] = set()
-    for answer in report.conclusions.headlines:
-        if answer.rule and answer.short != UNDETERMINED:
-            behind.update(answer.claims)
-    decided = [f for f in report.findings if f.claim in behind and f.verdict != "INCONCLUSIVE"]
-    return [p for f in decided if math.isfinite(p := deciding(f)[1])]
-
-
-def alarms_of(report: Report) -> list[str]:
-    """What makes the report doubtful, before anything it says."""
-    lines = alarms(report.findings)
-    if report.outdated:
-        lines.append(
-            "The recorded answers are left out: they were drawn from other findings than these. "
-            f"Their record is outdated; {AGAIN}."
-        )
-    return lines
 
 
 def _questions(report: Report, at: str) -> str:
@@ -364,12 +289,12 @@ def _tests(tests: Sequence[TestRow], whose: str = "") -> str:
 
 def _test(test: TestRow) -> str:
     message = f"<pre>{_lines(test.message)}</pre>" if test.message else ""
-    alarm = ' class="tempo-alarm"' if test.outcome in ("failed", "error") else ""
+    alarm = " tempo-alarm" if test.outcome in ("failed", "error") else ""
     return (
         f'<tr><td data-label="Test"><code>{html_text(test.name)}</code>{message}</td>'
-        f'<td data-label="Outcome"{alarm}>{html_text(test.outcome)}</td>'
-        f'<td data-label="Verdict">{html_text(test.verdict.lower())}</td>'
-        f'<td data-label="Seconds" class="tempo-number">{number(test.seconds)}</td></tr>'
+        f'<td data-label="Outcome" class="tempo-whole{alarm}">{html_text(test.outcome)}</td>'
+        f'<td data-label="Verdict" class="tempo-whole">{html_text(test.verdict.lower())}</td>'
+        f'<td data-label="Seconds" class="tempo-number">{test.seconds:.2f}</td></tr>'
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from tempo.claims import Finding
 from tempo.errors import ResultsError, SpecError
 from tempo.reporting.answers import Answer, brief, evidence
+from tempo.reporting.certainty import alarms_of, certainty, roles
 from tempo.reporting.comparison import Comparison, comparison_markdown
 from tempo.reporting.figures.drawing import FORMATS, Picture, save
 from tempo.reporting.figures.forest import forest
@@ -21,7 +22,7 @@ from tempo.reporting.findings import (
     markdown_row,
     role,
 )
-from tempo.reporting.page import alarms_of, certainty, report_html, roles
+from tempo.reporting.page import report_html
 from tempo.reporting.report import FIGURES, Report, Section, names_of
 from tempo.reporting.sidebyside import side_by_side_markdown
 from tempo.text import number, slug

@@ -239,10 +239,10 @@ def names_of(reports: Sequence[Report]) -> list[str]:
 
 
 def experiment_number(experiment: str) -> tuple[int, str]:
-    """For sorting: exp10 comes after exp9.
+    """For sorting: a name that ends in 10 comes after one that ends in 9.
 
-    >>> sorted(["exp10", "exp9", "entropy"], key=experiment_number)
-    ['entropy', 'exp9', 'exp10']
+    >>> sorted(["b10", "b9", "entropy"], key=experiment_number)
+    ['entropy', 'b9', 'b10']
     """
     digits = re.search(r"\d+", experiment)
     return (int(digits[0]) if digits else 0, experiment)

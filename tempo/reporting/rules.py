@@ -2,7 +2,7 @@
 
     rules = {"Yes": supported("a", "b"), "No": refuted("a") | zero("a")}
     decide(findings, rules)  # "Yes", "No" or "Undetermined"
-    explain(rules)  # "Yes: a and b supported. No: a refuted or a exactly zero. Else undetermined."
+    explain(rules)  # "Yes: a and b supported. Else No: a refuted or a exactly zero. Else ..."
 
 A claim is its id, or anything whose `str()` is the id.
 """
@@ -97,11 +97,11 @@ def explain(rules: Mapping[str, Rule], given: Rule | None = None) -> str:
     """The rules in words.
 
     >>> explain({"Yes": supported("a"), "No": any_refuted("a", "b")}, given=supported("c"))
-    'Only if c supported. Yes: a supported. No: a or b refuted. Else undetermined.'
+    'Only if c supported. Yes: a supported. Else No: a or b refuted. Else undetermined.'
     """
-    said = [f"Only if {given.words}"] if given else []
-    said += [f"{answer}: {rule.words}" for answer, rule in rules.items()]
-    return ". ".join([*said, "Else undetermined."])
+    said = [f"{answer}: {rule.words}" for answer, rule in rules.items()]
+    only = f"Only if {given.words}. " if given else ""
+    return f"{only}{'. Else '.join(said)}. Else undetermined."
 
 
 def listed(words: Iterable[object], last: str = "and") -> str:

@@ -1,0 +1,88 @@
+"""What a report says about itself: how sure it is, what its roles mean, what makes it doubtful."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tempo.claims import Finding
+from tempo.records import AGAIN
+from tempo.reporting.answers import UNDETERMINED
+from tempo.reporting.findings import ROLES, alarms, counts, deciding, role
+from tempo.reporting.report import Report
+from tempo.text import number
+
+ROLE_MEANS = {
+    "confirmatory": "fixed before the data that decide them; p Holm-corrected over their whole "
+    "family, run or not",
+    "exploratory": "Holm-corrected within their experiment only; to be confirmed on other data",
+    "invariant": "must hold exactly everywhere; no statistics",
+}
+
+
+def certainty(report: Report) -> list[str]:
+    """How sure it is, in sentences computed from the findings."""
+    lines = [counted_claims(report)]
+    if ps := _deciding_ps(report):
+        lines.append(
+            f"Behind these answers: {len(ps)} verdicts, corrected p at most {number(max(ps))}."
+        )
+    return [*lines, f"{measured_on([report])} Other models and prompts may differ."]
+
+
+def measured_on(reports: Sequence[Report]) -> str:
+    """What the intervals are about: the suite, as its record describes it."""
+    suites = dict.fromkeys(report.suite for report in reports if report.suite)
+    return f"95 % intervals over {'; '.join(suites) or 'prompts'}."
+
+
+def counted_claims(report: Report) -> str:
+    """How many claims of each role have which verdict, and whether their controls behaved."""
+    found = report.findings
+    said = [f"{_role_of(own, name)} ({counts(own)})" for name, own in _by_role(found)]
+    behaved = sum(f.control_holds for f in found)
+    controls = f"{behaved} of {len(found)} negative controls behaved"
+    if behaved == len(found):
+        controls = "all negative controls behaved"
+    claims = "claim" if len(found) == 1 else "claims"
+    counted = f"{len(found)} registered {claims}: {', '.join(said) or 'none'}; {controls}."
+    if report.quick_look:
+        counted += f" A quick look at {report.quick_look} prompts of the suite only."
+    return counted
+
+
+def _deciding_ps(report: Report) -> list[float]:
+    """The corrected p of each verdict behind the headline answers that are decided by a rule."""
+    behind: set[str] = set()
+    for answer in report.conclusions.headlines:
+        if answer.rule and answer.short != UNDETERMINED:
+            behind.update(answer.claims)
+    decided = [f for f in report.findings if f.claim in behind and f.verdict != "INCONCLUSIVE"]
+    return [p for f in decided if math.isfinite(p := deciding(f)[1])]
+
+
+def alarms_of(report: Report) -> list[str]:
+    """What makes the report doubtful, before anything it says."""
+    lines = alarms(report.findings)
+    if report.outdated:
+        lines.append(
+            "The recorded answers are left out: they were drawn from other findings than these. "
+            f"Their record is outdated; {AGAIN}."
+        )
+    return lines
+
+
+def roles(findings: Sequence[Finding]) -> str:
+    """What the roles of claims mean, and how many claims have each."""
+    said = [f"{_role_of(own, name)} ({ROLE_MEANS[name]})" for name, own in _by_role(findings)]
+    return "; ".join(said) + "."
+
+
+def _by_role(findings: Sequence[Finding]) -> list[tuple[str, list[Finding]]]:
+    """The findings of each role that any has."""
+    found = [(name, [f for f in findings if role(f) == name]) for name in ROLES]
+    return [(name, own) for name, own in found if own]
+
+
+def _role_of(own: Sequence[Finding], name: str) -> str:
+    return f"{len(own)} {name}{'s' if name == 'invariant' and len(own) > 1 else ''}"
