@@ -39,6 +39,7 @@ RUNS = {**MODES, **{str(dose): {"threshold": dose} for dose in DOSES}}
 LONE = 0.51  # at most one token has more than half of the probability
 NUM_BEAMS = 4
 FACT_STEPS = 8  # sets between the facts and the questions
+Paths = Mapping[str, Beam]
 
 study = Study("exp13", title="Does it read well?")
 
@@ -154,9 +155,7 @@ def _ask(prompt: Prompt, facts: Facts) -> Steps[dict[str, Any]]:
     return {"found": found, "probability": probability, "fact_branched": branched}
 
 
-def _keep(
-    prompt: Prompt, store: Store, paths: Mapping[str, Beam], facts: Facts, case: Case
-) -> None:
+def _keep(prompt: Prompt, store: Store, paths: Paths, facts: Facts, case: Case) -> None:
     rows, lines = {}, [f"{prompt.text!r}: continued, nats a token under the plain model"]
     for name, path in paths.items():
         text = prompt.lm.decode(path.tokens)
@@ -311,17 +310,16 @@ def _nll_by_path(cases: Sequence[Case]) -> Picture:
     rows = spreads_of([case.nll for case in cases], texts)
     whole = [case.nll for case in cases if not case.ended]
     extra = [nll["isolated naive"] - nll["greedy"] for nll in whole] or [math.nan]
+    mean, low, high = map(number, spread(extra))
     caption = (
         f"Negative log probability per token under the plain model; {MEAN} that branched. Naive: "
         f"the most probable member of each set. Best: of {NUM_BEAMS} beams in the sets. Dashed: "
         "greedy text. Where neither holds an end-of-sequence token, isolated naive minus greedy is "
-        "{} [{}, {}].".format(*map(number, spread(extra)))
+        f"{mean} [{low}, {high}]."
     )
-    title, label = (
-        "How probable the plain model finds what is read",
-        "nats a token (lower is better)",
-    )
-    return intervals(rows, label, title, caption, reference=rows["greedy text"][0])
+    title = "How probable the plain model finds what is read"
+    label, dashed = "nats a token (lower reads better)", rows["greedy text"][0]
+    return intervals(rows, label, title, caption, reference=dashed)
 
 
 def _nll_by_threshold(cases: Sequence[Case], threshold: float) -> Picture:

@@ -241,7 +241,8 @@ def _widths(cases: Sequence[Case]) -> Picture:
         f"Share of sets by width, {len(first)} first steps and {len(later)} later ones of "
         f"{len(cases)} prompts. Where wide sets are few, the intervals beside them are wide."
     )
-    return bars(shares, labels, "members of a set", "share of sets", "How wide sets are", caption)
+    title = "How wide the sets are"
+    return bars(shares, labels, "members of a set", "share of sets", title, caption)
 
 
 def test_wide_sets_equal_brute_force(store: Store) -> None:

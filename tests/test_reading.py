@@ -1,4 +1,7 @@
-"""What exp13 reads: the search finds the best path and says what it costs, facts are asked for where their answers begin."""
+"""What exp13 reads: a search that finds the best path and says what it costs, and facts.
+
+Facts are asked for where their answers begin.
+"""
 
 from itertools import product
 
@@ -8,7 +11,7 @@ import torch
 
 import tempo
 from test_experiments.reading import KINDS, Facts, Search, bigrams, coverage, parted_at, search
-from test_experiments.test_exp13_reading import LONE, _equal_but_for_ties, _searches
+from test_experiments.test_exp13_reading import LONE, RUNS, _equal_but_for_ties, _searches
 from tests.tiny_models import llama, mistral
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -20,12 +23,11 @@ NATS = 1e-4  # a sum of float32 logarithms with a cache against one without
 
 
 def exhaustive(lm, prompt, sets):
-    """Every path through `sets` with its log probability, best first, each by a plain pass of its own without a cache."""
+    """Every path through `sets` with its log probability, best first: a pass each, no cache."""
     found = {}
     for path in product(*sets):
-        logits = lm.model(input_ids=torch.tensor([[*prompt, *path]]), use_cache=False).logits[
-            0, len(prompt) - 1 : -1
-        ]
+        text = torch.tensor([[*prompt, *path]])
+        logits = lm.model(input_ids=text, use_cache=False).logits[0, len(prompt) - 1 : -1]
         logs = logits.double().log_softmax(dim=-1)
         found[path] = float(logs.gather(1, torch.tensor(path)[:, None]).sum())
     return sorted(found.items(), key=lambda item: -item[1])
@@ -36,9 +38,8 @@ def test_with_a_beam_for_every_path_the_search_is_exhaustive(lm):
     expected = exhaustive(lm, PROMPT, SETS)
     (beams,) = search(lm, PROMPT, [Search(NUM_PATHS, SETS)], len(SETS))
     assert [beam.tokens for beam in beams] == [path for path, _ in expected]
-    assert [beam.log_probability for beam in beams] == pytest.approx(
-        [log for _, log in expected], abs=NATS
-    )
+    logs = [beam.log_probability for beam in beams]
+    assert logs == pytest.approx([log for _, log in expected], abs=NATS)
     assert beams[0].nll == pytest.approx(-expected[0][1] / len(SETS), abs=NATS)
 
 
@@ -59,13 +60,17 @@ def _one_and_all(prompt):
 def test_without_sets_it_is_the_beam_search_of_transformers(lm, num_beams):
     tokens = torch.tensor([PROMPT])
     out = lm.model.generate(
-        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=6, num_beams=num_beams, num_return_sequences=num_beams,
-        do_sample=False, pad_token_id=0,
-    )  # fmt: skip
-    # beside other searches, whose rows it must not take for its own
-    found = search(
-        lm, PROMPT, [Search(3, [[1, 2, 3]] * 6), Search(num_beams), Search(1, [[5]] * 6)], 6
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=6,
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        do_sample=False,
+        pad_token_id=0,
     )
+    # beside other searches, whose rows it must not take for its own
+    searches = [Search(3, [[1, 2, 3]] * 6), Search(num_beams), Search(1, [[5]] * 6)]
+    found = search(lm, PROMPT, searches, 6)
     assert [list(beam.tokens) for beam in found[1]] == out[:, len(PROMPT) :].tolist()
     assert found[2][0].tokens == (5,) * 6
 
@@ -80,11 +85,9 @@ def test_a_run_of_single_tokens_is_the_plain_models_greedy_text():
 
 
 def test_paths_through_sets_are_members_of_each_set():
-    modes = dict.fromkeys(("isolated", "visible", "weighted", "0.05", "0.2"), SETS)
-    searches = _searches(modes)
-    found = dict(
-        zip(searches, search(llama(), PROMPT, list(searches.values()), len(SETS)), strict=True)
-    )
+    searches = _searches(dict.fromkeys(RUNS, SETS))
+    beams = search(llama(), PROMPT, list(searches.values()), len(SETS))
+    found = dict(zip(searches, beams, strict=True))
     assert found["isolated naive"][0].tokens == (7, 1, 9, 4)
     assert found["last members"][0].tokens == (40, 2, 33, 5)
     assert all(t in s for t, s in zip(found["isolated best"][0].tokens, SETS, strict=True))
@@ -106,10 +109,8 @@ def test_runs_part_where_their_sets_first_differ_not_where_their_order_does():
 
 
 def test_facts_differ_between_prompts_and_not_between_sessions():
-    drawn = [
-        Facts.draw(np.random.default_rng([1, *text.encode()]))
-        for text in ("The cat", "The cat", "The dog")
-    ]
+    texts = ("The cat", "The cat", "The dog")
+    drawn = [Facts.draw(np.random.default_rng([1, *text.encode()])) for text in texts]
     assert drawn[0] == drawn[1] != drawn[2]
     assert all(len(set(facts.people)) == len(KINDS) for facts in drawn)
 
@@ -122,23 +123,19 @@ def test_questions_end_where_the_answers_begin(real):
     )
     assert before.endswith("\n\nThe cat sat on the")
     tokens, answers_at = facts.questions(real)
-    assert (
-        real.decode(tokens)
-        == "\n\nSimon wants a dog. Maria owns seven horses. David drives a blue car. Clara lives in Paris."
+    assert real.decode(tokens) == (
+        "\n\nSimon wants a dog. Maria owns seven horses. David drives a blue car. "
+        "Clara lives in Paris."
     )
-    assert [real.token_text(tokens[at]) for at in answers_at] == [
-        " dog",
-        " seven",
-        " blue",
-        " Paris",
-    ]
+    answers = [real.token_text(tokens[at]) for at in answers_at]
+    assert answers == [" dog", " seven", " blue", " Paris"]
     # the pieces are the tokens of the whole text, so nothing is asked in a way no text would be
     assert tokens == real.encode(real.decode(tokens))
 
 
 def test_the_first_token_tells_the_answers_apart(real):
     for _, _, values in KINDS:
-        assert len({real.encode(f" {value}")[0] for value in values}) == len(values)
+        assert len({real.encode(f" {value}")[0] for value in values.split()}) == len(values.split())
 
 
 def test_a_plainly_stated_fact_is_found_and_an_unstated_one_is_not(real):
