@@ -153,7 +153,7 @@ def test_all_layers_are_isolated(case: Case, layers: str = "all_layers") -> bool
 def test_last_layer_reaches_no_reader(case: Case) -> bool:
     """What siblings do to each other in the last layer reaches no later token.
 
-    Total variation at the reader is at most ten rounding floors: its keys are made before.
+    Total variation at the reader is at most ten rounding floors: its keys and values come first.
     """
     return case.whole["last_layer"]["reader_tv"] <= rounding("tv", case.dtype)
 
@@ -174,7 +174,7 @@ MOST = Planned(0.75, 0.5, "no earlier data; spread as ratios of small divergence
 
 @study.claim(more_than=QUARTER, planned=TWICE, control=True)
 def test_enters_early(case: Case, by_coin: bool = False) -> float | None:
-    """What siblings do to each other comes from the lower half of the layers more than the upper.
+    """What siblings do to each other comes more from the lower half of layers than the upper.
 
     log(KL(visible || lower half isolated) / KL(visible || upper half isolated)) at the siblings.
 
@@ -185,7 +185,7 @@ def test_enters_early(case: Case, by_coin: bool = False) -> float | None:
 
 @study.claim(more_than=QUARTER, planned=TWICE, control=True)
 def test_reaches_reader_early(case: Case, by_coin: bool = False) -> float | None:
-    """What siblings do to the next step comes from the lower half of the layers more.
+    """What siblings do to the next step comes more from the lower half of layers than the upper.
 
     log(TV(visible, lower half isolated) / TV(visible, upper half isolated)) at the reader.
 

@@ -198,7 +198,9 @@ def follows_the_law(
         return case.log("reduction", *where)
 
     claim = partial(study.claim, within=QUARTER, because=LESS, planned=planned, control=against_a)
-    register = claim(name=name, statement=statement, statistic="log(weight per key / law)")
+    register = claim(
+        name=name, statement=statement, statistic="mean log(weight per key / law) over heads"
+    )
     return register(lambda case: case.log("residual", *where))
 
 
@@ -279,7 +281,7 @@ def test_total_mass_rises(case: Case, ratio: str = "total") -> float | None:
 
 @study.claim(more_than=TENTH, planned=LOWER, control="last")
 def test_alternatives_score_lower(case: Case, member: str = "top") -> float | None:
-    """Readers prefer the top member to its alternatives: not position but token explains the rest.
+    """Readers give the top member more attention: what the law leaves is not position but token.
 
     log(weight on the top member / mean weight on the others), mean over heads.
 
@@ -290,7 +292,7 @@ def test_alternatives_score_lower(case: Case, member: str = "top") -> float | No
 
 @study.claim(somewhere_above=0.05, because=MASS, planned=ONE_HEAD, control="copies")
 def test_more_than_the_law_somewhere(case: Case, arm: str = "siblings") -> list[list[float]]:
-    """Some head prefers the alternatives: it gives a set more than so many of its top member.
+    """Some head prefers the alternatives: a set gets more than so many of its top member would.
 
     Mass on the set minus n times the crowding law, for each layer and head.
 

@@ -227,7 +227,7 @@ def test_influence_follows_posterior(case: Case, shifted: bool = False) -> float
     return case.slope("influence", shifted)
 
 
-@over_members(f"{SLOPE}; minus the exact one", slopes(0.0), within=SLOPE_MARGIN, typical=True)
+@over_members(f"{SLOPE}; minus the exact mixture's", slopes(0.0), within=SLOPE_MARGIN, typical=True)
 def test_influence_as_of_exact_reader(case: Case, shifted: bool = False) -> float | None:
     """Influence grows with posterior weight as it does for an exact reader."""
     return rows.minus(case.slope("influence", shifted), case.slope("influence_exact"))
@@ -250,7 +250,7 @@ def test_follows_posterior_at_same_mass(case: Case, shifted: bool = False) -> fl
     return case.slope("influence_same_mass", shifted)
 
 
-@over_members(f"{TAU} attention", taus(0.4), more_than=TAU_MARGIN)
+@over_members(f"{TAU} attention from the reader, mean over heads", taus(0.4), more_than=TAU_MARGIN)
 def test_attention_predicts_influence(case: Case, shifted: bool = False) -> float | None:
     """The siblings that the reader attends to more are those with more influence."""
     return case.tau("attention", shifted)
@@ -264,7 +264,7 @@ def test_attention_tells_more_than_posterior(case: Case, shifted: bool = False) 
 
 @over_members(f"{TAU} posterior weight, minus prior weight's", taus(0.3), more_than=BETTER_ORDER)
 def test_posterior_tells_more_than_prior(case: Case, shifted: bool = False) -> float | None:
-    """What follows matters: posterior weights order influence better than the prior ones do."""
+    """What follows matters: posterior weights order influence better than prior ones do."""
     return rows.minus(case.tau("posterior", shifted), case.tau("prior"))
 
 
