@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: experiments test wheel compat browser conformance architectures floors speed calibration
-.PHONY: setup lint typecheck format clean
+.PHONY: setup lint typecheck format docs coverage clean
 
 experiments: setup  ## run all experiments on the default real model; writes reports/findings.html
 	$(BIN)/python -m pytest test_experiments
@@ -82,6 +82,18 @@ typecheck: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## the site, from docs/ and the docstrings; warnings are errors; writes docs/_build/html
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	rm -rf docs/_build
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+
+coverage: setup  ## which lines of tempo the tests run; writes reports/coverage/index.html
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "coverage>=7.10"
+	$(BIN)/python -m coverage run -m pytest tests --ignore tests/browser
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage html --quiet --directory reports/coverage
+	$(BIN)/python -m coverage report
 
 setup: $(READY)
 
