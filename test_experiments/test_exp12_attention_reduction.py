@@ -112,8 +112,8 @@ def alone_copied_and_real(prompt: Prompt) -> Steps[Case | None]:
         prompt.store.json("attention_reduction", {"members": texts, **ratios})
         all_logs = [(arm, heads, ratios[arm][heads] or {}) for arm in ARMS for heads in HEADS]
         table = [{"arm": arm, "heads": heads, **logs} for arm, heads, logs in all_logs if logs]
-        title = f"{scene.said(prompt.lm, 1)}: logs of ratios, mean over heads"
-        keep_table(prompt.store, title, table, ["arm", "heads", *RATIOS])
+        said = f"{prompt.lm.decode(scene.prefix)!r}, then {texts}: logs of ratios, mean over heads"
+        keep_table(prompt.store, said, table, ["arm", "heads", *RATIOS])
     per_key, members = {arm: weights[arm].mean(-1) for arm in ARMS}, weights["siblings"]
     return Case(
         dtype=prompt.lm.provenance()["dtype"],
@@ -198,9 +198,8 @@ def follows_the_law(
         return case.log("reduction", *where)
 
     claim = partial(study.claim, within=QUARTER, because=LESS, planned=planned, control=against_a)
-    register = claim(
-        name=name, statement=statement, statistic="mean log(weight per key / law) over heads"
-    )
+    statistic = "log(weight per key / law), mean over heads"
+    register = claim(name=name, statement=statement, statistic=statistic)
     return register(lambda case: case.log("residual", *where))
 
 
