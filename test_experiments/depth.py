@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from fixtures.scenes import READER, draw
 from fixtures.truth import Branches, forced, read_spec
 from tempo import Trace
@@ -36,8 +34,8 @@ def depth_series(prompt: Prompt) -> Steps[dict[str, list[float]] | None]:
     branches = []
     for depth in DEPTHS:
         sets = tuple(map(tuple, source.sets[:depth]))
-        log_prior, after = Branches(prefix, sets).by_tree(prompt.lm)
-        branches.append(Branches(prefix, sets, (draw(rng, np.exp(log_prior) @ after),)))
+        reader = draw(rng, Branches(prefix, sets).by_tree(prompt.lm).truth)
+        branches.append(Branches(prefix, sets, (reader,)))
     asked = []
     for each in branches:
         specs = [read_spec(prefix, each.sets, each.continuation, **way) for way in WAYS.values()]
@@ -45,8 +43,8 @@ def depth_series(prompt: Prompt) -> Steps[dict[str, list[float]] | None]:
     traces = iter((yield asked))
     found = {name: [] for name in (*WAYS, "top_path", "last_path", "planted")}
     for depth, of_depth in zip(DEPTHS, branches, strict=True):
-        log_posterior, predictions = of_depth.by_tree(prompt.lm)
-        truth = np.exp(log_posterior) @ predictions
+        tree = of_depth.by_tree(prompt.lm)
+        truth, predictions = tree.truth, tree.predictions
         steps = {name: next(traces).steps for name in WAYS}
         answers = {name: steps[name][depth + READER - 1].distribution for name in WAYS}
         answers |= {"top_path": predictions[0], "last_path": predictions[-1]}

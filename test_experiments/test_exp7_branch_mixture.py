@@ -18,11 +18,10 @@ import numpy as np
 from fixtures.claims import PLANNED_SD, nearer
 from fixtures.floors import rounding
 from fixtures.margins import BFLOAT16_TV, CONFIRMATORY, PRACTICAL_TV
-from fixtures.raw import lag_table, lines_of, never_branched, spreads_of
+from fixtures.raw import likely_texts, lines_of, spreads_of
 from fixtures.rows import at_most
 from fixtures.scenes import LAGS, READER, ExactScene, exact_scene
 from fixtures.truth import Distances, at_lags, disagreement, distances_by_lag, forced
-from tempo import LanguageModel
 from tempo.harness import ClaimTest, Margin, Planned, Prompt, Steps, Store, Study
 from tempo.metrics import total_variation
 from tempo.reporting.figures import Picture, distributions, lines_by
@@ -50,6 +49,7 @@ IN_CURVES = {k: v for k, v in ARMS.items() if k not in ("causal", "last_branch",
 LIKELY = {name: f"{ARMS[name]}, most probable reader" for name in ("isolated", "top_branch")}
 BY_DEPTH = {name: ARMS[name] for name in ("isolated", "visible", "probability")}
 BY_DEPTH |= {"top_path": "path of the top members", "last_path": "path of the last members"}
+KEPT = ("truth", "isolated", "visible", "top_branch")
 
 study = Study("exp7", title="Fidelity to the exact branch mixture")
 
@@ -88,7 +88,6 @@ def every_arm(prompt: Prompt) -> Steps[Case]:
 def _after_set(prompt: Prompt, scene: ExactScene | None) -> Steps[Case]:
     lm, dtype = prompt.lm, prompt.lm.provenance()["dtype"]
     if scene is None:
-        never_branched(prompt)
         return Case(dtype=dtype)
     branches, members = scene.branches, scene.members
     likely = replace(scene, continuation=(int(scene.mixture.argmax()),))
@@ -113,10 +112,13 @@ def _after_set(prompt: Prompt, scene: ExactScene | None) -> Steps[Case]:
     truths = [branches.truth(plain, lag) for lag in BY_LAG]
     far = distances_by_lag(BY_LAG, truths, arms)
     weights = np.exp(branches.log_posterior(plain, READER))
-    likely_weights, after_likely = likely.branches.by_tree(lm)
-    likely_truth = np.exp(likely_weights) @ after_likely
-    if prompt.store:
-        _keep(prompt.store, lm, scene, arms | {"truth": truths}, far)
+    if_likely = likely.branches.by_tree(lm)
+    if store := prompt.store:
+        found = {"truth": truths, **arms}
+        arrays = {name: np.stack(found[name]).astype(np.float32) for name in KEPT}
+        texts = likely_texts(lm, *(arrays[name][READER - 1] for name in ("truth", "isolated")))
+        store.arrays("branch_mixture", **arrays)
+        scene.keep(store, lm, "scene", ARMS, far, texts=texts)
     return Case(
         dtype=dtype,
         far=far,
@@ -126,20 +128,10 @@ def _after_set(prompt: Prompt, scene: ExactScene | None) -> Steps[Case]:
         top_weight=weights[0],
         truth_check_tv=total_variation(truths[0], scene.mixture),
         likely_reader={
-            "isolated": total_variation(likely_truth, likely_answer),
-            "top_branch": total_variation(likely_truth, after_likely[0]),
+            "isolated": total_variation(if_likely.truth, likely_answer),
+            "top_branch": total_variation(if_likely.truth, if_likely.predictions[0]),
         },
     )
-
-
-def _keep(store: Store, lm: LanguageModel, scene: ExactScene, found: dict, far: Distances) -> None:
-    kept = ("truth", "isolated", "visible", "top_branch")
-    arrays = {name: np.stack(found[name]).astype(np.float32) for name in kept}
-    store.arrays("branch_mixture", **arrays)
-    shown = np.concatenate([np.argsort(-arrays[name][READER - 1])[:20] for name in kept[:2]])
-    store.json("scene", scene.record(lm) | {"texts": {t: lm.token_text(t) for t in shown.tolist()}})
-    title = f"total variation to the exact branch mixture, by lag; {READER} is after the reader"
-    store.text("analysis", "\n".join([scene.said(lm), title, *lag_table(ARMS, far.tv, BY_LAG)]))
 
 
 @study.claim(always=True, control="visible")
@@ -153,6 +145,9 @@ def test_exact_where_theory_says(case: Case, arm: str = "isolated") -> bool | No
     return at_most(case.at(1).get(arm), EXACT_TV * rounding("tv", case.dtype) / rounding("tv"))
 
 
+HALF = "half the margin, with a spread as large: what a distance with such a mean has"
+SLOPE = Margin(0.03, "over four sets it would add twice the 0.05 that one set may cost")
+NO_GROWTH = "no growth; four independent distances that spread by 0.2 give slopes of 0.2 / 5 ** 0.5"
 FREE = "any gain: the top branch costs no parallel tokens at all"
 UNREAD = {"unread": "what isolated mode gave one step earlier, before the reader"}
 closer = partial(nearer, study, ARMS | UNREAD)
@@ -160,8 +155,7 @@ closer = partial(nearer, study, ARMS | UNREAD)
 test_not_worse_than_top_branch = closer(
     "not_worse_than_top_branch",
     "Reading isolated siblings is not worse than reading the most probable of them alone.",
-    ("isolated", "top_branch"),
-    control="dropped",
+    ("isolated", "top_branch", "dropped"),
     less_than=PRACTICAL_TV,
     planned=Planned(-0.01, PLANNED_SD, "a pilot of 46 prompts: -0.008, interval -0.067 to 0.052"),
     family=CONFIRMATORY,
@@ -169,21 +163,18 @@ test_not_worse_than_top_branch = closer(
 test_closer_than_top_branch = closer(
     "closer_than_top_branch",
     "Reading isolated siblings comes closer to the truth than the most probable of them alone.",
-    ("isolated", "top_branch"),
-    control="dropped",
+    ("isolated", "top_branch", "dropped"),
     because=FREE,
     planned=Planned(-PRACTICAL_TV, PLANNED_SD, "the smallest gain that matters; a pilot's spread"),
 )
 test_closer_in_js_than_top_branch = closer(
     "closer_in_js_than_top_branch",
     "The same in Jensen-Shannon divergence, which rewards hedging between branches.",
-    ("isolated", "top_branch"),
-    control="dropped",
+    ("isolated", "top_branch", "dropped"),
     metric="js",
     because=FREE,
     planned=Planned(-0.037, 0.12, "a pilot's 0.059 and 0.096 nats; a spread above the distances"),
 )
-HALF = "half the margin, with a spread as large: what a distance with such a mean has"
 
 
 @study.claim(within=BFLOAT16_TV, planned=Planned(0.01, 0.01, HALF), control="unread")
@@ -200,8 +191,7 @@ def test_equivalent_to_truth(case: Case, arm: str = "isolated") -> float | None:
 test_visible_not_worse_than_isolated = closer(
     "visible_not_worse_than_isolated",
     "Siblings that see each other are read no worse than isolated ones.",
-    ("visible", "isolated"),
-    control="unread",
+    ("visible", "isolated", "unread"),
     less_than=BFLOAT16_TV,
     planned=Planned(
         0.0, 0.06, "no difference, with a pilot's spread (0.032, interval 0.017-0.048)"
@@ -213,8 +203,7 @@ def _better_than(arm: str, words: str) -> ClaimTest:
     return closer(
         f"better_than_{arm}",
         f"Isolated siblings are read better than {words}.",
-        ("isolated", arm),
-        control="unread",
+        ("isolated", arm, "unread"),
         less_than=-BFLOAT16_TV,
         planned=Planned(-0.1, PLANNED_SD, "half of a pilot's -0.2 to -0.3, and its spread"),
     )
@@ -223,8 +212,6 @@ def _better_than(arm: str, words: str) -> ClaimTest:
 test_better_than_sequential = _better_than("sequential", "the same tokens in a row")
 test_better_than_random = _better_than("random", "random siblings of the top token")
 test_better_than_dropped = _better_than("dropped", "no set at all")
-SLOPE = Margin(0.03, "over four sets it would add twice the 0.05 that one set may cost")
-NO_GROWTH = "no growth; four independent distances that spread by 0.2 give slopes of 0.2 / 5 ** 0.5"
 
 
 @study.claim(less_than=SLOPE, planned=Planned(0.0, 0.09, NO_GROWTH), control="planted")
@@ -246,9 +233,22 @@ def pictures(store: Store, cases: Sequence[Case]) -> Iterator[Picture]:
     if len(read) > 1:
         title = "How near each way of reading a set comes to the truth"
         rows = spreads_of([case.at(READER) for case in read], ARMS)
-        notes = [*_skill(read), "", ""]
+        js = spreads_of([case.at(READER, "js") for case in read], ARMS)
+        top1 = spreads_of([case.at(READER, "top1") for case in read], ARMS)
+        top = ARMS["top_branch"]
+        notes = [f"{1 - js[arm][0] / js[top][0]:+.2f}, {top1[arm][0]:.0%}" for arm in rows]
         rows |= spreads_of([case.likely_reader for case in read if case.likely_reader], LIKELY)
-        yield intervals(rows, far, title, _caption(read), notes, rows[ARMS["top_branch"]][0])
+        numbers = [(case.disagreement, case.width, case.mass, case.top_weight) for case in read]
+        apart, width, mass, weight = np.mean(numbers, axis=0)
+        caption = (
+            "Total variation to the exact branch mixture after the first token that reads the set; "
+            f"mean and 95 % interval over {len(read)} prompts. 0 is the truth. Beside: skill in "
+            "Jensen-Shannon divergence (1 exact, 0 no better than the top branch) and how often "
+            f"the most probable token is the true one. Sets of {width:.1f} hold {mass:.0%} of the "
+            f"probability; given the reader, the top branch weighs {weight:.0%}; the branches "
+            f"disagree by {apart:.3f} nats (weighted Jensen-Shannon divergence)."
+        )
+        yield intervals(rows, far, title, caption, [*notes, "", ""], rows[top][0])
         lines = lines_of([case.far.tv for case in read if case.far], IN_CURVES)
         caption = (
             "Total variation to the exact branch mixture by lag after the set; mean and 95 % "
@@ -271,27 +271,6 @@ def pictures(store: Store, cases: Sequence[Case]) -> Iterator[Picture]:
         arrays, texts = store.load("branch_mixture"), store.load_json("scene")["texts"]
         p, q = (arrays[name][READER - 1] for name in names)
         yield distributions(p, q, {int(t): text for t, text in texts.items()}, names, title=title)
-
-
-def _skill(read: Sequence[Case]) -> list[str]:
-    """Of each arm 1 - mean JS / that of the top branch, and how often its top token is right."""
-    js = spreads_of([case.at(READER, "js") for case in read], ARMS)
-    top1 = spreads_of([case.at(READER, "top1") for case in read], ARMS)
-    worst = js[ARMS["top_branch"]][0]
-    return [f"{1 - js[arm][0] / worst:+.2f}, {top1[arm][0]:.0%}" for arm in js]
-
-
-def _caption(read: Sequence[Case]) -> str:
-    numbers = [(case.disagreement, case.width, case.mass, case.top_weight) for case in read]
-    apart, width, mass, weight = np.mean(numbers, axis=0)
-    return (
-        "Total variation to the exact branch mixture after the first token that reads the set; "
-        f"mean and 95 % interval over {len(read)} prompts. 0 is the truth. Beside: skill in "
-        "Jensen-Shannon divergence (1 exact, 0 no better than the top branch) and how often the "
-        f"most probable token is the true one. Sets of {width:.1f} hold {mass:.0%} of the "
-        f"probability; given the reader, the top branch weighs {weight:.0%}; the branches disagree "
-        f"by {apart:.3f} nats (weighted Jensen-Shannon divergence)."
-    )
 
 
 def test_two_computations_of_the_truth_agree(cases: list[Case]) -> None:

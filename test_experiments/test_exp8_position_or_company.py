@@ -1,327 +1,228 @@
-"""exp8: position or company? What matters to a reader: where the set stands, where the reader stands, or whom siblings see.
+"""exp8: position or company? Where must a set and its reader stand, and whom may siblings see?
 
-Twelve cells on exp7's distance, total variation to the exact branch mixture at lag 2: the set at one shared position P or at
-sequential positions P..P+n-1, siblings isolated, causal or visible, and the reader *near*, at P+1, or *far*, at P+n. A shared
-set's reader is near by nature, a sequential set's far; so what sharing does mixes where the set stands with how far away its
-reader is, and the other two readers take these apart. Prefix, set, reader and truth are exp7's, and so are its runs.
+Twelve cells on exp7's distance, total variation to the exact branch mixture at lag 2. The set
+stands at one shared position P or at sequential positions P..P+n-1. Its siblings are isolated,
+causal or visible. The reader is *near*, at P+1, or *far*, at P+n: near a shared set by nature, far
+from a sequential one. So sharing mixes where the set stands with how far away its reader is, and
+the other two readers take these apart. Prefix, set, reader and truth are exp7's, and so are its
+runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
+from fixtures.claims import PLANNED_SD
 from fixtures.floors import rounding
-from fixtures.raw import spread
-from fixtures.session import test_claim  # noqa: F401  every claim below is a test
-from fixtures.store import Store
-from fixtures.study import Context, Study
+from fixtures.margins import BFLOAT16_TV, PRACTICAL_TV
+from fixtures.raw import spread, spreads_of
+from fixtures.scenes import READER, ExactScene, exact_scene
+from fixtures.truth import forced, read_spec
 from tempo import RunSpec
-from tempo.claims import Case, Claim
+from tempo.harness import Margin, Planned, Prompt, Steps, Store, Study
 from tempo.metrics import total_variation
 from tempo.reporting.figures import Picture
 from tempo.reporting.figures.intervals import intervals
 from tempo.spec import Positions, Visibility
-from test_experiments import branching
-from test_experiments.branching import READER, Scene, Steps, find_scene, over
-from test_experiments.truth import forced, read_spec
 
 POSITIONS, VISIBILITIES, READERS = get_args(Positions), get_args(Visibility), ("near", "far")
+CELLS = {", ".join(cell): cell for cell in product(POSITIONS, VISIBILITIES, READERS)}
 NATURAL = {"shared": "near", "sequential": "far"}
-CELLS = list(product(POSITIONS, VISIBILITIES, READERS))
-# What rounding may make of one and the same computation: ten times the measured floor.
-SAME_TV = rounding("tv")
-ALONE = "the top token alone, a set of one that shares and separates nothing"
+SHARED, SEQUENTIAL = "shared, isolated, near", "sequential, isolated, far"
+VISIBLE = "shared, visible, near"
+# For a set of one these are one cell: where it stands, whom it sees, and its reader's position
+# given as a number ("far") change nothing.
+ALONE = (SHARED, SEQUENTIAL, VISIBLE, "shared, isolated, far")
+
+study = Study("exp8", title="Position or company")
 
 
-def measure(context: Context) -> Steps:
-    """One prompt: the distance to the truth in each cell, and the same with a set of one, where all cells are one."""
-    scene = yield from find_scene(context)
+@dataclass(frozen=True)
+class Case:
+    """What one prompt gives.
+
+    tv: total variation to the truth at the reader by cell, of the "set" and its top token "alone";
+    "unread": of the set, some cells replaced by what isolated mode gave before the reader.
+    """
+
+    width: int
+    tv: dict[str, dict[str, float]]
+    moved_tv: dict[str, float]  # between cells: of the set that differ, and alone that must not
+    dtype: str
+
+    def corner(self, positions: str, reader: str, of: str = "set") -> float:
+        """The mean distance over visibilities."""
+        tv = self.tv[of]
+        return float(np.mean([tv[n] for n in tv if CELLS[n][::2] == (positions, reader)]))
+
+
+@study.measure
+def every_cell(prompt: Prompt) -> Steps[Case | None]:
+    """The distance to the truth in each cell, and the same with a set of one."""
+    scene = yield from exact_scene(prompt)
     if scene is None:
-        if context.store:
-            context.store.text(
-                "analysis", f"{context.prompt!r}: no set of this prompt is wider than one token"
-            )
-        return dict.fromkeys(("width", "tv", "unread_tv", "alone", "alone_tv", "moved_tv"))
-    branches, top = scene.branches, scene.members[:1]
-    specs = {_name(*cell): _cell(scene, scene.members, *cell) for cell in CELLS}
-    # a set of one: where it stands, whom it sees, and its reader's position given number by number
-    alone = {
-        "shared": ("shared", "isolated", "near"), "sequential": ("sequential", "isolated", "far"),
-        "visible": ("shared", "visible", "near"), "far": ("shared", "isolated", "far"),
-    }  # fmt: skip
-    alone_specs = {name: _cell(scene, top, *cell) for name, cell in alone.items()}
-    found = yield [
-        *branches.runs(),
-        *map(forced, specs.values()),
-        *map(forced, alone_specs.values()),
-    ]
-    num_paths = len(branches.paths)
-    truth = branches.truth(found[:num_paths], READER)
-    of_cells = dict(zip(specs, found[num_paths:], strict=False))
-    of_alone = dict(zip(alone, found[num_paths + len(specs) :], strict=True))
-    answers, alone_answers = (
-        {name: t.steps[READER].distribution for name, t in of.items()}
-        for of in (of_cells, of_alone)
+        return None
+    specs = {("set", name): cell_spec(scene, scene.members, *CELLS[name]) for name in CELLS}
+    specs |= {("alone", name): cell_spec(scene, scene.members[:1], *CELLS[name]) for name in ALONE}
+    found = yield [*scene.branches.runs(), *map(forced, specs.values())]
+    truth = scene.branches.truth(found[: scene.width], READER)
+    runs = dict(zip(specs, found[scene.width :], strict=True))
+    after = {cell: trace.steps[READER].distribution for cell, trace in runs.items()}
+    tv: dict[str, dict[str, float]] = {"set": {}, "alone": {}}
+    for of, name in specs:
+        tv[of][name] = total_variation(truth, after[of, name])
+    unread = total_variation(truth, runs["set", SHARED].steps[READER - 1].distribution)
+    replaced = (VISIBLE, *(name for name in CELLS if CELLS[name][::2] == ("sequential", "far")))
+    moved = [total_variation(after["alone", SHARED], after["alone", name]) for name in ALONE]
+    if prompt.store:
+        prompt.store.json("cells", {"tv": tv["set"], "alone": tv["alone"], "width": scene.width})
+        what = f"a set of {scene.width}: total variation to the exact branch mixture"
+        lines = [f"{prompt.text!r}, {what} after the reader"]
+        lines += [f"{name:30}{far:8.4f}" for name, far in tv["set"].items()]
+        prompt.store.text("analysis", "\n".join(lines))
+    return Case(
+        width=scene.width,
+        tv=tv | {"unread": tv["set"] | dict.fromkeys(replaced, unread)},
+        moved_tv={
+            "set": total_variation(after["set", SHARED], after["set", SEQUENTIAL]),
+            "alone": max(moved),
+        },
+        dtype=prompt.lm.provenance()["dtype"],
     )
-    case = {
-        "width": len(scene.members),
-        "tv": {name: total_variation(truth, answer) for name, answer in answers.items()},
-        "unread_tv": total_variation(
-            truth, of_cells["shared, isolated, near"].steps[READER - 1].distribution
-        ),
-        "alone": {name: total_variation(truth, answer) for name, answer in alone_answers.items()},
-        "alone_tv": max(
-            total_variation(alone_answers["shared"], answer) for answer in alone_answers.values()
-        ),
-        "moved_tv": total_variation(
-            answers["shared, isolated, near"], answers["sequential, isolated, far"]
-        ),
-    }
-    if context.store:
-        context.store.json(
-            "cells", {"tv": case["tv"], "alone": case["alone"], "width": case["width"]}
-        )
-        lines = [
-            f"{context.prompt!r}, a set of {case['width']}: total variation to the exact branch mixture after the reader"
-        ]
-        context.store.text(
-            "analysis",
-            "\n".join([*lines, *(f"{name:30}{tv:8.4f}" for name, tv in case["tv"].items())]),
-        )
-    return case
 
 
-def _name(positions: str, visibility: str, reader: str) -> str:
-    return f"{positions}, {visibility}, {reader}"
-
-
-def _cell(
-    scene: Scene, members: Sequence[int], positions: str, visibility: str, reader: str
-) -> RunSpec:
-    """The run of one cell. With its natural reader it is exp7's, text and all, so that both need it once."""
+def cell_spec(scene: ExactScene, members: Sequence[int], *cell: str) -> RunSpec:
+    """The run of one cell. With its natural reader it is exp7's, text and all, and so shared."""
+    positions, visibility, reader = cell
     if reader == NATURAL[positions]:
-        return read_spec(
-            scene.prefix, [members], scene.continuation, positions=positions, visibility=visibility
-        )
+        return scene.read(members, positions=positions, visibility=visibility)
     start, width = len(scene.prefix), len(members)
     of_set = range(start, start + width) if positions == "sequential" else [start] * width
     of_reader = start + (1 if reader == "near" else width)
     rows = [tuple(of_set), (of_reader,), (of_reader + 1,)]
-    return read_spec(
-        scene.prefix, [members], (scene.reader,), visibility=visibility, replay_positions=rows
-    )
+    text = (scene.reader,)
+    return read_spec(scene.prefix, [members], text, visibility=visibility, replay_positions=rows)
 
 
-Effect = Callable[[Mapping[str, float]], float]
+# Where the planned effects come from, as far as it takes a line.
+OF_FOUR = "half of a pilot's 0.23 for sets of four, and the spread of differences in exp7's pilot"
+MOVED = "half of a pilot's 0.165 for sets of four; one position alone changes, so a smaller spread"
+SEES = "a pilot of 46 prompts: 0.032, 95 % interval 0.017 to 0.048"
+NONE = "no interaction, with the spread of the reader's distance"
+HALF = Margin(0.01, "half of what bfloat16 changes, as it is about half of a gain")
 
 
-def _mean_over_modes(one: tuple[str, str], other: tuple[str, str]) -> Effect:
-    """TV in the cells of `one` (positions, reader) minus that in those of `other`, mean over visibilities."""
-    return lambda tv: float(
-        np.mean(
-            [
-                tv[_name(one[0], mode, one[1])] - tv[_name(other[0], mode, other[1])]
-                for mode in VISIBILITIES
-            ]
-        )
-    )
+@study.claim(always=True, control="set")
+def test_one_token_is_one_token(case: Case, of: str = "alone") -> bool:
+    """With a set of one, neither positions, visibility nor how its reader is placed matter.
+
+    The largest TV between such cells is at most 5.2e-05 in float32, ten times the measured floor.
+
+    Control: the whole set, at a shared position against sequential ones.
+    """
+    return case.moved_tv[of] <= rounding("tv", case.dtype)
 
 
-SHARING = _mean_over_modes(("sequential", "far"), ("shared", "near"))
-DISTANCE = _mean_over_modes(("shared", "far"), ("shared", "near"))
-DISTANCE_IF_SEQUENTIAL = _mean_over_modes(("sequential", "far"), ("sequential", "near"))
+@study.claim(more_than=PRACTICAL_TV, planned=Planned(0.12, PLANNED_SD, OF_FOUR), control="alone")
+def test_sharing_helps(case: Case, of: str = "set") -> float:
+    """A set at one position is read better than the same in a row, each with its natural reader.
+
+    TV(truth, sequential) - TV(truth, shared) at lag 2, mean over the three visibilities.
+
+    Control: the top token alone, a set of one that shares and separates nothing.
+    """
+    return case.corner("sequential", "far", of) - case.corner("shared", "near", of)
 
 
-def _company(tv: Mapping[str, float]) -> float:
-    return tv["shared, visible, near"] - tv["shared, isolated, near"]
+@study.claim(more_than=BFLOAT16_TV, planned=Planned(0.08, 0.15, MOVED), control="alone")
+def test_reader_distance(case: Case, of: str = "set") -> float:
+    """Moving the reader of a shared set to where a sequential set's would stand costs fidelity.
+
+    TV(truth, reader at P+n) - TV(truth, reader at P+1) at lag 2, mean over the visibilities.
+
+    Control: the top token alone, a set of one that shares and separates nothing.
+    """
+    return case.corner("shared", "far", of) - case.corner("shared", "near", of)
 
 
-def _interaction(tv: Mapping[str, float]) -> float:
-    return DISTANCE_IF_SEQUENTIAL(tv) - DISTANCE(tv)
+@study.claim(within=PRACTICAL_TV, planned=Planned(0.03, 0.06, SEES), control="unread")
+def test_company(case: Case, of: str = "set") -> float:
+    """Whether siblings see each other changes the error by less than would matter.
+
+    TV(truth, visible) - TV(truth, isolated) at lag 2, shared set and its natural reader.
+
+    Control: what isolated mode gave one step earlier, in visible siblings' place.
+    """
+    return case.tv[of][VISIBLE] - case.tv["set"][SHARED]
 
 
-def _unread(case: Case) -> dict[str, float]:
-    """The distance without having read the reader, in the place of the sequential set's natural cells."""
-    return {
-        _name("sequential", visibility, "far"): case["unread_tv"] for visibility in VISIBILITIES
-    }
+@study.claim(within=PRACTICAL_TV, planned=Planned(0.0, 0.15, NONE), control="unread")
+def test_no_interaction(case: Case, of: str = "set") -> float:
+    """The reader's distance costs a sequential set what it costs a shared one.
+
+    (sequential: TV at P+n - at P+1) - (shared: the same) at lag 2, mean over the visibilities.
+
+    Control: what isolated mode gave one step earlier, for a sequential set's far reader.
+    """
+    apart = case.corner("sequential", "far", of) - case.corner("sequential", "near", of)
+    return apart - test_reader_distance(case)
 
 
-def _of(effect: Effect) -> Callable[[Case], float | None]:
-    return lambda case: None if case["tv"] is None else effect(case["tv"])
+@study.claim(more_than=HALF, planned=Planned(0.05, 0.12, "a pilot's 70 % of 0.23"), control="alone")
+def test_mostly_reader_distance(case: Case, of: str = "set") -> float:
+    """More than half of what sharing a position gains is only that the reader stands nearer.
+
+    Reader's distance - sharing / 2: positive if the ratio of the means is above a half.
+
+    Control: the top token alone, a set of one that shares and separates nothing.
+    """
+    near, apart = case.corner("shared", "near", of), case.corner("sequential", "far", of)
+    return case.corner("shared", "far", of) - near - (apart - near) / 2
 
 
-def _alone(effect: Callable[[Mapping[str, float]], float]) -> Callable[[Case], float | None]:
-    """The same effect of a set of one."""
-    return lambda case: None if case["alone"] is None else effect(case["alone"])
+EFFECTS = {
+    "sharing (sequential - shared, natural readers)": test_sharing_helps,
+    "reader's distance, shared set": test_reader_distance,
+    "reader's distance, sequential set": lambda c: test_reader_distance(c) + test_no_interaction(c),
+    "interaction of position and reader": test_no_interaction,
+    "company (visible - isolated, shared set)": test_company,
+}
 
 
-def _same(key: str) -> Callable[[Case], bool | None]:
-    return lambda case: None if case[key] is None else case[key] <= SAME_TV
-
-
-CLAIMS = (
-    Claim(
-        id="exp8.one-token-is-one-token",
-        statement="With a set of one token neither positions, visibility nor the way a reader's position is given matter.",
-        statistic=f"largest TV between such cells is at most {SAME_TV:.1e}, ten times the measured rounding floor",
-        values=_same("alone_tv"),
-        test="always",
-        refuted_by="one prompt on which they differ by more than rounding",
-        control=_same("moved_tv"),
-        control_statement="the whole set, at a shared position against sequential ones",
-    ),
-    Claim(
-        id="exp8.sharing-helps",
-        statement="A set at one position is read better than the same set in a row, each with its natural reader.",
-        statistic=f"TV(truth, sequential) - TV(truth, shared) at lag {READER}, mean over the three visibilities",
-        values=_of(SHARING),
-        test="greater",
-        margin=branching.TV_MARGIN,
-        margin_reason=branching.TV_MARGIN_REASON,
-        family="exp8",
-        planned_effect=0.12,
-        planned_sd=branching.PLANNED_SD,
-        planned_from="half of a pilot's 0.23 for sets of four, and the spread of differences in exp7's pilot",
-        refuted_by="a mean difference below 0.05",
-        control=_alone(lambda tv: tv["sequential"] - tv["shared"]),
-        control_statement=ALONE,
-    ),
-    Claim(
-        id="exp8.reader-distance",
-        statement="Moving the reader of a shared set away to where a sequential set's would stand costs fidelity.",
-        statistic=f"TV(truth, reader at P+n) - TV(truth, reader at P+1) at lag {READER}, shared set, mean over the visibilities",
-        values=_of(DISTANCE),
-        test="greater",
-        margin=branching.BFLOAT16_TV,
-        margin_reason="more than running the model in bfloat16 changes",
-        family="exp8",
-        planned_effect=0.08,
-        planned_sd=0.15,
-        planned_from="half of a pilot's 0.165 for sets of four; a spread below that of other arms, as one position alone changes",
-        refuted_by="a mean difference below 0.02",
-        control=_alone(lambda tv: tv["far"] - tv["shared"]),
-        control_statement=ALONE,
-    ),
-    Claim(
-        id="exp8.company",
-        statement="Whether siblings see each other changes the error by less than would matter.",
-        statistic=f"TV(truth, visible) - TV(truth, isolated) at lag {READER}, shared set and its natural reader",
-        values=_of(_company),
-        test="equivalent",
-        margin=branching.TV_MARGIN,
-        margin_reason=branching.TV_MARGIN_REASON,
-        family="exp8",
-        planned_effect=0.03,
-        planned_sd=0.06,
-        planned_from="a pilot of 46 prompts: 0.032, 95 % interval 0.017 to 0.048",
-        refuted_by="a mean difference beyond 0.05 either way",
-        control=lambda case: (
-            None if case["tv"] is None else case["unread_tv"] - case["tv"]["shared, isolated, near"]
-        ),
-        control_statement="what isolated mode gave one step earlier, before the reader, in visible siblings' place",
-    ),
-    Claim(
-        id="exp8.no-interaction",
-        statement="The reader's distance costs a sequential set what it costs a shared one.",
-        statistic=f"(sequential: TV at P+n - at P+1) - (shared: TV at P+n - at P+1) at lag {READER}, mean over the visibilities",
-        values=_of(_interaction),
-        test="equivalent",
-        margin=branching.TV_MARGIN,
-        margin_reason=branching.TV_MARGIN_REASON,
-        family="exp8",
-        planned_effect=0.0,
-        planned_sd=0.15,
-        planned_from="no interaction, with the spread of the reader's distance",
-        refuted_by="a mean difference of differences beyond 0.05 either way",
-        control=lambda case: (
-            None if case["tv"] is None else _interaction(case["tv"] | _unread(case))
-        ),
-        control_statement="what isolated mode gave one step earlier, before the reader, for a sequential set's far reader",
-    ),
-    Claim(
-        id="exp8.mostly-reader-distance",
-        statement="More than half of what sharing a position gains is only that the reader stands nearer.",
-        statistic="reader's distance - sharing / 2, both as above: positive if the ratio of the means is above a half",
-        values=_of(lambda tv: DISTANCE(tv) - SHARING(tv) / 2),
-        test="greater",
-        margin=0.01,
-        margin_reason="half of what running the model in bfloat16 changes, as it is about half of a gain",
-        family="exp8",
-        planned_effect=0.05,
-        planned_sd=0.12,
-        planned_from="a pilot's 70 % of 0.23",
-        refuted_by="a share significantly below a half",
-        control=_alone(lambda tv: tv["far"] - tv["shared"] - (tv["sequential"] - tv["shared"]) / 2),
-        control_statement=ALONE,
-    ),
-)
-
-
-def pictures(store: Store, cases: Sequence[Mapping[str, Any]]) -> list[Picture]:
+@study.pictures
+def pictures(store: Store, cases: Sequence[Case]) -> Iterator[Picture]:
     """The twelve cells, and the effects made of them."""
-    tvs = over(cases, "tv")
-    if len(tvs) < 2:
-        return []
-    label = {"near": "reader at P+1", "far": "reader at P+n"}
-    cells = {
-        f"{p}, {v}, {label[r]}": spread([tv[_name(p, v, r)] for tv in tvs])
-        for p, r, v in product(POSITIONS, READERS, VISIBILITIES)
-    }
-    notes = [
-        "natural reader" if r == NATURAL[p] else ""
-        for p, r, _ in product(POSITIONS, READERS, VISIBILITIES)
-    ]
+    if len(cases) < 2:
+        return
+    over = f"mean and 95 % interval over {len(cases)} prompts"
+    cells = sorted(CELLS, key=lambda name: CELLS[name][::2], reverse=True)
+    rows = spreads_of([case.tv["set"] for case in cases], {name: name for name in cells})
+    natural = [NATURAL[CELLS[name][0]] == CELLS[name][2] for name in cells]
+    notes = ["natural reader" if found else "" for found in natural]
     caption = (
-        f"Total variation to the exact branch mixture after the reader; mean and 95 % interval over {len(tvs)} prompts. "
-        "Shared: the whole set at position P; sequential: at P to P+n-1."
+        f"Total variation to the exact branch mixture after the reader; {over}. The set is shared, "
+        "at P, or sequential, at P to P+n-1; its reader is near, at P+1, or far, at P+n."
     )
-    found = [
-        intervals(
-            cells,
-            "total variation to the truth",
-            "Where set and reader stand, and whom siblings see",
-            caption,
-            notes,
-        )
-    ]
-    effects = {
-        "sharing (sequential - shared, natural readers)": SHARING,
-        "reader's distance, shared set": DISTANCE,
-        "reader's distance, sequential set": DISTANCE_IF_SEQUENTIAL,
-        "interaction of position and reader": _interaction,
-        "company (visible - isolated, shared set)": _company,
-    }
-    rows = {name: spread([effect(tv) for tv in tvs]) for name, effect in effects.items()}
-    shares = [
-        rows[f"reader's distance, {positions} set"][0] / rows[next(iter(effects))][0]
-        for positions in POSITIONS
-    ]
+    title = "Where set and reader stand, and whom siblings see"
+    yield intervals(rows, "total variation to the truth", title, caption, notes)
+    rows = {name: spread(list(map(effect, cases))) for name, effect in EFFECTS.items()}
+    gain, *shares = (rows[name][0] for name in list(EFFECTS)[:3])
     caption = (
-        f"Differences in total variation, paired by prompt; mean and 95 % interval over {len(tvs)} prompts. Above 0: farther from the "
-        f"truth. Of what sharing a position gains, the reader's distance alone makes {shares[0]:.0%} if the set is shared and "
-        f"{shares[1]:.0%} if it is sequential (ratios of the means); the rest is where the set itself stands."
+        f"Differences in total variation, paired by prompt; {over}. Above 0: farther from the "
+        "truth. Of what sharing a position gains, the reader's distance alone makes "
+        f"{shares[0] / gain:.0%} if the set is shared and {shares[1] / gain:.0%} if it is "
+        "sequential (ratios of the means); the rest is where the set itself stands."
     )
-    found.append(
-        intervals(
-            rows,
-            "difference in total variation",
-            "Position, distance and company",
-            caption,
-            reference=0.0,
-        )
-    )
-    return found
+    title = "Position, distance and company"
+    yield intervals(rows, "difference in total variation", title, caption, reference=0.0)
 
 
-STUDY = Study("exp8", "Position or company", measure, CLAIMS, pictures)
-
-
-def test_cells_are_on_disk(store: Store, own_case: Case) -> None:
+def test_cells_are_on_disk(store: Store, own_case: Case | None) -> None:
     """cells.json holds all twelve distances."""
-    if own_case["tv"] is not None:
-        assert list(store.load_json("cells")["tv"]) == [_name(*cell) for cell in CELLS]
+    if own_case:
+        assert list(store.load_json("cells")["tv"]) == list(CELLS)
