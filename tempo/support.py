@@ -54,7 +54,8 @@ def unwrapped(model: Any) -> Any:
     forwards is found by trying: a few tokens must get the very same logits from both.
 
     Raises:
-        ModelError: if the wrapper does something of its own, as prompt tuning does.
+        ModelError: if the wrapper does something of its own, as prompt tuning does, or if TEMPO
+            cannot run the model inside.
     """
     from transformers import PreTrainedModel
 
@@ -64,14 +65,17 @@ def unwrapped(model: Any) -> Any:
         return model
     inside = (module for module in model.modules() if isinstance(module, PreTrainedModel))
     inner = next((found for found in inside if found.get_output_embeddings() is not None), None)
-    if inner is not None and not _only_forwards(model, inner):
+    if inner is None:
+        return model
+    check_can_run(inner)
+    if not _only_forwards(model, inner):
         raise ModelError(
             f"{type(model).__name__} does more than forward to the {type(inner).__name__} inside "
             f"it: {NUM_TRIED} tokens get other logits from it. If its adapters can be merged, wrap "
             "what model.merge_and_unload() returns. Virtual tokens (prompt or prefix tuning) "
             f"cannot run TEMPO; without them, wrap the {type(inner).__name__} itself"
         )
-    return model if inner is None else inner
+    return inner
 
 
 @torch.inference_mode()
@@ -85,7 +89,8 @@ def _only_forwards(wrapper: nn.Module, inner: Any) -> bool:
     try:
         ours = inner(input_ids=tokens, use_cache=False).logits
         theirs = wrapper(input_ids=tokens, use_cache=False)
-        return torch.equal(ours, getattr(theirs, "logits", theirs[0]))
+        # a wrapper may give a tuple, logits first
+        return torch.equal(ours, theirs.logits if hasattr(theirs, "logits") else theirs[0])
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return False  # a wrapper that takes other arguments does not forward these
     finally:
