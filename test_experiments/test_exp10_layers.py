@@ -143,7 +143,6 @@ def test_all_layers_are_isolated(case: Case, layers: str = "all_layers") -> bool
     """Isolating siblings in every layer of visible mode is isolated mode.
 
     Largest total variation at any member or the reader is at most ten rounding floors.
-
     Control: siblings isolated in all windows but the last.
     """
     return case.whole[layers]["largest_tv"] <= rounding("tv", case.dtype)
@@ -177,7 +176,6 @@ def test_enters_early(case: Case, by_coin: bool = False) -> float | None:
     """What siblings do to each other comes more from the lower half of layers than the upper.
 
     log(KL(visible || lower half isolated) / KL(visible || upper half isolated)) at the siblings.
-
     Control: the halves of each prompt named by a coin.
     """
     return case.halves("sibling_kl", by_coin)
@@ -188,7 +186,6 @@ def test_reaches_reader_early(case: Case, by_coin: bool = False) -> float | None
     """What siblings do to the next step comes more from the lower half of layers than the upper.
 
     log(TV(visible, lower half isolated) / TV(visible, upper half isolated)) at the reader.
-
     Control: the halves of each prompt named by a coin.
     """
     return case.halves("reader_tv", by_coin)
@@ -199,7 +196,6 @@ def test_one_window_suffices_somewhere(case: Case, twice: bool = False) -> list[
     """Isolating siblings in some single window of layers changes what they predict.
 
     KL(visible || isolated in the window) of the members' own outputs in nats, for each window.
-
     Control: isolated mode against isolated layers, all of them: the same computation twice.
     """
     windows = case.parts["windows"]
@@ -211,7 +207,6 @@ def test_windows_add_up(case: Case, twice: bool = False) -> float | None:
     """The windows' effects add up to the whole: no layer repeats, or repairs, what another did.
 
     log of (sum of KL over windows / KL of isolating every layer), where that is 0.005 nats or more.
-
     Control: isolated mode against isolated layers, all of them: the same computation twice.
     """
     parts = [case.whole["all_layers"]] if twice else case.parts["windows"]
@@ -224,7 +219,6 @@ def test_mass_is_not_the_effect(case: Case, layers: str = "total_self") -> float
     """Siblings change each other's predictions also if their attention mass stays with the set.
 
     KL(visible || isolated in every layer, own key counted n-fold) of the members' own outputs.
-
     Control: isolated mode against isolated layers, all of them: the same computation twice.
     """
     return case.whole[layers]["sibling_kl"]
@@ -238,7 +232,6 @@ def test_most_remains_at_same_mass(case: Case, layers: str = "total_self") -> fl
     """Most of what siblings do to each other is what they say, not the attention they take.
 
     KL(visible || isolated in every layer, own key counted n-fold) / KL(visible || isolated).
-
     Control: isolated mode against isolated layers, all of them: the same computation twice.
     """
     return case.share(case.whole[layers])

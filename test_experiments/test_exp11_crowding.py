@@ -61,8 +61,7 @@ ARMS = {
     "unread": "posterior of a token that was not read",
     "heavier": "each sibling weighing n",
 }
-CURVES = ("isolated", "count", "probability", "posterior", "late_branch", "top_branch")
-IN_CURVES = {arm: ARMS[arm] for arm in CURVES}
+IN_CURVES = dict(list(ARMS.items())[:6])
 TRIED = ("probability", *(name for name in ARMS if name.startswith("posterior")), "late_branch")
 
 study = Study("exp11", title="Crowding or contradiction?")
@@ -97,7 +96,7 @@ def every_weighting(prompt: Prompt) -> Steps[Case | None]:
     if scene is None:
         return None
     plain = yield scene.branches.runs()
-    weights = member_weights(scene, plain, prompt.rng(SEED, NUM_READ))
+    weights = member_weights(prompt, scene, plain)
     members, strangers = scene.members, (scene.members[0], *scene.strangers)
     specs = {
         # exp7 asks for the first three as well, as they are here
@@ -136,14 +135,13 @@ def every_weighting(prompt: Prompt) -> Steps[Case | None]:
     )
 
 
-def member_weights(
-    scene: ExactScene, plain: Sequence[Trace], rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+def member_weights(prompt: Prompt, scene: ExactScene, plain: list[Trace]) -> dict[str, np.ndarray]:
     """What each member weighs in each weighting that is tried [n]; `plain`: the branches' runs."""
     prior, outputs = scene.weights, scene.branches.predictions(plain, 1)  # w_i [n] and b_i [n, V]
     posterior = _positive(np.exp(scene.branches.log_posterior(plain, READER)))
     others = prior @ outputs
     others[scene.reader] = 0.0
+    unread = draw(prompt.rng(SEED, NUM_READ), others)
     return {
         "probability": prior,
         "posterior": posterior,
@@ -152,7 +150,7 @@ def member_weights(
         "posterior_half": posterior / 2,
         "posterior_double": posterior * 2,
         "reversed": prior[::-1],
-        "unread": _positive(prior * outputs[:, draw(rng, others)]),
+        "unread": _positive(prior * outputs[:, unread]),
         "heavier": np.full(len(prior), float(len(prior))),
     }
 
@@ -164,7 +162,7 @@ def _positive(weights: np.ndarray) -> np.ndarray:
 
 
 def _own_posterior_tv(scene: ExactScene, posterior: np.ndarray) -> Steps[float]:
-    """How far the posterior is from a decoder's: by the members' own outputs in one isolated run."""
+    """How far the posterior is from a decoder's, by the members' own outputs in an isolated run."""
     trace: Trace = yield forced(scene.read(scene.members, capture=("logits",)))
     step = trace.steps[0]
     assert step.logits is not None
@@ -323,8 +321,8 @@ def _all_arms(cases: Sequence[Case], far: str) -> Picture:
     caption = (
         "Total variation to the exact branch mixture after the first token that reads the set; "
         f"mean and 95 % interval over {len(cases)} prompts. Beside: the share of the error of "
-        "siblings as they are that is removed, and the Jensen-Shannon divergence in nats. Line: the "
-        f"top branch alone. Copies as they are stand {copies:.3f} away from the single token: "
+        "siblings as they are that is removed, and the Jensen-Shannon divergence in nats. Line: "
+        f"the top branch alone. Copies as they are stand {copies:.3f} away from the single token: "
         "crowding without any contradiction."
     )
     title = "Crowding or contradiction: sets, and what their members weigh"

@@ -176,7 +176,6 @@ def test_law_exact_in_first_layer(case: Case, arm: str = "copies") -> bool:
     """In the first layer, copies of a token share its attention exactly as the crowding law says.
 
     Largest |weight per copy - law| in the first layer is at most ten times the rounding floor.
-
     Control: the real siblings, whose keys are not equal.
     """
     return case.first_layer[arm] <= rounding("attention", case.dtype)
@@ -249,7 +248,6 @@ def test_reduction_is_there(case: Case, ratio: str = "reduction") -> float | Non
     """A sibling gets less attention than the top member alone would get in the set's place.
 
     log(weight per sibling / a), mean over heads.
-
     Control: the mass on the whole set in one sibling's place.
     """
     return case.log(ratio)
@@ -260,7 +258,6 @@ def test_reduction_as_published(case: Case, ratio: str = "pooled_reduction") -> 
     """The reduction is the published 40 to 60 %.
 
     mean weight per sibling / mean a, minus 0.5.
-
     Control: the ratio of the mass on everything else, which is no sibling's.
     """
     log = case.log(ratio)
@@ -272,7 +269,6 @@ def test_total_mass_rises(case: Case, ratio: str = "total") -> float | None:
     """The set as a whole gets more attention than its top member alone: siblings take more.
 
     log(mass on the whole set / a), mean over heads.
-
     Control: the mass on everything else, from which it is taken.
     """
     return case.log(ratio)
@@ -283,7 +279,6 @@ def test_alternatives_score_lower(case: Case, member: str = "top") -> float | No
     """Readers give the top member more attention: what the law leaves is not position but token.
 
     log(weight on the top member / mean weight on the others), mean over heads.
-
     Control: the least probable member in the top member's place.
     """
     return case.to_others[member]
@@ -294,7 +289,6 @@ def test_more_than_the_law_somewhere(case: Case, arm: str = "siblings") -> list[
     """Some head prefers the alternatives: a set gets more than so many of its top member would.
 
     Mass on the set minus n times the crowding law, for each layer and head.
-
     Control: copies of the top member, among which there is nothing to prefer.
     """
     return case.maps[arm]

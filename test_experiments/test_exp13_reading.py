@@ -175,7 +175,6 @@ def test_lone_threshold_is_greedy(case: Case, threshold: str = "lone") -> bool |
     """With the threshold at 0.51 the sets are greedy decoding, token for token.
 
     The same tokens as transformers' own forward pass chooses, but for ties within rounding.
-
     Control: the config's threshold.
     """
     return case.is_greedy[threshold]
@@ -189,7 +188,6 @@ def test_reads_as_well_as_greedy(case: Case, path: str = "isolated naive") -> fl
     """The most probable member of each set of isolated mode reads as well as greedy text.
 
     Nats a token of that path minus those of greedy text, under the plain model.
-
     Control: the least probable member of each set.
     """
     return case.extra(path)
@@ -200,7 +198,6 @@ def test_weighted_reads_as_well_as_greedy(case: Case, path: str = "weighted naiv
     """With siblings weighted by probability, the most probable members read as well as greedy text.
 
     Nats a token of that path minus those of greedy text, under the plain model.
-
     Control: the least probable member of each set of isolated mode.
     """
     return case.extra(path)
@@ -211,7 +208,6 @@ def test_best_path_as_good_as_beam(case: Case, path: str = "isolated best") -> f
     """The best path through isolated sets is no less probable than a beam search of its width.
 
     Nats a token of the best of four beams in the sets minus those of the beam search.
-
     Control: the best path through the same sets in reverse order.
     """
     return case.extra(path, "beam")
@@ -222,7 +218,6 @@ def test_best_path_as_good_as_greedy(case: Case, path: str = "isolated best") ->
     """The best path through isolated sets is no less probable than greedy text, which is no search.
 
     Nats a token of the best of four beams in the sets minus those of greedy text.
-
     Control: the best path through the same sets in reverse order.
     """
     return case.extra(path)
@@ -233,7 +228,6 @@ def test_fact_still_found(case: Case, arm: str = "isolated") -> float | None:
     """Facts stated before wide sets are still found after them.
 
     Share of facts found after greedy text minus share found after isolated siblings.
-
     Control: the facts not stated at all.
     """
     return case.lost(arm)
@@ -244,7 +238,6 @@ def test_weighted_fact_still_found(case: Case, arm: str = "weighted") -> float |
     """Facts stated before wide sets are still found if siblings are weighted by probability.
 
     Share of facts found after greedy text minus share found after weighted siblings.
-
     Control: the facts not stated at all.
     """
     return case.lost(arm)
@@ -258,7 +251,6 @@ def test_covers_beam(case: Case, sets: str = "lattice") -> float:
     """Isolated sets hold more of what a beam search considered than greedy text does.
 
     Share of the final beams' distinct bigrams in consecutive sets minus the share in greedy text.
-
     Control: the same sets in reverse order.
     """
     return case.coverage[sets] - case.coverage["greedy"]
@@ -269,7 +261,6 @@ def test_modes_part(case: Case, other: str = "visible") -> bool:
     """Free isolated and visible runs come to different sets within twelve steps on most prompts.
 
     Share of prompts whose runs have parted.
-
     Control: the run with a threshold of 0.51 against the plain model's greedy decoding.
     """
     return case.parted_at[other] is not None

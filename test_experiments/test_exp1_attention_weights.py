@@ -13,7 +13,13 @@ import numpy as np
 
 from fixtures.margins import BFLOAT16_TV
 from fixtures.raw import keep_attention, keep_log, lattice, slot_labels
-from fixtures.rows import at_most, most_between_siblings, sum_error, sum_error_without
+from fixtures.rows import (
+    at_most,
+    attention_of,
+    most_between_siblings,
+    sum_error,
+    sum_error_without,
+)
 from tempo import Trace
 from tempo.harness import Planned, Prompt, Steps, Store, Study, average, run, wide_steps
 from tempo.metrics import context_distance
@@ -74,7 +80,7 @@ def both_modes(prompt: Prompt) -> Steps[Case]:
 def _context_tv(one: Trace, other: Trace, step: int) -> np.ndarray:
     """Total variation [L, H] between two runs' rows of one set over the prior context."""
     start = one.steps[step].slots[0]
-    return context_distance(one.steps[step].attention, other.steps[step].attention, start)
+    return context_distance(attention_of(one, step), attention_of(other, step), start)
 
 
 @study.claim(always=True)
@@ -95,7 +101,6 @@ def without_siblings(case: Case) -> bool | None:
 @study.claim(always=True, control="visible")
 def test_forbidden_is_zero(case: Case, mode: str = "isolated") -> bool | None:
     """An isolated sibling gives every other sibling a weight of exactly 0.
-
     Control: the same entries in visible mode.
     """
     return at_most(case.sibling_weight[mode], 0.0)
@@ -106,7 +111,6 @@ def test_first_layer_is_the_same(case: Case, layer: int = 0) -> bool | None:
     """In the first layer of the first wide set, both modes spread attention over the context alike.
 
     Largest total variation over heads of context-renormalised rows is at most 1e-5.
-
     Control: the same in the last layer, which siblings have reached.
     """
     return None if case.first_set_tv is None else case.first_set_tv[layer] <= TOLERANCE

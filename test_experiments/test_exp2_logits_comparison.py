@@ -113,7 +113,6 @@ def test_same_before_first_wide_set(case: Case, where: str = "before") -> bool |
     """Until the first wide set has been read, both modes agree to the last bit.
 
     Largest difference of any probability is exactly 0.
-
     Control: the same comparison after the first wide set.
     """
     return at_most(max(case.at(where, "max_abs"), default=None), 0.0)
@@ -124,7 +123,6 @@ def test_identical_logits(case: Case, where: str = "readers") -> bool | None:
     """After a wide set the modes still give identical distributions.
 
     Share of prompts on which every reader agrees within 5.2e-05 in total variation (in float32).
-
     Control: the distribution one step earlier in the same run.
     """
     return at_most(max(case.at(where), default=None), rounding("tv", case.dtype))
@@ -135,7 +133,6 @@ def test_equivalent_at_reader(case: Case, where: str = "readers") -> float | Non
     """The next step's distributions are equivalent within the bfloat16 margin.
 
     Total variation at the next reader, mean over steps after a wide set.
-
     Control: the distribution one step earlier in the same run.
     """
     return average(case.at(where))
@@ -146,7 +143,6 @@ def test_equivalent_at_siblings(case: Case, where: str = "siblings") -> float | 
     """The siblings' own outputs are equivalent within the bfloat16 margin.
 
     Total variation of the members' own distributions, mean over members and wide sets.
-
     Control: the distribution one step earlier in the same run.
     """
     return average(case.at(where))
@@ -157,7 +153,6 @@ def test_same_top_10(case: Case, where: str = "readers") -> float | None:
     """Both modes rank the same ten tokens highest.
 
     Share of the top ten that differs at the next reader, mean over steps after a wide set.
-
     Control: the same against the distribution one step earlier.
     """
     return average([1 - overlap for overlap in case.at(where, "top10")])
@@ -168,7 +163,6 @@ def test_same_selection(case: Case, where: str = "readers") -> float | None:
     """Both modes would select the same set next.
 
     Share of steps after a wide set at which the selected sets differ.
-
     Control: the same against the distribution one step earlier.
     """
     return average([1 - same for same in case.at(where, "same_selection")])

@@ -129,7 +129,6 @@ def test_isolated_is_zero(case: Case, largest: str = "isolated_max") -> bool:
     """In isolated mode no sibling attends to another: every weight is exactly 0.
 
     Largest weight between two siblings equals 0.
-
     Control: the same entries in visible mode.
     """
     return all(found[largest] == 0.0 for found in case.sets)
@@ -140,7 +139,6 @@ def test_score_above_zero(case: Case, score: str = SCORE) -> float | None:
     """In visible mode siblings attend to each other (H1 of the original design).
 
     The cross_parallel_score: mean weight on a sibling. A softmax allows no other answer.
-
     Control: the same score in isolated mode.
     """
     return case.mean(score)
@@ -151,7 +149,6 @@ def test_more_than_uniform(case: Case, mass: str = "mass") -> float | None:
     """Siblings get more attention than an equal spread over all allowed keys would give them.
 
     Log of (mass on siblings / uniform share).
-
     Control: as many context keys drawn at random, without the sink.
     """
     return log_ratio(case.mean(mass), case.mean("uniform_mass"))
@@ -162,7 +159,6 @@ def test_more_than_context_token(case: Case, score: str = SCORE) -> float | None
     """A sibling gets more attention than a context token that is not the sink.
 
     Log of (mean weight per sibling / per context token without slot 0).
-
     Control: context keys drawn at random in the siblings' place.
     """
     return log_ratio(case.mean(score), case.mean("without_sink"))
@@ -188,7 +184,6 @@ def test_more_than_uniform_somewhere(case: Case, keys: str = "siblings") -> np.n
     """Some head gives siblings more attention than an equal spread over all allowed keys would.
 
     Mass on siblings / uniform share, for each layer and head.
-
     Control: as many context keys drawn at random, without the sink.
     """
     mass, uniform = case.mass_map.get(keys), case.mean("uniform_mass")
@@ -200,7 +195,6 @@ def test_does_something(case: Case, kl: str = "kl") -> float | None:
     """Attending to siblings changes what the siblings predict.
 
     KL(visible || isolated) of the members' own outputs in nats: the total effect of those edges.
-
     Control: visible mode twice, in different batches.
     """
     return case.mean(kl)
@@ -211,7 +205,6 @@ def test_does_something_typically(case: Case, kl: str = "kl") -> float | None:
     """Attending to siblings changes what they predict on a typical prompt, not on a few only.
 
     KL(visible || isolated) of the members' own outputs in nats.
-
     Control: visible mode twice, in different batches.
     """
     return case.mean(kl)

@@ -165,7 +165,6 @@ def test_siblings_share_a_position(case: Case, positions: str = "shared") -> boo
     """All siblings of a set share one rotary position.
 
     One recovered position for each wide set.
-
     Control: a run of the same sets with sequential positions.
     """
     return case.if_branched(case.siblings_share[positions])
@@ -176,7 +175,6 @@ def test_every_sibling_is_cached(case: Case, kept: str = "cached") -> bool | Non
     """The cache holds every sibling: P plus the sum of all widths.
 
     Slots in the cached arrays equal P + sum of widths.
-
     Control: one slot a step, as the earlier implementation kept.
     """
     return case.if_branched(case.num_slots[kept] == case.num_slots["expected"])
@@ -187,7 +185,6 @@ def test_first_layer_is_the_same(case: Case, layer: int = 0) -> bool | None:
     """First-layer keys and values are bitwise equal in both modes; later layers see siblings.
 
     Largest difference in layer 1 is exactly 0.
-
     Control: the same in the last layer.
     """
     return case.if_branched(case.mode_difference[layer] == 0.0)

@@ -133,7 +133,6 @@ def test_sets_of_ten(case: Case, number: int = 10) -> bool:
     """At this threshold sets of ten siblings and more do occur.
 
     Share of prompts whose widest set has at least ten members.
-
     Control: sets wider than 1 / threshold, which cannot be.
     """
     return max(case.widths) >= number
@@ -144,7 +143,6 @@ def test_sets_of_thirty(case: Case, number: int = 30) -> bool:
     """At this threshold sets of thirty siblings and more do occur.
 
     Share of prompts whose widest set has at least thirty members.
-
     Control: sets wider than 1 / threshold, which cannot be.
     """
     return max(case.widths) >= number
@@ -155,7 +153,6 @@ def test_finite(case: Case, arrays: str = "captured") -> bool:
     """Logits and attention stay finite in both modes.
 
     No NaN and no infinity in any captured array.
-
     Control: a captured array with one NaN added.
     """
     return case.finite[arrays]
@@ -166,7 +163,6 @@ def test_rows_sum_to_one(case: Case, rows: str = "captured") -> bool | None:
     """Attention rows of wide sets sum to one.
 
     Largest |row sum - 1| is at most 1e-5.
-
     Control: the same rows without each sibling's weight on itself.
     """
     return at_most(case.sum_error[rows], TOLERANCE)
@@ -182,7 +178,6 @@ def test_agree_less_when_wide(case: Case, widths: str = "widest so far") -> floa
     """The wider the sets so far, the less the modes agree.
 
     Spearman's correlation within a prompt, of the widest set so far and total variation after it.
-
     Control: widths paired with steps at random.
     """
     return case.correlation[widths]
@@ -198,7 +193,6 @@ def test_more_than_bfloat16(case: Case, sign: int = 1) -> float | None:
     """The choice of mode changes the next distribution more than running in bfloat16 does.
 
     Log of (total variation between modes / between float32 and bfloat16).
-
     Control: the ratio turned over.
     """
     if not case.mode_tv or not case.bfloat16_tv:

@@ -184,7 +184,6 @@ def test_replica_is_right(case: Case, cell: Cell = CORRECT) -> bool | None:
 
     Largest distance of all passes and both modes, in distributions and attention, at most ten times
     the measured floor.
-
     Control: the cell whose mask is dropped.
     """
     return case.equal(cell, "engine")
@@ -195,7 +194,6 @@ def test_last_only_cache_is_identical(case: Case, cell: Cell = LAST_ONLY) -> boo
     """Cause A is sufficient alone: with only the last sibling in the cache, nothing is isolated.
 
     Logits of both modes equal to the last bit, at the siblings and at the reader.
-
     Control: the correct cell.
     """
     return case.identical(cell, "siblings", "reader")
@@ -206,7 +204,6 @@ def test_dropped_mask_is_identical(case: Case, cell: Cell = DROPPED) -> bool | N
     """Cause B is sufficient alone: if no mask arrives, both modes are plain causal attention.
 
     Logits of both modes equal to the last bit, at the siblings and at the reader.
-
     Control: the correct cell.
     """
     return case.identical(cell, "siblings", "reader")
@@ -217,7 +214,6 @@ def test_before_the_siblings_is_identical(case: Case, name: str = "before") -> b
     """Cause C is sufficient alone: the pass that chooses the first set comes before any sibling.
 
     Logits of both modes equal to the last bit in the pass of the prefix, in every cell.
-
     Control: one pass later.
     """
     found = [case.identical(cell, name) for cell in CELLS]
@@ -229,7 +225,6 @@ def test_zero_in_visible_mode_too(case: Case, name: str = "before") -> bool | No
     """Read a pass too early, "0.000 between parallel tokens" comes out in visible mode as well.
 
     The score of the pass before the siblings exist is 0.0, with correct cache and mask.
-
     Control: the same score from the siblings' own pass, in visible mode.
     """
     return at_most(case.at(CORRECT, name, "score_visible"), 0.0)
@@ -240,7 +235,6 @@ def test_last_only_is_plain_decoding(case: Case, cell: Cell = LAST_ONLY) -> bool
     """With the last-only cache, parallel decoding is plain decoding of each set's last member.
 
     The reader equals that of plain text with the last sibling, within ten times the measured floor.
-
     Control: the correct cell against the same plain text.
     """
     return case.equal(cell, "plain text")
@@ -251,7 +245,6 @@ def test_list_index_alone_is_harmless(case: Case, cell: Cell = LIST_INDEX) -> bo
     """A mask by list index does no harm while every listed token is in the cache.
 
     The cell equals the correct one within ten times the measured floor, in all passes and modes.
-
     Control: the same mask against the delivered one, both with the last-only cache.
     """
     return case.equal(cell, "by slot")
@@ -269,7 +262,6 @@ def test_correct_engine_differs(case: Case, cell: Cell = CORRECT) -> bool | None
 
     Share of prompts whose modes differ at the reader by more than a hundred times the measured
     floor in total variation (5.2e-4 in float32).
-
     Control: the same share with the last-only cache.
     """
     tv = case.at(cell, "reader")
@@ -281,7 +273,6 @@ def test_last_only_changes_the_reader(case: Case, cell: Cell | str = LAST_ONLY) 
     """The last-only cache alone changes what comes next.
 
     Total variation at the reader between the last-only and the correct cache, isolated mode.
-
     Control: the engine against the correct cell, as both are correct.
     """
     return case.effects.get(f"{cell}; isolated")
@@ -292,7 +283,6 @@ def test_dropped_mask_changes_the_reader(case: Case, cell: Cell | str = DROPPED)
     """A dropped mask alone changes what comes next.
 
     Total variation at the reader between plain causal siblings and isolated ones.
-
     Control: the engine against the correct cell, as both are correct.
     """
     return case.effects.get(f"{cell}; isolated")
@@ -303,7 +293,6 @@ def test_list_index_deletes_context(case: Case, cell: Cell = LAST_BY_LIST) -> fl
     """With the last-only cache, only the mask by list index makes the modes differ.
 
     Total variation between the modes at the reader.
-
     Control: the same cache with the mask by slot.
     """
     return case.at(cell, "reader")
@@ -314,7 +303,6 @@ def test_last_prompt_token_twice(case: Case, fed: str = "twice") -> float | None
     """Feeding the last prompt token twice changes the first distribution.
 
     KL of the first distribution in nats.
-
     Control: nothing fed twice, engine and replica after the same prefix.
     """
     return case.kl.get(fed)
@@ -325,7 +313,6 @@ def test_sink_makes_less_attention(case: Case, keys: str = "context") -> float |
     """In plain text too, the token before the reader gets "less attention than the context".
 
     log of (weight on the token before the reader / mean weight per context token).
-
     Control: the same ratio without the first token, which alone makes the difference.
     """
     return case.sink.get(keys)

@@ -114,8 +114,8 @@ def _after_set(prompt: Prompt, scene: ExactScene | None) -> Steps[Case]:
     weights = np.exp(branches.log_posterior(plain, READER))
     if_likely = likely.branches.by_tree(lm)
     if store := prompt.store:
-        found = {"truth": truths, **arms}
-        arrays = {name: np.stack(found[name]).astype(np.float32) for name in KEPT}
+        kept = arms | {"truth": truths}
+        arrays = {name: np.stack(kept[name]).astype(np.float32) for name in KEPT}
         texts = likely_texts(lm, *(arrays[name][READER - 1] for name in ("truth", "isolated")))
         store.arrays("branch_mixture", **arrays)
         scene.keep(store, lm, "scene", ARMS, far, texts=texts)
@@ -193,9 +193,7 @@ test_visible_not_worse_than_isolated = closer(
     "Siblings that see each other are read no worse than isolated ones.",
     ("visible", "isolated", "unread"),
     less_than=BFLOAT16_TV,
-    planned=Planned(
-        0.0, 0.06, "no difference, with a pilot's spread (0.032, interval 0.017-0.048)"
-    ),
+    planned=Planned(0.0, 0.06, "no difference; a pilot's spread (0.032, interval 0.017-0.048)"),
 )
 
 

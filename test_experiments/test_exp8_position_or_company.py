@@ -78,6 +78,7 @@ def every_cell(prompt: Prompt) -> Steps[Case | None]:
         tv[of][name] = total_variation(truth, after[of, name])
     unread = total_variation(truth, runs["set", SHARED].steps[READER - 1].distribution)
     replaced = (VISIBLE, *(name for name in CELLS if CELLS[name][::2] == ("sequential", "far")))
+    whole = total_variation(after["set", SHARED], after["set", SEQUENTIAL])
     moved = [total_variation(after["alone", SHARED], after["alone", name]) for name in ALONE]
     if prompt.store:
         prompt.store.json("cells", {"tv": tv["set"], "alone": tv["alone"], "width": scene.width})
@@ -88,10 +89,7 @@ def every_cell(prompt: Prompt) -> Steps[Case | None]:
     return Case(
         width=scene.width,
         tv=tv | {"unread": tv["set"] | dict.fromkeys(replaced, unread)},
-        moved_tv={
-            "set": total_variation(after["set", SHARED], after["set", SEQUENTIAL]),
-            "alone": max(moved),
-        },
+        moved_tv={"set": whole, "alone": max(moved)},
         dtype=prompt.lm.provenance()["dtype"],
     )
 

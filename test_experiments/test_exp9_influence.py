@@ -164,7 +164,6 @@ def test_isolated_siblings_do_not_influence(case: Case, mode: str = "isolated") 
     """Replacing an isolated sibling leaves what the others give unchanged to the last bit.
 
     The largest difference of any logit of any other member is exactly 0.0.
-
     Control: the same replacement in visible mode.
     """
     return case.others[mode]["logit"] == 0.0
@@ -179,7 +178,6 @@ def test_visible_siblings_influence(case: Case, mode: str = "visible") -> float:
     """Replacing a visible sibling changes what the others predict.
 
     KL in nats of the other members' own outputs before and after one was replaced, mean over them.
-
     Control: the same replacement in isolated mode.
     """
     return case.others[mode]["kl"]
@@ -238,7 +236,6 @@ def test_influence_is_uniform(case: Case, name: str = "influence") -> float | No
     """All siblings influence the next step alike, however probable they are.
 
     Slope of log influence on log posterior weight over the members.
-
     Control: the exact mixture of the branches, which weighs them with their posterior.
     """
     return case.slope(name)

@@ -15,7 +15,6 @@ from tempo.harness.evidence import Evidence
 from tempo.harness.plan import Plan
 from tempo.harness.plugin import verdict_of
 from tempo.harness.store import Store
-from tempo.records import read_findings
 from tempo.reporting import report as records
 from tempo.reporting.answers import headline_lines, verdicts_alone
 from tempo.reporting.findings import findings_summary, findings_table
@@ -40,12 +39,13 @@ def write(session: Session) -> list[str]:
     sections = [_section(evidence, plan) for plan in evidence.plans]
     for section in sections:
         records.write_section(evidence.results, section)
+    session.conclusions, problems = _conclude(session)
     records.write_session(
         evidence.results,
         records.Session(
             model=evidence.lm.name,
             about=_about(session, evidence),
-            conclusions=_conclusions(session),
+            conclusions=session.conclusions,
             suite=evidence.described(),
             quick_look=option.prompts,
             tests=tuple(map(_row, session.tests)),
@@ -54,15 +54,16 @@ def write(session: Session) -> list[str]:
     _replace(option.findings, report_html(*records.read_reports([evidence.results])))
     unjudged = [f"{id} ({name}) could not be judged" for name, id in evidence.unjudged]
     failed = [f"{name} could not be measured: {why}" for name, why in evidence.failures.items()]
-    problems = [*failed, *unjudged, *session.failures]
     found = [finding for _, finding in session.asked]
-    summary = findings_summary(found, problems, session.notices)
+    wrong = [*failed, *unjudged, *session.failures]
+    summary = findings_summary(found, wrong, session.notices)
     if option.summary:
         _replace(option.summary, summary)
     if job := os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(job).open("a", encoding="utf-8") as file:  # GitHub's steps share one file
             file.write(summary)
-    return [f"no pictures of {s.config}: {s.problem}" for s in sections if s.problem]
+    problems += [f"no pictures of {s.config}: {s.problem}" for s in sections if s.problem]
+    return problems
 
 
 def _row(report: Any) -> records.TestRow:
@@ -71,12 +72,16 @@ def _row(report: Any) -> records.TestRow:
     return records.TestRow(report.nodeid, report.outcome, verdict_of(report), report.duration, text)
 
 
-def _conclusions(session: Session) -> Any:
-    """What all findings of this model on record say, by the rules of whoever wrote the studies."""
-    evidence = session.gathered
-    every = read_findings(evidence.results / "findings.jsonl")
-    own = [f for f in every if f.context.get("model") == evidence.lm.name]
-    return session.config.hook.pytest_tempo_conclusions(findings=own) or verdicts_alone(own)
+def _conclude(session: Session) -> tuple[Any, list[str]]:
+    """What all findings of this model on record say, by the rules of whoever wrote the studies.
+
+    Without rules it is None. Rules that fail take no finding with them: that is said in a line.
+    """
+    own = records.findings_of(session.gathered.results, session.gathered.lm.name)
+    try:
+        return session.config.hook.pytest_tempo_conclusions(findings=own), []
+    except Exception as error:
+        return None, [f"no conclusions: {type(error).__name__}: {error}"]
 
 
 def _section(evidence: Evidence, plan: Plan) -> records.Section:
@@ -175,8 +180,8 @@ def summarise(session: Session, terminal: Any) -> None:
         terminal.write_line(line, **_colour(line))
     for problem in session.report_problems:
         terminal.write_line(f"tempo: {escaped(problem)}", red=True)
-    for line in headline_lines(_conclusions(session)):
-        terminal.write_line(line)
+    for line in headline_lines(session.conclusions or verdicts_alone(evidence.findings)):
+        terminal.write_line(escaped(line))
     for line in session.notices[:1]:
         more = len(session.notices) - 1
         others = f" (and {more} claims more)" if more else ""

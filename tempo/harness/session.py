@@ -42,6 +42,7 @@ class Session:
         self.failures: list[str] = []
         self.notices: list[str] = []
         self.report_problems: list[str] = []
+        self.conclusions: Any = None
         self.tests: list[pytest.TestReport] = []
         self.expectations: dict[Path, Expectations | None] = {}
         self.studies: set[str] = set()  # names of all that were collected

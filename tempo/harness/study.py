@@ -134,7 +134,7 @@ class ClaimTest:
         if not said:
             raise SpecError(
                 f"the control of claim {self.id} says nothing: add a docstring to it, or a "
-                "paragraph 'Control: ...' to the claim's"
+                "line 'Control: ...' to the claim's"
             )
         if self.test != "always" and not self.because:
             raise SpecError(
@@ -263,7 +263,7 @@ class Study:
         because: why the margin is the smallest effect that matters; a `Margin` brings its own
         reason.
         control: where the claim must not hold. A value is given to the test function as its second
-            argument: the same statistic elsewhere, and a paragraph "Control: ..." of the docstring
+            argument: the same statistic elsewhere, and a line "Control: ..." of the docstring
             says where. A function is another statistic of the case; `.control` registers one, too.
         typical: about a typical prompt (pseudomedian) instead of the mean.
         family: claims corrected together (Holm); by default those of the study.
@@ -317,11 +317,11 @@ CONTROL = "Control: "
 def _statement(function: Statistic) -> tuple[str, str, str]:
     """Statement, statistic and control in words, from a claim's docstring and code.
 
-    The first paragraph is the statement, one that begins with "Control:" the control, another one
+    The first paragraph is the statement, what begins with "Control:" the control, another paragraph
     the statistic; without that it is the expression that the function returns.
     """
-    parts = inspect.cleandoc(function.__doc__ or "").split("\n\n")
-    paragraphs = [" ".join(part.split()) for part in parts]
+    text = inspect.cleandoc(function.__doc__ or "").replace(f"\n{CONTROL}", f"\n\n{CONTROL}")
+    paragraphs = [" ".join(part.split()) for part in text.split("\n\n") if part.strip()] or [""]
     statement, *others = paragraphs
     controls = [part.removeprefix(CONTROL) for part in others if part.startswith(CONTROL)]
     statistics = [part for part in others if not part.startswith(CONTROL)]
