@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -363,11 +363,16 @@ def report(
             metavar="DIR", help="Another results folder to compare with: before a change."
         ),
     ] = None,
+    figures: Annotated[
+        Literal["svg", "png"],
+        typer.Option("--format", help="Of the figures, each of which is written once."),
+    ] = "svg",
 ) -> None:
     """Make the report again from the records alone; no model is run.
 
     Several models stand side by side. Writes findings.html, findings.md, findings.svg (of several
     models findings-<model>.svg), every figure under figures/, and with --against comparison.md.
+    A photo of yours in that folder stays: only what an earlier report wrote is replaced.
     """
     from tempo.reporting import terminal
     from tempo.reporting.comparison import compare_findings
@@ -384,15 +389,16 @@ def report(
     if against:
         other, this = read_report(against), found[0]
         names = f"{against} ({other.model})", f"{folders[0]} ({this.model})"
-        comparison = compare_findings(other.findings, this.findings, names)
+        answers = other.conclusions.in_short, this.conclusions.in_short
+        comparison = compare_findings(other.findings, this.findings, names, answers)
         _show(_console(), *terminal.comparison_table(comparison))
     if len(found) > 1:
         lines = [f"models: {', '.join(names_of(found))}", *said(found)]
         _write("".join(f"{escaped(line)}\n" for line in lines))
-    written = publish(found, out, comparison)
+    written = publish(found, out, comparison, format=figures)
     beside = [path for path in written if path.parent == out]
-    figures = f"{len(written) - len(beside)} files under {escaped(str(out))}/figures/"
-    _write(f"written: {', '.join(escaped(str(path)) for path in beside)}, and {figures}\n")
+    others = f"{len(written) - len(beside)} files under {escaped(str(out))}/figures/"
+    _write(f"written: {', '.join(escaped(str(path)) for path in beside)}, and {others}\n")
 
 
 class Settings(RunSpec):
