@@ -169,7 +169,7 @@ test_closer_than_top_branch = closer(
 )
 test_closer_in_js_than_top_branch = closer(
     "closer_in_js_than_top_branch",
-    "The same in Jensen-Shannon divergence, which rewards hedging between branches.",
+    "Isolated siblings also come closer in Jensen-Shannon divergence, which rewards hedging.",
     ("isolated", "top_branch", "dropped"),
     metric="js",
     because=FREE,

@@ -1,4 +1,7 @@
-"""The exact branch mixture, against sums by hand and closed forms; with the weights of a wrong theory it must miss them."""
+"""The exact branch mixture against sums by hand and closed forms, and distances from it.
+
+With the weights of a wrong theory it must miss them.
+"""
 
 import itertools
 
@@ -7,9 +10,18 @@ import pytest
 import torch
 
 import tempo
-from tempo import SpecError
+from fixtures.truth import (
+    Branches,
+    at_lags,
+    disagreement,
+    distances,
+    distances_by_lag,
+    normalised,
+    predict_after,
+    read_spec,
+)
+from tempo import SpecError, metrics
 from tempo.metrics import total_variation
-from test_experiments.truth import Branches, normalised, predict_after, read_spec
 from tests.tiny_models import TWINS, VOCAB, WINDOW, llama, mistral
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -75,7 +87,7 @@ def test_every_lag_is_the_truth_of_the_shorter_continuation():
 
 
 def test_the_mean_over_readers_is_the_marginal_without_a_reader():
-    """The tower property: sum over u of m(u) m(. | u) = sum over paths and u of their own products, with no Bayes in it."""
+    """The tower property: a sum over u of m(u) m(. | u) is one of plain products, without Bayes."""
     lm, (members, *_) = llama(), SETS
     paths = [(member,) for member in members]
     pairs = [(*path, u) for path in paths for u in range(VOCAB)]
@@ -148,16 +160,14 @@ def test_a_tree_of_texts_predicts_what_each_text_does_alone(model):
 
 
 def test_a_tree_of_texts_gives_the_branches_weights_and_truth():
-    branches, traces, found = truth(llama(), SETS, CONTINUATION[:1])
-    whole = [(*path, *CONTINUATION[:1]) for path in branches.paths]
-    after = predict_after(
-        llama(), PREFIX, [path[:k] for path in whole for k in range(len(path) + 1)]
-    )
-    logs = normalised(
-        np.array([sum(np.log(after[p[:k]][p[k]]) for k in range(len(p))) for p in whole])
-    )
-    np.testing.assert_allclose(logs, branches.log_posterior(traces, 2), atol=1e-4)
-    assert total_variation(np.exp(logs) @ np.stack([after[p] for p in whole]), found) < ROUNDING
+    for num_read in range(3):
+        branches, traces, found = truth(llama(), SETS, CONTINUATION[:num_read])
+        tree, lag = branches.by_tree(llama()), num_read + 1
+        expected = branches.log_posterior(traces, lag)
+        np.testing.assert_allclose(tree.log_posterior, expected, atol=1e-4)
+        for one, other in zip(tree.predictions, branches.predictions(traces, lag), strict=True):
+            assert total_variation(one, other) < ROUNDING
+        assert total_variation(tree.truth, found) < ROUNDING
 
 
 def test_texts_that_outgrow_a_window_are_refused():
@@ -174,3 +184,41 @@ def test_the_spec_of_a_reading_forces_sets_then_text():
     assert spec.visibility == "visible"
     run = tempo.generate(llama(), PREFIX, replay=spec.replay)
     assert total_variation(run.steps[0].distribution, plain(llama(), PREFIX)[-1]) < ROUNDING
+
+
+def test_distances_of_many_are_the_metrics_of_each():
+    rng = np.random.default_rng(1)
+    truth, others = rng.dirichlet(np.full(50, 0.1)), rng.dirichlet(np.full(50, 0.1), size=4)
+    others[0], others[1, :25] = truth, 0.0
+    others /= others.sum(axis=1, keepdims=True)
+    found = distances(truth, others)
+    for i, other in enumerate(others):
+        assert found["tv"][i] == pytest.approx(metrics.total_variation(truth, other), abs=1e-12)
+        assert found["js"][i] == pytest.approx(metrics.jensen_shannon(truth, other), abs=1e-12)
+        kl = metrics.kl_divergence(truth, other)
+        assert found["kl"][i] == pytest.approx(kl, rel=1e-9, abs=1e-12)
+        assert found["top1"][i] == metrics.top_k_overlap(truth, other, 1)
+    assert found["tv"][0] < 1e-12 and found["top1"][0] == 1 and found["tv"][2] > 0.1
+
+
+def test_distances_by_lag_are_those_of_each_arm_at_each_lag():
+    branches, traces, _ = truth(llama(), SETS, CONTINUATION)
+    lags, arms = (2, 3), {}
+    for name, trace in {"first": traces[0], "last": traces[-1]}.items():
+        arms[name] = at_lags(trace, lags, num_sets=len(SETS))
+    truths = [branches.truth(traces, lag) for lag in lags]
+    found = distances_by_lag(lags, truths, arms)
+    for i, lag in enumerate(lags):
+        predictions = branches.predictions(traces, lag)
+        expected = distances(truths[i], predictions[[0, -1]])
+        for metric, (first, last) in expected.items():
+            at = found.at(lag, metric)
+            assert at == pytest.approx({"first": first, "last": last}, abs=1e-8)
+    assert found.at(2) != found.at(3) and found.at(2)["first"] != found.at(2)["last"]
+
+
+def test_branches_that_share_nothing_disagree_by_the_entropy_of_their_weights():
+    apart, weights = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0.25, 0.75])
+    entropy = -0.25 * np.log(0.25) - 0.75 * np.log(0.75)
+    assert disagreement(weights, apart) == pytest.approx(entropy)
+    assert disagreement(weights, apart[[0, 0]]) == pytest.approx(0.0, abs=1e-12), "they are one"
