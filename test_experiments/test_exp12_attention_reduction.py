@@ -308,7 +308,9 @@ def pictures(store: Store, cases: Sequence[Case]) -> Iterator[Picture]:
         return
     over = f"and 95 % interval over {len(cases)} prompts"
     titles = {**ARMS, "law": "crowding law"}
-    lines = {title: _geometric(case.by_a[arm] for case in cases) for arm, title in titles.items()}
+    lines = {}
+    for arm, title in titles.items():
+        lines[title] = _geometric(case.by_a[arm] for case in cases)
     caption = (
         f"Geometric mean {over} of the weight per key, by what the head gives the top member "
         "alone. 1 would be no reduction. Where the line of real siblings runs below the law, "

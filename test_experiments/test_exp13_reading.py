@@ -113,7 +113,9 @@ def free_runs(prompt: Prompt) -> Steps[Case]:
 
 def _searches(sets: Mapping[str, Sets]) -> dict[str, Search]:
     """What is asked of the plain model: greedy and beam search, and paths through each run."""
-    naive = {name: [members[:1] for members in chosen] for name, chosen in sets.items()}
+    naive = {}
+    for name, chosen in sets.items():
+        naive[name] = [members[:1] for members in chosen]
     return {
         "greedy": Search(),
         "beam": Search(NUM_BEAMS),
@@ -331,9 +333,11 @@ def _nll_by_threshold(cases: Sequence[Case], threshold: float) -> Picture:
 def _facts_found(cases: Sequence[Case]) -> Picture:
     texts = {"greedy": "after greedy text", **{mode: f"after {mode} sets" for mode in MODES}}
     texts["absent"] = "facts not stated"
-    found = {arm: np.array([case.found[arm] for case in cases]) for arm in texts}  # [cases, facts]
-    rows = {text: spread(found[arm].mean(axis=1)) for arm, text in texts.items()}
-    notes = [f"p {np.mean([case.probability[arm] for case in cases]):.2f}" for arm in texts]
+    found, rows, notes = {}, {}, []
+    for arm, text in texts.items():
+        found[arm] = np.array([case.found[arm] for case in cases])  # [cases, facts]
+        rows[text] = spread(found[arm].mean(axis=1))
+        notes.append(f"p {np.mean([case.probability[arm] for case in cases]):.2f}")
     pairs = [found["greedy"] & ~found["isolated"], found["isolated"] & ~found["greedy"]]
     only_greedy, only_sets = (int(pair.sum()) for pair in pairs)
     either = only_greedy + only_sets

@@ -209,8 +209,9 @@ def isolated_siblings(case: Case) -> bool | None:
 def pictures(store: Store, cases: Sequence[Case]) -> Iterator[Picture]:
     """Which logical position each slot has, as recovered, and what it does to the cached keys."""
     rows = store.load_json("rope_positions")["physical_to_logical"]
-    names, arrays = ("slot", "recovered", "expected", "text"), store.load("kv_cache_states")
-    slots, recovered, expected, texts = ([row[name] for row in rows] for name in names)
+    arrays = store.load("kv_cache_states")
+    recovered, texts = [row["recovered"] for row in rows], [row["text"] for row in rows]
+    slots, expected = [row["slot"] for row in rows], [row["expected"] for row in rows]
     yield position_map(slots, recovered, expected, texts)
     yield key_similarity(arrays["isolated_keys"], arrays["isolated_raw_keys"], recovered, texts)
 

@@ -48,8 +48,11 @@ class Case:
 
     def by_class(self) -> list[tuple[float, float]]:
         """The same with the centre of each width's class on a logarithmic scale."""
-        pairs = [(min(c for c in WIDTH_CLASSES if width <= c[1]), tv) for width, tv in self.steps]
-        return [(math.sqrt(low * high), tv) for (low, high), tv in pairs]
+        found = []
+        for width, tv in self.steps:
+            low, high = min(c for c in WIDTH_CLASSES if width <= c[1])
+            found.append((math.sqrt(low * high), tv))
+        return found
 
 
 @study.measure
@@ -228,8 +231,9 @@ def _widths(cases: Sequence[Case]) -> Picture:
     later = [width for case in cases for width in case.widths[1:]]
     shares = {}
     for name, widths in (("first step", first), ("later steps", later)):
-        counts = [sum(low <= width <= high for width in widths) for low, high in WIDTH_CLASSES]
-        shares[name] = [count / max(1, len(widths)) for count in counts]
+        found = np.array(widths)
+        counts = [((low <= found) & (found <= high)).sum() for low, high in WIDTH_CLASSES]
+        shares[name] = [float(count) / max(1, len(widths)) for count in counts]
     labels = [str(low) if low == high else f"{low}-{high}" for low, high in WIDTH_CLASSES]
     caption = (
         f"Share of sets by width, {len(first)} first steps and {len(later)} later ones of "

@@ -326,7 +326,9 @@ def pictures(store: Store, cases: Sequence[Case]) -> Iterator[Picture]:
         return
     shares, texts = [], []
     for cell in CELLS:
-        found = [averages([case.modes[f"{cell}, {name}"] for case in branched]) for name in PASSES]
+        found = []
+        for name in PASSES:
+            found.append(averages([case.modes[f"{cell}, {name}"] for case in branched]))
         shares.append([mean["identical"] for mean in found])
         texts.append([SHOWN.format(**mean) for mean in found])
     rows = [f"{cell.cache},\nmask {cell.mask}" for cell in CELLS]
