@@ -25,8 +25,8 @@ from tempo.harness import Planned, Prompt, Steps, Store, Study, average, run, wi
 from tempo.metrics import context_distance
 from tempo.reporting.figures import Picture, attention_heatmap, layer_head_map
 
-# Float32 softmax rows of some hundred keys sum to one within a few 1e-6, and two of them that should
-# be the same differ by as much.
+# Float32 softmax rows of some hundred keys sum to one within a few 1e-6. Two of them that should be
+# the same differ by as much.
 TOLERANCE = 1e-5
 
 study = Study("exp1", title="Attention weights", captures=("attention",))

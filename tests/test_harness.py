@@ -317,7 +317,7 @@ MODE_NOT_WIRED = (
 
 @pytest.fixture
 def run_with_expectations(tmp_path):
-    """Runs exp3 against expectations in a folder of one's own, with a fault in the engine or none."""
+    """Runs exp3 against expectations in a folder of its own, with a fault in the engine or none."""
 
     def run(*arguments, fault="", **environment):
         plugin = tmp_path / f"planted_{'fault' if fault else 'nothing'}.py"
