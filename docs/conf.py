@@ -30,7 +30,6 @@ author = copyright = "the tempo authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "examples"]
 nitpicky = False  # types of other libraries have no page here
-default_role = "literal"  # a name in `backticks` in a docstring is code
 myst_heading_anchors = 3
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
@@ -42,9 +41,15 @@ napoleon_use_ivar = True
 html_theme = "pydata_sphinx_theme"
 html_title = "tempo"
 html_show_sourcelink = False
+# Only the reference has pages below pages.
+html_sidebars = {
+    "_copied/*": [],
+    **{page.stem: [] for page in DOCS.glob("*.md")},
+}
 html_theme_options = {"navigation_depth": 2, "show_toc_level": 2, "navbar_align": "left"}
 
 NAMED = re.compile(r"(\w+(?:, \w+)*): (\S.*)")  # what a docstring says of one argument or field
+CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")  # napoleon knows two backticks only
 LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 
 
@@ -91,15 +96,18 @@ def readable(
             joined.append(line)
     found: list[str] = []
     for line in joined:
-        line = line if ">>>" in line else line.replace("|", r"\|")
+        if ">>>" not in line:
+            line = CODE.sub(r"``\1``", line.replace("|", r"\|"))
         named = NAMED.fullmatch(line)
         in_list = bool(found) and found[-1].startswith("- **")
-        if in_list and line[:1].islower() and not named:  # the item goes on
+        if in_list and re.match(r"[a-z`]", line) and not named:  # the item goes on
             found[-1] += f" {line}"
             continue
         if found and found[-1] and line and in_list != bool(named):  # a list begins or ends
             found.append("")
         found.append(f"- **{named[1]}**: {named[2]}" if named else line)
+    if what == "property" and found:  # napoleon takes what stands before a colon for a type
+        found[0] = re.sub(r"^([^`:]*): ", r"\1 – ", found[0])
     lines[:] = found
 
 

@@ -30,7 +30,7 @@ NOT_RUN = "<!-- not run by the tests -->"
 PRINTED = re.compile(r"^\s*print\(.*\)  # (.*)$", re.MULTILINE)
 DECIMAL = r"-?\d+\.\d+"
 UNITS_OF_LAST_PLACE = 1.5  # by which a printed decimal may differ on another machine
-OK, USAGE_ERROR = 0, 4
+OK, FAILED, USAGE_ERROR = 0, 1, 4
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _python(block: Block, names: dict[str, object]) -> str:
 
 def _shell(block: Block, where: str, following: str) -> Iterator[str]:
     """Run the commands of a block; returns what the last one printed."""
-    expected = USAGE_ERROR if "ERROR: " in following else OK
+    expected = USAGE_ERROR if "ERROR: " in following else FAILED if "FAILED " in following else OK
     printed = ""
     for command in filter(None, (_command(line) for line in block.text.splitlines())):
         code, printed = run(command)
