@@ -69,7 +69,7 @@ def statistics_sha256() -> str:
 
     It is of their results, not of their code: another wording does not undo a calibration.
     """
-    statistics.NUM_RESAMPLES = RESAMPLES  # as in the simulations
+    before, statistics.NUM_RESAMPLES = statistics.NUM_RESAMPLES, RESAMPLES  # as in the simulations
     rng = np.random.default_rng(0)
     samples = [rng.normal(0.1, 1, 60), rng.lognormal(0, 1, 40) - 1, rng.integers(0, 3, 25) / 2.0]
     found = []
@@ -79,7 +79,10 @@ def statistics_sha256() -> str:
             found += [statistics.pseudomedian_test(sample, test, 0.2)]
     found += [statistics.share_test(held, 40, 0.3) for held in (3, 12, 30)]
     found += [statistics.map_test(rng.normal(0.1, 1, (30, 6)), 0.2)]
-    numbers = [[f"{value:.9g}" for value in result[:6]] for result in found]
+    statistics.NUM_RESAMPLES = before
+    numbers = []
+    for result in found:
+        numbers.append([f"{value:.9g}" for value in result[:6]])
     return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()
 
 

@@ -52,15 +52,19 @@ def write(folder, name, text):
     path.write_text(text, encoding="utf-8")
 
 
+def page(folder):
+    return (folder.path / "reports/findings.html").read_text(encoding="utf-8")
+
+
 def test_a_study_runs_in_a_folder_of_its_own_on_prompts_of_its_own(folder):
     result = run(folder, ".", "--suite", "prompts.txt", "--junit-xml", "junit.xml")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["*entropy.visible-is-less-sure*", "*1 passed, 1 *"])
-    page = (folder.path / "reports/findings.html").read_text(encoding="utf-8")
-    assert "Seeing siblings makes the next distribution flatter." in page
-    assert "6 prompts" in page
-    assert "prompts.txt" in page
-    assert "English" not in page
+    report = page(folder)
+    assert "Seeing siblings makes the next distribution flatter." in report
+    assert "6 prompts" in report
+    assert "prompts.txt" in report
+    assert "English" not in report
     records = (folder.path / "results/entropy/cases.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = [json.loads(line)["prompt"] for line in records]
     assert prompts == ["The cat sat on the", *PROMPTS.splitlines()]
@@ -374,6 +378,19 @@ def test_a_first_look_is_a_notice_that_says_how_to_accept_it(folder):
     result = run(folder, "--suite", "others.txt")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["*other prompts than its expectation's; not compared*"])
+
+
+def test_a_chat_is_another_prompt_than_its_text(folder):
+    """Each prompt is a user's message in the template: longer, and measured apart."""
+    assert run(folder, "--suite", "prompts.txt").ret == 0
+    plain = re.search(r"6 prompts, (\d+) to (\d+) tokens", page(folder))
+    result = run(folder, "--suite", "prompts.txt", "--chat")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*tempo: measured 7 prompt cases*"])
+    chats = re.search(r"6 prompts, (\d+) to (\d+) tokens", page(folder))
+    assert plain
+    assert chats
+    assert int(chats[1]) > int(plain[1])
 
 
 def test_nothing_selected_replaces_no_report(folder):

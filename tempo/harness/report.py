@@ -184,7 +184,7 @@ def summarise(session: Session, terminal: Any) -> None:
         terminal.write_line(escaped(line))
     for line in session.notices[:1]:
         more = len(session.notices) - 1
-        others = f" (and {more} claims more)" if more else ""
+        others = f" (and {more} more)" if more else ""
         terminal.write_line(f"tempo: {escaped(line)}{others}")
     terminal.write_line(f"raw results: {evidence.results}/   report: {option.findings}")
 

@@ -175,7 +175,8 @@ class Session:
             lines.append(f"tempo: {claim} on {item.plan}: {need}")
         if self.config.option.collectonly:
             return lines
-        say = f"tempo: too few prompts for the planned effect of {short} claims"
+        claims = "1 claim" if short == 1 else f"{short} claims"
+        say = f"tempo: too few prompts for the planned effect of {claims}"
         return [f"{say}; --collect-only says how many they need"] if short else []
 
     # --- measurement

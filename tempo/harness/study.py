@@ -325,7 +325,8 @@ def _statement(function: Statistic) -> tuple[str, str, str]:
     statement, *others = paragraphs
     controls = [part.removeprefix(CONTROL) for part in others if part.startswith(CONTROL)]
     statistics = [part for part in others if not part.startswith(CONTROL)]
-    return statement, " ".join(statistics) or returned(function), " ".join(controls)
+    said = " ".join(controls).rstrip(".")  # in a report, a number follows it
+    return statement, " ".join(statistics) or returned(function), said
 
 
 def returned(function: Callable[..., Any]) -> str:
