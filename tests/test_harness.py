@@ -557,7 +557,7 @@ def test_a_results_folder_that_cannot_be_written_is_said_before_a_model_runs(tmp
         tmp_path / "r.html",
     )
     assert code == 4
-    assert "cannot write to the results folder" in output
+    assert "cannot write to the folder" in output
     assert "measured" not in output
 
 

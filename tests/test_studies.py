@@ -247,6 +247,8 @@ WRONG = {
         ("--prompts", "7"),
         "--prompts 7: expected a number from 1 to 6",
     ),
+    "a report that is a folder": ([], ("--findings", "a"), "a is a folder; give --findings the"),
+    "a report in no folder": ([], ("--findings", "mine.yaml/x.html"), "with --findings"),
     "no suite": (
         [],
         ("--no-suite",),
@@ -278,7 +280,7 @@ def test_what_is_wrong_with_a_study_is_one_line(folder, wrong):
     assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
     # a run that gathered no evidence replaces no report
     assert (folder.path / "reports/findings.html").read_text() == "an earlier report"
-    assert not (folder.path / "results").exists()
+    assert not list((folder.path / "results").glob("*"))
 
 
 def test_two_studies_may_not_share_a_results_folder_or_a_name(folder):

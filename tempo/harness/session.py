@@ -20,7 +20,7 @@ from tempo.harness.items import ClaimItem, line_of, marks_of
 from tempo.harness.plan import Plan, check_together, family_sizes, plans_of
 from tempo.harness.progress import Progress
 from tempo.harness.prompts import Suite, read_suite
-from tempo.harness.store import check_writable
+from tempo.harness.store import check_replaceable, check_writable
 from tempo.harness.study import ClaimTest, Study
 from tempo.spec import load_yaml
 from tempo.text import escaped
@@ -198,7 +198,9 @@ class Session:
         try:
             lm = tempo.load_model(option.model, option.dtype, option.device)
             check_writable(option.results)
-            check_writable(option.findings.parent)
+            check_replaceable(option.findings, "--findings")
+            if option.summary:
+                check_replaceable(option.summary, "--summary")
             evidence = Evidence(lm, plans, option.results, option.chat)
             evidence.gather(lambda tasks, reused: Progress(self.config, tasks, reused))
         except TempoError as error:
