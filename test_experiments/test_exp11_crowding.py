@@ -182,7 +182,6 @@ def test_copies_by_count_are_one(case: Case, arm: str = "copies_count") -> bool:
     """Copies of a token that weigh 1/n each are that token alone: crowding is an excess of log n.
 
     Largest TV(copies by count, one token) at lags 2 to 4 is at most 5.2e-05, ten times the floor.
-
     Control: the same copies without weights.
     """
     return case.copies_tv[arm] <= rounding("tv", case.dtype)
@@ -193,7 +192,6 @@ def test_copies_alone_disturb(case: Case, what: str = "reader") -> float:
     """As many copies of a token as the set has members change what the reader predicts.
 
     TV(one token, copies) at lag 2: what crowding disturbs by itself.
-
     Control: the same copies weighing 1/n each, at the worst lag.
     """
     return case.copies_tv[what]
@@ -269,7 +267,6 @@ def test_set_weighs_one_token(case: Case, arm: str = "posterior") -> float | Non
 
     TV(truth, weights that sum to 1) - the smaller TV of weights that sum to 1/2 and to 2, at lag 2;
     the half of the prompts on which it was not chosen.
-
     Control: weights that sum to 1/2 against those that sum to 1 and to 2.
     """
     others = {"posterior", "posterior_half", "posterior_double"} - {arm}

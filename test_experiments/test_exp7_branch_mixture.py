@@ -139,7 +139,6 @@ def test_exact_where_theory_says(case: Case, arm: str = "isolated") -> bool | No
     """Right after the first wide set, the mixture of isolated siblings is the exact branch mixture.
 
     TV(truth, isolated) at lag 1 is at most 1e-05 in float32, twice the measured rounding floor.
-
     Control: the mixture of visible siblings at the same place.
     """
     return at_most(case.at(1).get(arm), EXACT_TV * rounding("tv", case.dtype) / rounding("tv"))
@@ -182,7 +181,6 @@ def test_equivalent_to_truth(case: Case, arm: str = "isolated") -> float | None:
     """A reader of isolated siblings predicts the exact branch mixture, within the bfloat16 margin.
 
     TV(truth, isolated) at lag 2.
-
     Control: the distribution one step earlier in the same run.
     """
     return case.distance(arm)
@@ -217,7 +215,6 @@ def test_error_does_not_grow_with_depth(case: Case, way: str = "isolated") -> fl
     """The distance to the truth does not grow with the number of consecutive wide sets.
 
     Slope of TV(truth, isolated) at lag 2 on 1 to 4 sets of two, per set (least squares).
-
     Control: the truth with a planted error that grows with each set.
     """
     return None if case.depth is None else np.polyfit(DEPTHS, case.depth[way], 1)[0]

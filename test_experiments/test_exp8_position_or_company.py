@@ -120,7 +120,6 @@ def test_one_token_is_one_token(case: Case, of: str = "alone") -> bool:
     """With a set of one, neither positions, visibility nor how its reader is placed matter.
 
     The largest TV between such cells is at most 5.2e-05 in float32, ten times the measured floor.
-
     Control: the whole set, at a shared position against sequential ones.
     """
     return case.moved_tv[of] <= rounding("tv", case.dtype)
@@ -131,7 +130,6 @@ def test_sharing_helps(case: Case, of: str = "set") -> float:
     """A set at one position is read better than the same in a row, each with its natural reader.
 
     TV(truth, sequential) - TV(truth, shared) at lag 2, mean over the three visibilities.
-
     Control: the top token alone, a set of one that shares and separates nothing.
     """
     return case.corner("sequential", "far", of) - case.corner("shared", "near", of)
@@ -142,7 +140,6 @@ def test_reader_distance(case: Case, of: str = "set") -> float:
     """Moving the reader of a shared set to where a sequential set's would stand costs fidelity.
 
     TV(truth, reader at P+n) - TV(truth, reader at P+1) at lag 2, mean over the visibilities.
-
     Control: the top token alone, a set of one that shares and separates nothing.
     """
     return case.corner("shared", "far", of) - case.corner("shared", "near", of)
@@ -153,7 +150,6 @@ def test_company(case: Case, of: str = "set") -> float:
     """Whether siblings see each other changes the error by less than would matter.
 
     TV(truth, visible) - TV(truth, isolated) at lag 2, shared set and its natural reader.
-
     Control: what isolated mode gave one step earlier, in visible siblings' place.
     """
     return case.tv[of][VISIBLE] - case.tv["set"][SHARED]
@@ -164,7 +160,6 @@ def test_no_interaction(case: Case, of: str = "set") -> float:
     """The reader's distance costs a sequential set what it costs a shared one.
 
     (sequential: TV at P+n - at P+1) - (shared: the same) at lag 2, mean over the visibilities.
-
     Control: what isolated mode gave one step earlier, for a sequential set's far reader.
     """
     apart = case.corner("sequential", "far", of) - case.corner("sequential", "near", of)
@@ -176,7 +171,6 @@ def test_mostly_reader_distance(case: Case, of: str = "set") -> float:
     """More than half of what sharing a position gains is only that the reader stands nearer.
 
     Reader's distance - sharing / 2: positive if the ratio of the means is above a half.
-
     Control: the top token alone, a set of one that shares and separates nothing.
     """
     near, apart = case.corner("shared", "near", of), case.corner("sequential", "far", of)
