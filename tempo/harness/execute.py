@@ -75,19 +75,20 @@ class _Open:
             self.wanted = requests(study, asked, self.steps)
         except StopIteration as stop:
             self.finish(stop.value)
-        except TempoError as error:
-            self.finish(Failure(str(error)))
         except Exception as error:
-            self.finish(Failure(f"{type(error).__name__}: {error} ({_where(error)})"))
+            self.finish(failure_of(error))
 
     def finish(self, outcome: Any) -> None:
         self.outcome, self.done = outcome, True
 
 
-def _where(error: Exception) -> str:
-    """File and line of the innermost frame."""
+def failure_of(error: Exception) -> Failure:
+    """An error in a line; if nobody raised it on purpose, with the file and line it came from."""
+    if isinstance(error, TempoError):
+        return Failure(str(error))
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{Path(frame.filename).name}, line {frame.lineno}"
+    where = f"{Path(frame.filename).name}, line {frame.lineno}"
+    return Failure(f"{type(error).__name__}: {error} ({where})")
 
 
 def execute(lm: LanguageModel, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
@@ -165,8 +166,8 @@ def _run_all(
             lm = _in_dtype(models, dtype)
             for index, trace in tempo.stream(lm, specs, max_rows=ROWS, memory_budget=budget):
                 traces[identities[index]] = trace
-        except TempoError as error:
-            failure = Failure(str(error))
+        except Exception as error:  # of one batch: others are computed, and results stay
+            failure = failure_of(error)
             traces |= {identity: failure for identity in identities if identity not in traces}
     return traces
 

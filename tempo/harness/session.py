@@ -15,6 +15,7 @@ from tempo.claims import POWER, Finding, num_needed
 from tempo.errors import TempoError
 from tempo.harness.config import StudyConfig
 from tempo.harness.evidence import Evidence, measured_prompts
+from tempo.harness.execute import failure_of
 from tempo.harness.expectations import Expectations, check, file_of, read, update
 from tempo.harness.items import ClaimItem, line_of, marks_of
 from tempo.harness.plan import Plan, check_together, family_sizes, plans_of
@@ -203,8 +204,8 @@ class Session:
                 check_replaceable(option.summary, "--summary")
             evidence = Evidence(lm, plans, option.results, option.chat)
             evidence.gather(lambda tasks, reused: Progress(self.config, tasks, reused))
-        except TempoError as error:
-            raise pytest.UsageError(_one_line(str(error))) from None
+        except Exception as error:
+            raise pytest.UsageError(_one_line(failure_of(error).why)) from None
         self.evidence = evidence
 
     def finding(self, plan: Plan, claim: ClaimTest) -> Finding | str:
