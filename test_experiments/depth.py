@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import chain
+
 from fixtures.scenes import READER, draw
-from fixtures.truth import Branches, forced, read_spec
+from fixtures.truth import Branches, forced, predict_after, read_spec
 from tempo import Trace
 from tempo.harness import Prompt, Steps, run
 from tempo.metrics import total_variation
@@ -31,11 +34,12 @@ def depth_series(prompt: Prompt) -> Steps[dict[str, list[float]] | None]:
     if set(source.widths) != {2}:
         return None
     prefix, rng = tuple(source.prompt_tokens), prompt.rng(SEED, len(DEPTHS))
-    branches = []
-    for depth in DEPTHS:
-        sets = tuple(map(tuple, source.sets[:depth]))
-        reader = draw(rng, Branches(prefix, sets).by_tree(prompt.lm).truth)
-        branches.append(Branches(prefix, sets, (reader,)))
+    unread = [Branches(prefix, tuple(map(tuple, source.sets[:depth]))) for depth in DEPTHS]
+    # all depths in one pass: what is drawn from it depends on its last bit
+    after = predict_after(prompt.lm, prefix, [(), *chain(*(each.paths for each in unread))])
+    branches = [replace(b, continuation=(draw(rng, b.of_tree(after).truth),)) for b in unread]
+    read = [(*path, *each.continuation) for each in branches for path in each.paths]
+    after |= predict_after(prompt.lm, prefix, read)
     asked = []
     for each in branches:
         specs = [read_spec(prefix, each.sets, each.continuation, **way) for way in WAYS.values()]
@@ -43,13 +47,13 @@ def depth_series(prompt: Prompt) -> Steps[dict[str, list[float]] | None]:
     traces = iter((yield asked))
     found = {name: [] for name in (*WAYS, "top_path", "last_path", "planted")}
     for depth, of_depth in zip(DEPTHS, branches, strict=True):
-        tree = of_depth.by_tree(prompt.lm)
+        tree = of_depth.of_tree(after)
         truth, predictions = tree.truth, tree.predictions
         steps = {name: next(traces).steps for name in WAYS}
         answers = {name: steps[name][depth + READER - 1].distribution for name in WAYS}
         answers |= {"top_path": predictions[0], "last_path": predictions[-1]}
-        unread = steps["isolated"][depth].distribution
-        answers["planted"] = truth + PLANTED_SHARE * depth * (unread - truth)
+        before = steps["isolated"][depth].distribution
+        answers["planted"] = truth + PLANTED_SHARE * depth * (before - truth)
         for name, values in found.items():
             values.append(total_variation(truth, answers[name]))
     return found
