@@ -47,7 +47,7 @@ def counted_claims(report: Report) -> str:
     claims = "claim" if len(found) == 1 else "claims"
     counted = f"{len(found)} registered {claims}: {', '.join(said) or 'none'}; {controls}."
     if report.quick_look:
-        counted += f" A quick look at {report.quick_look} prompts of the suite only."
+        counted += f" A quick look at {report.quick_look} prompts."
     return counted
 
 
