@@ -216,21 +216,18 @@ class Session:
 
     def cases(self, plan: Plan) -> list[Any]:
         """The cases of a plan; a test that asks for those of a failed one fails with the reason."""
-        assert self.evidence is not None
-        if why := self.evidence.failures.get(plan.name):
+        if why := self.gathered.failures.get(plan.name):
             pytest.fail(f"{plan} could not be measured: {why}", pytrace=False)
-        return measured_prompts(self.evidence.cases[plan.name])
+        return measured_prompts(self.gathered.cases[plan.name])
 
     def own_case(self, plan: Plan) -> Any:
         self.cases(plan)
-        assert self.evidence is not None
-        return self.evidence.own_case[plan.name]
+        return self.gathered.own_case[plan.name]
 
     # --- judgement
 
     def regression(self, finding: Finding, plan: Plan) -> str:
         """How a finding differs from the expected one; empty if not, or if it is accepted anew."""
-        assert self.evidence is not None
         self.asked.append((plan, finding))
         if self.config.getoption("update_expectations"):
             return ""
@@ -241,15 +238,14 @@ class Session:
         except TempoError as error:
             return f"{_one_line(str(error))}; repair it, or write it again: --update-expectations"
         own = bool(self.config.getoption("config"))
-        now = self.evidence.circumstances(plan)
+        now = self.gathered.circumstances(plan)
         found = check(finding, self.expectations[path], now, path, own)
         self.failures += [found.failure] if found.failure else []
         self.notices += [found.notice] if found.notice else []
         return found.failure
 
     def _expected_in(self, plan: Plan) -> Path:
-        assert self.evidence is not None
-        lm = self.evidence.lm
+        lm = self.gathered.lm
         return file_of(plan.module, lm.name, lm.provenance()["dtype"])
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -275,13 +271,12 @@ class Session:
 
     def _update(self) -> int:
         """Accept what was found, file by file; the exit code if that is refused, else 0."""
-        assert self.evidence is not None
         for path in dict.fromkeys(self._expected_in(plan) for plan, _ in self.asked):
             of_file = [pair for pair in self.asked if self._expected_in(pair[0]) == path]
             findings = [finding for _, finding in of_file]
-            made = {plan.name: self.evidence.circumstances(plan) for plan, _ in of_file}
+            made = {plan.name: self.gathered.circumstances(plan) for plan, _ in of_file}
             try:
-                self.notices.append(update(path, self.evidence.lm.name, findings, made))
+                self.notices.append(update(path, self.gathered.lm.name, findings, made))
             except TempoError as error:
                 self.notices.append(f"nothing rewritten: {error}")
                 return pytest.ExitCode.USAGE_ERROR
