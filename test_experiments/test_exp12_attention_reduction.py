@@ -21,7 +21,7 @@ import numpy as np
 
 from fixtures.floors import rounding
 from fixtures.margins import QUARTER, TENTH
-from fixtures.raw import Point, curve, grouped_means, keep_table, never_branched, spread
+from fixtures.raw import Point, curve, grouped_means, keep_table, spread
 from fixtures.rows import reader_attention, reader_on_set
 from fixtures.scenes import exact_scene
 from fixtures.truth import forced
@@ -78,7 +78,6 @@ def alone_copied_and_real(prompt: Prompt) -> Steps[Case | None]:
     """The reader's attention to the top member alone, to as many copies of it, and to the set."""
     scene = yield from exact_scene(prompt)
     if scene is None:
-        never_branched(prompt)
         return None
     # the first two are runs of exp7, the third is one of exp11
     specs = {

@@ -10,7 +10,6 @@ import ast
 import dataclasses
 import difflib
 import inspect
-import textwrap
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from tempo.errors import SpecError
 from tempo.harness.config import StudyConfig
 from tempo.harness.runs import Prompt, RunRequest
-from tempo.harness.study import Study
+from tempo.harness.study import Study, syntax_of
 
 
 def check_study(study: Study, config: StudyConfig) -> None:
@@ -68,16 +67,8 @@ def _flat(types: Sequence[Any]) -> Iterator[Any]:
         yield from typing.get_args(found) or (found,)
 
 
-def _tree(function: Callable[..., Any]) -> ast.AST:
-    """The syntax tree of a function; an empty one where the source cannot be had."""
-    try:
-        return ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, SyntaxError, TypeError):
-        return ast.Module([], [])
-
-
 def _calls_returned(function: Callable[..., Any]) -> list[ast.Call]:
-    returns = [node.value for node in ast.walk(_tree(function)) if isinstance(node, ast.Return)]
+    returns = [node.value for node in ast.walk(syntax_of(function)) if isinstance(node, ast.Return)]
     return [value for value in returns if isinstance(value, ast.Call)]
 
 
@@ -90,7 +81,7 @@ def _check_made(study: Study, case: type[Any], fields: Sequence[str]) -> None:
         for field in dataclasses.fields(case)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
-    for call in ast.walk(_tree(measurement)):
+    for call in ast.walk(syntax_of(measurement)):
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
             continue
         if call.func.id != case.__name__:
@@ -117,7 +108,7 @@ def _check_read(function: Callable[..., Any], what: str, case: type[Any], known:
         raise SpecError(f"{what}: {function.__name__} takes no case; expected one parameter")
     if function.__name__ == "<lambda>":
         return
-    for node in ast.walk(_tree(function)):
+    for node in ast.walk(syntax_of(function)):
         if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
             continue
         if node.value.id == parameters[0] and node.attr not in known:

@@ -100,17 +100,6 @@ def line_of(claim: ClaimTest, name: str, path: Path) -> int:
     return 0
 
 
-def statement_lines(finding: Finding) -> list[str]:
-    """A finding in four lines, for whoever unfolds a test."""
-    return [
-        finding.statement,
-        f"{finding.verdict}: {finding.reason}",
-        f"{finding.statistic}: {finding.estimate:.4g} [{finding.low:.4g}, {finding.high:.4g}], "
-        f"n = {finding.n} {finding.unit}s",
-        f"control: {finding.control}: {finding.control_estimate:.4g}",
-    ]
-
-
 def marks_of(claim: ClaimTest) -> list[Any]:
     """The pytest marks that stand above a claim."""
     found = getattr(claim, "pytestmark", [])

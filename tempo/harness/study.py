@@ -13,7 +13,6 @@ import textwrap
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tempo.claims import Claim
@@ -331,17 +330,17 @@ def _statement(function: Statistic) -> tuple[str, str, str]:
 
 def returned(function: Callable[..., Any]) -> str:
     """The expression that a function returns, as written; its name in words if there is none."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, SyntaxError):
-        tree = ast.Module([], [])
-    values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value]
+    nodes = [node for node in ast.walk(syntax_of(function)) if isinstance(node, ast.Return)]
+    values = [node.value for node in nodes if node.value]
     return ast.unparse(values[-1]) if values else function.__name__.replace("_", " ")
 
 
-def file_of(study: Study) -> Path | None:
-    """The file that a study's measurement is written in."""
-    return Path(inspect.getfile(study.measurement)) if study.measurement else None
+def syntax_of(function: Callable[..., Any]) -> ast.AST:
+    """The syntax tree of a function; an empty one where the source cannot be had."""
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, SyntaxError, TypeError):
+        return ast.Module([], [])
 
 
 def average(values: Sequence[float]) -> float | None:
