@@ -26,8 +26,10 @@ def imported(tiny):
 
 
 @pytest.fixture
-def folder(pytester):
-    """A folder with a sound study, its config, and six German prompts."""
+def folder(pytester, monkeypatch):
+    """A folder with a sound study, its config, and six German prompts; at a desk, not in CI."""
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     pytester.path.joinpath("test_entropy.py").write_text(STUDY, encoding="utf-8")
     pytester.path.joinpath("entropy.yaml").write_text(CONFIG, encoding="utf-8")
     pytester.path.joinpath("prompts.txt").write_text(PROMPTS, encoding="utf-8")
