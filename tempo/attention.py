@@ -156,14 +156,16 @@ class PassContext:
         offsets: [T], the index of each token among those that its run appends in this pass.
         slots: [T], the slot that each token is written to.
         allowed: [R, w, N] bool, which slots a query may attend to.
-        bias: [R, w, N] float32, added to the attention logits of allowed keys. None adds nothing.
+        bias: [R, w, N] float64, added to the attention logits of allowed keys. None adds nothing.
         expected: The attention calls of the pass, as the model made them when it was loaded.
         query_positions: [R, w], given if a layer has a window.
         slot_positions: [R, N], given if a layer has a window.
         isolated: [R, w, N] bool, `allowed` in the layers that isolate siblings.
-        isolated_bias: [R, w, N] float32, `bias` in these layers.
+        isolated_bias: [R, w, N] float64, `bias` in these layers.
         isolated_layers: The first of these layers and the one after the last, by row.
         only: The slots of the tokens, if there is only one row.
+        is_unmasked: Whether the pass has a single token, which may attend to every slot, and
+            nothing is added.
         copies: Rows and slots that also hold a packed token, and which token it is.
         recording: Where attention weights go. None if no run records any.
         num_calls: How many attention calls were made so far.
@@ -181,6 +183,7 @@ class PassContext:
     isolated_bias: Tensor | None = None
     isolated_layers: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     only: range | None = None
+    is_unmasked: bool = False
     copies: tuple[Tensor, Tensor, Tensor] | None = None
     recording: Recording | None = None
     num_calls: int = 0
@@ -235,7 +238,7 @@ class PassContext:
             groups: G, the number of query heads that share a key head.
             dtype: Of the mask.
         """
-        if self.only is not None and len(self.only) == 1 and self.bias is None and window is None:
+        if self.is_unmasked and window is None:
             return None
         isolating = tuple(
             row for row, (first, end) in self.isolated_layers.items() if first <= layer < end

@@ -30,17 +30,19 @@ from tempo.trace import STEP_ARRAYS, made_folder
 SUM_SLACK = 1e-5
 # Unless a budget is given, runs may take this share of the memory that is free when they start.
 FREE_MEMORY_SHARE = 0.5
-# The arrays that go to a spool: those recorded at each step.
-SPOOLED = STEP_ARRAYS
+# The arrays that go to a spool: those recorded at each step, but for the small ones.
+SPOOLED = tuple(name for name in STEP_ARRAYS if name != "links")
 
 
 def widest_set(spec: RunSpec, vocab_size: int) -> int:
-    """The most tokens that can reach the threshold at one step: floor(1 / threshold), capped.
+    """The most tokens that can join one set: floor(1 / threshold), capped.
 
-    The caps are the vocabulary and `max_width`.
+    The caps are the vocabulary, `top_k`, `sample` and `max_width`.
     """
-    bound = max(1, math.floor((1.0 + SUM_SLACK) / spec.threshold))
-    return min(bound, vocab_size, spec.max_width or bound)
+    threshold = min(spec.schedule or (spec.threshold,))
+    bound = max(1, math.floor((1.0 + SUM_SLACK) / threshold)) if threshold else vocab_size
+    caps = [cap for cap in (spec.top_k, spec.sample, spec.max_width) if cap is not None]
+    return min(bound, vocab_size, *caps)
 
 
 def trace_bytes(
@@ -52,6 +54,7 @@ def trace_bytes(
     bound: every set is taken to be as wide as the threshold allows.
 
     - `distribution`: steps * V * 4
+    - `links`: sum over steps of w * w of the next step * 4, with readout `mixture`
     - `cache`: L * Hkv * N * (D + Dv) * bytes of the model's dtype
     - `attention`: sum over steps of L * H * w * N_k * 4, if captured
     - `siblings`: sum over steps of L * H * w * w * 4, if captured
@@ -75,13 +78,14 @@ def trace_bytes(
     values = sum(num_heads * value_size for num_heads, _, value_size in lm.key_value_sizes)
     sizes = {
         "distribution": len(widths) * lm.vocab_size * 4,
+        "links": int(np.dot(widths[:-1], widths[1:])) * 4 * (spec.readout == "mixture"),
         "cache": (keys + values) * num_slots * lm.dtype.itemsize,
         "attention": lm.num_layers * lm.num_heads * int(np.dot(widths, slots)) * 4,
         "siblings": lm.num_layers * lm.num_heads * int(np.dot(widths, widths)) * 4,
         "logits": sum(widths) * lm.vocab_size * 4,
         "kv": (2 * keys + values) * num_slots * 4,
     }
-    # distribution and cache are held whatever is captured
+    # distribution, links and cache are held whatever is captured
     return {
         name: size for name, size in sizes.items() if name not in CAPTURES or name in spec.capture
     }

@@ -28,6 +28,7 @@ from tempo.spec import (
     IsolatedMass,
     Positions,
     Prompt,
+    PruneBy,
     Readout,
     RunSpec,
     Visibility,
@@ -50,11 +51,19 @@ def generate(
     prompt: Prompt,
     *,
     threshold: float = 0.1,
+    schedule: Sequence[float] | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    sample: int | None = None,
+    seed: int = 0,
     max_steps: int = 10,
     visibility: Visibility = "isolated",
     positions: Positions = "shared",
     readout: Readout = "mixture",
     weighting: Weighting = "none",
+    prune: float | None = None,
+    prune_by: PruneBy = "posterior",
     max_width: int | None = None,
     stop_at_eos: bool = True,
     replay: Sequence[Sequence[int]] | Trace | None = None,
@@ -76,8 +85,16 @@ def generate(
         lm: The model, from `load_model` or `wrap_model`.
         prompt: Text, or token ids in any form that a tokenizer or `lm.chat` returns: a list, an
             array or tensor [P] or [1, P], a list of one list, or a mapping with `input_ids`.
-        threshold: Every token with at least this probability joins the set; above 0, at most 1.
-            If no token reaches it, the most probable one joins alone.
+        threshold: Every token with at least this probability joins the set. If no token reaches
+            it, the most probable one joins alone. 0 lets every token in, for another rule to
+            choose from.
+        schedule: Thresholds by step, instead of `threshold`; the last one holds for later steps.
+        top_k: Only the k most probable tokens may join a set.
+        top_p: Only the most probable tokens that together first reach this probability may join.
+        min_p: Only tokens with at least this share of the top probability may join.
+        sample: Draw so many of the tokens that may join, without replacement, each in proportion
+            to its probability. None takes all of them.
+        seed: Of the draws. The same seed, prompt and step give the same draw.
         max_steps: A free run generates at most this many sets. A replay runs all its sets.
         visibility: Which siblings a sibling attends to: none (`isolated`), all (`visible`), or
             those in earlier slots (`causal`).
@@ -87,8 +104,13 @@ def generate(
             softmaxes by probability (`mixture`), the softmax of their mean (`mean_logits`), or
             the softmax of one member (`last`, `first`).
         weighting: What is added to the attention logits of keys in sets wider than one: nothing
-            (`none`), -log n for n members (`count`), or the log of the member's share
-            (`probability`).
+            (`none`), -log n for n members (`count`), the log of the member's share
+            (`probability`), or the log of the probability that this member came before the one
+            that attends (`posterior`; `best_parent` keeps only the most probable path to it).
+        prune: Drop an earlier member for all later queries once its posterior, over the members
+            of the newest set, is below this. The most probable one of each set stays.
+        prune_by: What is compared with `prune`: the `posterior`, or the member's share of the
+            `attention` that its set got from the newest forwarded set, over layers and heads.
         max_width: Only this many of the most probable tokens join a set; None sets no limit.
         stop_at_eos: Whether a run ends after a set that an end-of-sequence token leads. Such a
             token that does not lead is then never appended.
@@ -141,11 +163,19 @@ def generate(
     settings: dict[str, Any] = {
         "prompt": prompt,
         "threshold": threshold,
+        "schedule": schedule,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "sample": sample,
+        "seed": seed,
         "max_steps": max_steps,
         "visibility": visibility,
         "positions": positions,
         "readout": readout,
         "weighting": weighting,
+        "prune": prune,
+        "prune_by": prune_by,
         "max_width": max_width,
         "stop_at_eos": stop_at_eos,
         "replay": replay,
@@ -419,15 +449,21 @@ def _pass_context(
     ]
     rows, offsets, slots = torch.tensor(tokens, device=lm.device).unbind(dim=1)
     allowed, bias = _masks(runs, num_rows, width, num_slots)
-    partly = [run for run in runs if run.spec.isolated_layers]
+    partly = {run.row: layers for run in runs if (layers := run.spec.isolated_layers)}
+    isolated, isolated_bias = (
+        _masks(runs, num_rows, width, num_slots, "isolated") if partly else (allowed, bias)
+    )
+    is_biased = bool(bias.any() or isolated_bias.any())
     context = PassContext(
         rows=rows,
         offsets=offsets,
         slots=slots,
         allowed=allowed.to(lm.device),
-        bias=None if bias is None else bias.to(lm.device),
+        bias=bias.to(lm.device) if is_biased else None,
         expected=lm.attention_calls,
+        isolated_layers=partly,
         only=range(runs[0].layout.start, num_slots) if num_rows == 1 else None,
+        is_unmasked=num_rows == width == 1 and not is_biased and bool(allowed.all()),
         copies=_copies(lm, groups),
     )
     if any(call.window for call in lm.attention_calls):
@@ -442,12 +478,8 @@ def _pass_context(
         context.query_positions = torch.zeros(num_rows, width, dtype=torch.long, device=lm.device)
         context.query_positions[rows, offsets] = context.slot_positions[rows, slots]
     if partly:
-        isolated, bias = _masks(runs, num_rows, width, num_slots, "isolated")
         context.isolated = isolated.to(lm.device)
-        context.isolated_bias = None if bias is None else bias.to(lm.device)
-        context.isolated_layers = {
-            run.row: run.spec.isolated_layers for run in partly if run.spec.isolated_layers
-        }
+        context.isolated_bias = isolated_bias.to(lm.device) if is_biased else None
     context.recording = _recording(lm, context, groups)
     return context
 
@@ -465,7 +497,7 @@ def _recording(
     num_rows, width, _ = context.allowed.shape
     own_slots = torch.zeros(num_rows, width, dtype=torch.long, device=lm.device)
     own_slots[context.rows, context.offsets] = context.slots
-    if not any("attention" in run.spec.capture for _, run in recorded):
+    if not any(run.records_all_attention for _, run in recorded):
         own = np.empty((lm.num_layers, num_rows, lm.num_heads, width, width), np.float32)
         for row, run in recorded:
             run.attention = own[:, row, :, : run.num_new, : run.num_new]
@@ -497,26 +529,22 @@ def _copies(
 
 def _masks(
     runs: Sequence[Run], num_rows: int, width: int, num_slots: int, visibility: str | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """Who may see whom [R, w, N], and what is added to the attention logits, if anything is.
+) -> tuple[Tensor, Tensor]:
+    """Who may see whom, and what is added to the attention logits: bool and float64 [R, w, N].
 
     `visibility` stands for that of every run, if it is given.
     """
     allowed = torch.zeros(num_rows, width, num_slots, dtype=torch.bool)
     # Queries that only fill the block attend to some slot, so that no softmax is empty.
     allowed[:, :, 0] = True
-    specs = [run.spec for run in runs]
-    weighted = any(
-        spec.weighting != "none" or spec.replay_weights or spec.isolated_mass != "spread"
-        for spec in specs
-    )
-    bias = torch.zeros(num_rows, width, num_slots) if weighted else None
+    bias = torch.zeros(num_rows, width, num_slots, dtype=torch.float64)
     for run in runs:
-        layout, new, used = run.layout, run.num_new, run.layout.num_slots
+        spec, layout, new, used = run.spec, run.layout, run.num_new, run.layout.num_slots
         allowed[run.row, :new, : layout.start] = True
         allowed[run.row, :new, layout.start : used] = layout.block(visibility)
-        if bias is not None:
+        allowed[run.row, :new, layout.dropped] = False
+        if spec.weighting != "none" or spec.replay_weights:
             bias[run.row, :new, :used] = layout.bias(visibility)
-            if visibility and run.spec.isolated_mass == "self":
-                bias[run.row, :new, :used] += layout.own_mass()
+        if visibility and spec.isolated_mass == "self":
+            bias[run.row, :new, :used] += layout.own_mass()
     return allowed, bias

@@ -33,6 +33,9 @@ class Layout:
         slot_position: [N], the rotary position of each slot.
         slot_set: [N], the id of the set that each slot belongs to.
         slot_bias: [N], added to the attention logits of each slot's key.
+        ancestors: [G, w], the weight of each slot from the last prompt token on for each token of
+            the coming pass, if weights depend on the query.
+        dropped: The slots that no token of the coming pass, and none after it, may see.
         start: The first slot that the coming pass forwards.
         num_prompt: P, the number of prompt tokens.
 
@@ -58,6 +61,8 @@ class Layout:
     slot_position: list[int] = field(default_factory=list)
     slot_set: list[int] = field(default_factory=list)
     slot_bias: list[float] = field(default_factory=list)
+    ancestors: Tensor | None = None
+    dropped: list[int] = field(default_factory=list)
     start: int = 0
     num_prompt: int = 0
 
@@ -121,20 +126,29 @@ class Layout:
         return allowed(self.slot_set[self.start :], visibility or self.visibility)
 
     def bias(self, visibility: str | None = None) -> Tensor:
-        """The number added to each attention logit of the coming pass: float32 [w, N].
+        """The number added to each attention logit of the coming pass: float [w, N].
 
         Rows are queries, columns are keys. Keys of earlier sets carry their bias. Keys of the
-        query's own set carry it only if all siblings see each other (`visible`).
+        query's own set carry it only if all siblings see each other (`visible`), and none if
+        weights depend on the query.
 
         Args:
             visibility: Used instead of the run's own, if given.
         """
+        if self.ancestors is not None:
+            return self._bias_by_query(self.ancestors)
         keys = torch.tensor(self.slot_bias).expand(self.num_slots - self.start, -1)
         if (visibility or self.visibility) == "visible":
             return keys
         sets = torch.tensor(self.slot_set)
         own_set = sets[self.start :, None] == sets
         return keys.masked_fill(own_set, 0.0)
+
+    def _bias_by_query(self, ancestors: Tensor) -> Tensor:
+        """The logarithm of each earlier slot's weight for each query, [w, N]."""
+        bias = ancestors.new_zeros(self.num_slots - self.start, self.num_slots)
+        bias[:, self.num_prompt - 1 : self.start] = ancestors.T.log()
+        return bias
 
     def own_mass(self) -> Tensor:
         """log n where a token of the coming pass attends to itself, else 0: float32 [w, N].

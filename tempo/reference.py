@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from tempo.spec import (
     IsolatedMass,
     Positions,
     Prompt,
+    PruneBy,
     Readout,
     RunSpec,
     Visibility,
@@ -36,6 +37,9 @@ from tempo.spec import (
 )
 from tempo.trace import Step, Trace
 
+# The log probability of a token that a model rules out, which a replay may force all the same.
+_IMPOSSIBLE = -1e4
+
 
 class _Slot(NamedTuple):
     token: int
@@ -43,6 +47,8 @@ class _Slot(NamedTuple):
     step: int  # -1 for the prompt
     set_id: int
     bias: float  # what the weighting adds to the attention logits of this key
+    log_weight: float  # of this member among those of its set
+    ancestors: dict[int, float]  # how probably each earlier generated slot came before this one
 
 
 @spell_checked
@@ -51,11 +57,19 @@ def generate(
     prompt: Prompt,
     *,
     threshold: float = 0.1,
+    schedule: Sequence[float] | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    sample: int | None = None,
+    seed: int = 0,
     max_steps: int = 10,
     visibility: Visibility = "isolated",
     positions: Positions = "shared",
     readout: Readout = "mixture",
     weighting: Weighting = "none",
+    prune: float | None = None,
+    prune_by: PruneBy = "posterior",
     max_width: int | None = None,
     stop_at_eos: bool = True,
     replay: Sequence[Sequence[int]] | Trace | None = None,
@@ -74,8 +88,16 @@ def generate(
         lm: The model, from `load_model` or `wrap_model`.
         prompt: Text, or token ids in any form that a tokenizer or `lm.chat` returns: a list, an
             array or tensor [P] or [1, P], a list of one list, or a mapping with `input_ids`.
-        threshold: Every token with at least this probability joins the set; above 0, at most 1.
-            If no token reaches it, the most probable one joins alone.
+        threshold: Every token with at least this probability joins the set. If no token reaches
+            it, the most probable one joins alone. 0 lets every token in, for another rule to
+            choose from.
+        schedule: Thresholds by step, instead of `threshold`; the last one holds for later steps.
+        top_k: Only the k most probable tokens may join a set.
+        top_p: Only the most probable tokens that together first reach this probability may join.
+        min_p: Only tokens with at least this share of the top probability may join.
+        sample: Draw so many of the tokens that may join, without replacement, each in proportion
+            to its probability. None takes all of them.
+        seed: Of the draws. The same seed, prompt and step give the same draw.
         max_steps: A free run generates at most this many sets. A replay runs all its sets.
         visibility: Which siblings a sibling attends to: none (`isolated`), all (`visible`), or
             those in earlier slots (`causal`).
@@ -85,8 +107,13 @@ def generate(
             softmaxes by probability (`mixture`), the softmax of their mean (`mean_logits`), or
             the softmax of one member (`last`, `first`).
         weighting: What is added to the attention logits of keys in sets wider than one: nothing
-            (`none`), -log n for n members (`count`), or the log of the member's share
-            (`probability`).
+            (`none`), -log n for n members (`count`), the log of the member's share
+            (`probability`), or the log of the probability that this member came before the one
+            that attends (`posterior`; `best_parent` keeps only the most probable path to it).
+        prune: Drop an earlier member for all later queries once its posterior, over the members
+            of the newest set, is below this. The most probable one of each set stays.
+        prune_by: What is compared with `prune`: the `posterior`, or the member's share of the
+            `attention` that its set got from the newest forwarded set, over layers and heads.
         max_width: Only this many of the most probable tokens join a set; None sets no limit.
         stop_at_eos: Whether a run ends after a set that an end-of-sequence token leads. Such a
             token that does not lead is then never appended.
@@ -123,11 +150,19 @@ def generate(
     settings: dict[str, Any] = {
         "prompt": prompt,
         "threshold": threshold,
+        "schedule": schedule,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "sample": sample,
+        "seed": seed,
         "max_steps": max_steps,
         "visibility": visibility,
         "positions": positions,
         "readout": readout,
         "weighting": weighting,
+        "prune": prune,
+        "prune_by": prune_by,
         "max_width": max_width,
         "stop_at_eos": stop_at_eos,
         "replay": replay,
@@ -139,13 +174,14 @@ def generate(
     }
     spec, began = RunSpec(**settings), time.perf_counter()
     prompt_tokens = lm.encode(spec.prompt)
-    slots = [_Slot(token, i, -1, i, 0.0) for i, token in enumerate(prompt_tokens)]
+    slots = [_Slot(token, i, -1, i, 0.0, 0.0, {}) for i, token in enumerate(prompt_tokens)]
+    dropped: dict[int, int] = {}  # from which step on a slot is not seen any more
     steps: list[dict[str, Any]] = []
     read, probabilities, stop_reason = [len(slots) - 1], [1.0], ""
     num_steps = len(spec.replay) if spec.replay else spec.max_steps
     while not stop_reason:
         k = len(steps)
-        output = _full_forward(lm, spec, slots)
+        output = _full_forward(lm, spec, slots, dropped)
         _record(steps, output, read, spec)
         distribution = read_out(output.logits[read], probabilities, spec.readout)
         if spec.replay:
@@ -153,10 +189,17 @@ def generate(
             chosen = Selection(forced, distribution[forced].tolist(), [], False)
         else:
             eos = lm.eos_token_ids if spec.stop_at_eos else frozenset()
-            chosen = select(distribution, spec.threshold, spec.max_width, eos)
-        probabilities = chosen.probabilities
+            chosen = select(distribution, **spec.rules(k, prompt_tokens), eos=eos)
+        probabilities, before = chosen.probabilities, read
         read = list(range(len(slots), len(slots) + len(chosen.tokens)))
         slots += _new_slots(spec, chosen, k, len(prompt_tokens), len(slots))
+        if spec.readout == "mixture":
+            links = _links(slots, output.logits, before, read)
+            if k:
+                steps[-1]["links"] = np.array(links, dtype=np.float32)
+            _add_ancestors(slots, links, before, read, spec)
+            gone = _improbable(slots, output.attention, before, read, spec) - dropped.keys()
+            dropped |= dict.fromkeys(sorted(gone), k)
         steps.append(
             {
                 "tokens": chosen.tokens,
@@ -165,12 +208,13 @@ def generate(
                 "slots": read,
                 "texts": [lm.token_text(token) for token in chosen.tokens],
                 "ended": chosen.ended,
+                "dropped": [slot for slot, step in dropped.items() if step == k],
                 "distribution": distribution.numpy(),
             }
         )
         if chosen.stops or k + 1 == num_steps:
             stop_reason = "eos" if chosen.stops else "replay" if spec.replay else "max_steps"
-    output = _full_forward(lm, spec, slots)
+    output = _full_forward(lm, spec, slots, dropped)
     _record(steps, output, read, spec)
     return Trace(
         spec=spec,
@@ -203,14 +247,102 @@ def _new_slots(
             bias = -math.log(len(chosen.tokens))
         elif len(chosen.tokens) > 1 and spec.weighting == "probability":
             bias = math.log(float(member_weights(chosen.probabilities)[i]))
-        slots.append(_Slot(token, position, step, num_prompt + step, bias))
+        slots.append(_Slot(token, position, step, num_prompt + step, bias, 0.0, {}))
     return slots
 
 
+def _links(
+    slots: list[_Slot], logits: Tensor, before: Sequence[int], read: Sequence[int]
+) -> list[list[float]]:
+    """How probably each of the slots `before` came before each of the slots `read`, by Bayes.
+
+    Gives the slots `read` their weights: the sum over `before` of weight times prediction.
+    """
+    predicted = logits[list(before)].double().log_softmax(dim=-1).clamp_min(_IMPOSSIBLE)
+    joint = []
+    for i, slot in enumerate(before):
+        weight = slots[slot].log_weight
+        joint.append([weight + float(predicted[i, slots[member].token]) for member in read])
+    totals = [_log_sum(column) for column in zip(*joint, strict=True)]
+    for member, total in zip(read, totals, strict=True):
+        slots[member] = slots[member]._replace(log_weight=total - _log_sum(totals))
+    return [[math.exp(log - totals[u]) for u, log in enumerate(row)] for row in joint]
+
+
+def _log_sum(logs: Sequence[float]) -> float:
+    most = max(logs)
+    return most + math.log(sum(math.exp(log - most) for log in logs))
+
+
+def _add_ancestors(
+    slots: list[_Slot],
+    links: list[list[float]],
+    before: Sequence[int],
+    read: Sequence[int],
+    spec: RunSpec,
+) -> None:
+    """Give each of the slots `read` the probability that each earlier slot came before it.
+
+    It is the sum over all parents, or, with `best_parent`, what the most probable parent has.
+    """
+    for u, member in enumerate(read):
+        parents = [row[u] for row in links]
+        if spec.weighting == "best_parent":
+            best = parents.index(max(parents))
+            parents = [float(i == best) for i in range(len(parents))]
+        ancestors: dict[int, float] = {}
+        for parent, probability in zip(before, parents, strict=True):
+            if slots[parent].step >= 0:
+                ancestors[parent] = probability
+            for older, weight in slots[parent].ancestors.items():
+                ancestors[older] = ancestors.get(older, 0.0) + weight * probability
+        slots[member] = slots[member]._replace(ancestors=ancestors)
+
+
+def _improbable(
+    slots: Sequence[_Slot],
+    attention: np.ndarray | None,
+    before: Sequence[int],
+    read: Sequence[int],
+    spec: RunSpec,
+) -> set[int]:
+    """The slots of earlier sets that `prune` drops, whether they are dropped already or not."""
+    if spec.prune is None:
+        return set()
+    shares: dict[int, float] = {}
+    if spec.prune_by == "posterior":
+        for member in read:
+            for older, weight in slots[member].ancestors.items():
+                added = math.exp(slots[member].log_weight) * weight
+                shares[older] = shares.get(older, 0.0) + added
+    elif attention is not None:
+        newest = slots[before[0]].step
+        for older in (i for i, slot in enumerate(slots) if 0 <= slot.step < newest):
+            for member in before:
+                given = float(attention[:, :, member, older].mean())
+                added = math.exp(slots[member].log_weight) * given
+                shares[older] = shares.get(older, 0.0) + added
+    found = set()
+    for older, share in shares.items():
+        of_set = [slot for slot in shares if slots[slot].step == slots[older].step]
+        total = sum(shares[slot] for slot in of_set)
+        best = max(of_set, key=lambda slot: (shares[slot], -slot))
+        if total > 0 and older != best and share / total < spec.prune:
+            found.add(older)
+    return found
+
+
 def _may_attend(
-    query: int, key: int, slots: Sequence[_Slot], visibility: str, window: int | None
+    query: int,
+    key: int,
+    slots: Sequence[_Slot],
+    visibility: str,
+    window: int | None,
+    dropped: Mapping[int, int],
 ) -> bool:
     """Whether slot `query` attends to slot `key`."""
+    if key in dropped and slots[query].step >= dropped[key]:
+        return False
     if window is not None and slots[query].position - slots[key].position >= window:
         return False
     if slots[key].set_id < slots[query].set_id or key == query:
@@ -219,12 +351,16 @@ def _may_attend(
     return same_set and (visibility == "visible" or (visibility == "causal" and key < query))
 
 
-def _bias(query: int, key: int, slots: Sequence[_Slot], visibility: str) -> float:
+def _bias(query: int, key: int, slots: Sequence[_Slot], visibility: str, weighting: str) -> float:
     """What is added to the attention logit of an allowed pair of slots.
 
-    Later queries get it, and the key's own set only if its members all see each other.
+    Later queries get it, and the key's own set only if its members all see each other. What
+    depends on the query is never added within a set.
     """
     later = slots[key].set_id < slots[query].set_id
+    if weighting in ("posterior", "best_parent"):
+        weight = slots[query].ancestors.get(key, 1.0)  # a prompt token is in no one's ancestors
+        return math.log(weight) if weight > 0 else -math.inf
     return slots[key].bias if later or visibility == "visible" else 0.0
 
 
@@ -237,14 +373,19 @@ def _isolates(spec: RunSpec, layer: int) -> bool:
 
 
 def _mask(
-    slots: Sequence[_Slot], spec: RunSpec, isolates: bool, window: int | None, dtype: torch.dtype
+    slots: Sequence[_Slot],
+    spec: RunSpec,
+    isolates: bool,
+    window: int | None,
+    dropped: Mapping[int, int],
+    dtype: torch.dtype,
 ) -> Tensor:
     """The additive mask [1, 1, N, N] of a layer, pair by pair."""
     visibility = "isolated" if isolates else spec.visibility
 
     def entry(query: int, key: int) -> float:
-        if _may_attend(query, key, slots, visibility, window):
-            return _bias(query, key, slots, visibility)
+        if _may_attend(query, key, slots, visibility, window, dropped):
+            return _bias(query, key, slots, visibility, spec.weighting)
         return -math.inf
 
     num_slots = len(slots)
@@ -262,13 +403,16 @@ class _Output(NamedTuple):
 
 
 @torch.inference_mode()
-def _full_forward(lm: LanguageModel, spec: RunSpec, slots: Sequence[_Slot]) -> _Output:
+def _full_forward(
+    lm: LanguageModel, spec: RunSpec, slots: Sequence[_Slot], dropped: Mapping[int, int]
+) -> _Output:
     """Every slot from scratch, by eager attention under an explicit mask and positions."""
     kinds = [(_isolates(spec, layer), window) for layer, window in enumerate(lm.layer_windows)]
-    made = {kind: _mask(slots, spec, *kind, lm.dtype).to(lm.device) for kind in set(kinds)}
+    made = {kind: _mask(slots, spec, *kind, dropped, lm.dtype).to(lm.device) for kind in set(kinds)}
     masks = [made[kind] for kind in kinds]
     cache: Any = DynamicCache()  # new for each pass, read afterwards and thrown away
-    wanted = "attention" in spec.capture or "siblings" in spec.capture
+    captured = "attention" in spec.capture or "siblings" in spec.capture
+    wanted = captured or spec.prune_by == "attention"
     with ExitStack() as stack:
         stack.enter_context(_eager(lm))
         if any(lm.layer_windows) or spec.isolated_layers:

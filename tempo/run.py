@@ -20,10 +20,11 @@ from torch import Tensor
 from tempo.cache import SlotCache
 from tempo.capture import Spool, trace_bytes
 from tempo.errors import ModelError, SpecError
+from tempo.lattice import Lattice, dropped
 from tempo.layout import Layout
 from tempo.models import LanguageModel
 from tempo.selection import Selection, read_out, select
-from tempo.spec import RunSpec
+from tempo.spec import BY_QUERY, RunSpec
 from tempo.trace import Step, Trace, slot_steps
 
 
@@ -108,6 +109,8 @@ class Run:
             spec.replay_weights,
         )
         self.layout.append_prompt(self.prompt)
+        by_query = spec.weighting in BY_QUERY
+        self.lattice = Lattice(spec.weighting, by_query or spec.prune is not None)
         self._note(0, None)
         self._check_spec()
 
@@ -166,9 +169,14 @@ class Run:
 
     @property
     def records_attention(self) -> bool:
-        """Whether attention weights of the coming pass are captured."""
-        captured = {"attention", "siblings"}.intersection(self.spec.capture)
-        return bool(captured) and not self.layout.new_tokens_are_prompt()
+        """Whether attention weights of the coming pass are captured, or decide what is pruned."""
+        wanted = self.records_all_attention or "siblings" in self.spec.capture
+        return wanted and not self.layout.new_tokens_are_prompt()
+
+    @property
+    def records_all_attention(self) -> bool:
+        """Whether the weights of all slots are recorded, and not only those of siblings."""
+        return "attention" in self.spec.capture or self.spec.prune_by == "attention"
 
     def fits(self, prefix: Prefix) -> bool:
         """Whether another run's pass over its prompt gave all that this run needs."""
@@ -213,7 +221,7 @@ class Run:
                 self._record(slots, logits, attention)
             if self.stop_reason:
                 return True
-            self._choose(logits, len(sets))
+            self._choose(logits, attention, len(sets))
         # the last set is forwarded only if something of that pass is captured
         return bool(self.stop_reason) and not self.spec.capture
 
@@ -248,13 +256,14 @@ class Run:
     def _keep(self, array: np.ndarray) -> Any:
         return np.ascontiguousarray(array) if self.spool is None else self.spool.write(array)
 
-    def _choose(self, logits: Tensor, num_sets: int) -> None:
+    def _choose(self, logits: Tensor, attention: np.ndarray | None, num_sets: int) -> None:
         """Choose the next set from the logits [w, V] of the last one.
 
         It is appended, unless it is a replay's set that the pass just made has forwarded already.
 
         Args:
             logits: The logits of the last set's members, [w, V].
+            attention: The weights of the pass just made, [L, H, w of the pass, N].
             num_sets: How many sets shared the pass just made.
         """
         k, spec, lm = len(self.steps), self.spec, self.lm
@@ -265,9 +274,16 @@ class Run:
             chosen = Selection(tokens, distribution[tokens].tolist(), [], False)
         else:
             eos = lm.eos_token_ids if spec.stop_at_eos else frozenset()
-            chosen = select(distribution, spec.threshold, spec.max_width, eos)
+            chosen = select(distribution, **spec.rules(k, self.prompt), eos=eos)
+        gone: list[int] = []
+        if spec.readout == "mixture":
+            before = self.lattice.log_weights.exp().numpy()
+            links = self.lattice.extend(logits, chosen.tokens)
+            if k:
+                self.steps[-1]["links"] = links.float().numpy()
+            gone = self._prune(before, attention)
         if k == len(self.slots):
-            self._append(chosen)
+            self._append(chosen, gone)
         self.steps.append(
             {
                 "tokens": chosen.tokens,
@@ -276,6 +292,7 @@ class Run:
                 "slots": list(self.slots[k]),
                 "texts": [lm.token_text(token) for token in chosen.tokens],
                 "ended": chosen.ended,
+                "dropped": gone,
                 "distribution": self._keep(distribution.numpy()),
                 "seconds": self.pass_seconds / num_sets,
             }
@@ -285,16 +302,41 @@ class Run:
         elif k + 1 == self.num_steps:
             self.stop_reason = "replay" if spec.replay else "max_steps"
 
-    def _append(self, chosen: Selection) -> None:
-        """Give the chosen set its slots.
+    def _prune(self, weights: np.ndarray, attention: np.ndarray | None) -> list[int]:
+        """The slots that the set just chosen and all later ones may not see any more.
 
-        The sets of a replay are known. They are all appended at once, so that they share one pass.
+        Args:
+            weights: Of the members of the set just forwarded, [w].
+            attention: The weights of the pass that forwarded it, [L, H, w, N].
+        """
+        if self.spec.prune is None or not self.slots:
+            return []
+        if self.spec.prune_by == "posterior":
+            first = self.num_prompt - 1
+            shares, sets = self.lattice.posterior.numpy(), self.slots
+        else:
+            # of what its own members give to the newest set, nothing tells which of them led on
+            assert attention is not None
+            first = self.first_column
+            shares, sets = weights @ attention.mean(axis=(0, 1)), self.slots[:-1]
+        gone: list[int] = []
+        for slots in sets:
+            of_set = shares[slots.start - first : slots.stop - first]
+            gone += [slots[i] for i in dropped(of_set, self.spec.prune)]
+        return [slot for slot in gone if slot not in self.layout.dropped]
+
+    def _append(self, chosen: Selection, gone: Sequence[int]) -> None:
+        """Give the chosen set its slots, from where the slots `gone` are not seen any more.
+
+        The sets of a replay are known. They are all appended at once, so that they share one pass,
+        unless how one is seen is known only once the set before it has been read.
         """
         start = self.layout.num_slots
+        self.layout.dropped += gone
+        if self.spec.weighting in BY_QUERY:
+            self.layout.ancestors = self.lattice.ancestors
         self._append_set(chosen.tokens, chosen.probabilities)
-        # With weighting `probability`, the weights of a set are known only once the set before it
-        # has been read.
-        if self.spec.replay and self.spec.weighting != "probability":
+        if self.spec.replay and not self.spec.goes_by_sets:
             # The last set is among them even if nothing of it is captured. What is captured must
             # not change the shape of the pass.
             for tokens in self.spec.replay[len(self.slots) :]:
@@ -317,9 +359,13 @@ class Run:
             layout.slot_token[start:],
             layout.slot_position[start:],
             layout.slot_bias[start:],
+            layout.dropped,
             mode,
         )
-        self.history = hashlib.sha256(self.history + repr(added).encode()).digest()
+        weights = b""
+        if layout.ancestors is not None and not bool((layout.ancestors == 1).all()):
+            weights = layout.ancestors.numpy().tobytes()
+        self.history = hashlib.sha256(self.history + repr(added).encode() + weights).digest()
 
     def finish(self, cache: SlotCache) -> None:
         """Copy out what the next run in this row would overwrite."""

@@ -85,41 +85,72 @@ def read_out(logits: Tensor, probabilities: Sequence[float], readout: str) -> Te
 
 
 def select(
-    distribution: Tensor, threshold: float, max_width: int | None, eos: frozenset[int] = frozenset()
+    distribution: Tensor,
+    *,
+    threshold: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    max_width: int | None = None,
+    eos: frozenset[int] = frozenset(),
 ) -> Selection:
-    """The set of all tokens whose probability reaches the threshold, or the argmax if none does.
+    """The set of all tokens that every rule lets in, or the argmax if none does.
 
-    Members come by falling probability, ties by lower token id.
+    Members come by falling probability, ties by lower token id. A rule that is None lets every
+    token in. A token without probability never joins.
 
     Args:
         distribution: The probabilities of all tokens, [V].
-        threshold: A token with at least this probability joins the set.
-        max_width: Only this many of the most probable tokens join the set. None sets no limit.
+        threshold: A token needs at least this probability.
+        top_k: Only the k most probable tokens may join.
+        top_p: Only the most probable tokens that together first reach this probability may join
+            (nucleus, arXiv 1904.09751).
+        min_p: A token needs at least this share of the top probability (arXiv 2407.01082).
+        sample: Draw so many of the tokens that may join, without replacement, each in proportion
+            to its probability.
+        seed: Of the draw.
+        max_width: Only this many of the most probable tokens that are left join the set.
         eos: The end-of-sequence tokens. A set led by one is kept and stops the run. One that does
             not lead is left out and listed in `ended`.
 
     Example:
         >>> distribution = torch.tensor([0.125, 0.5, 0.125, 0.25])
-        >>> select(distribution, threshold=0.2, max_width=None)
+        >>> select(distribution, threshold=0.2)
         Selection(tokens=[1, 3], probabilities=[0.5, 0.25], ended=[], stops=False)
-        >>> select(distribution, threshold=0.9, max_width=None).tokens  # none reaches it
+        >>> select(distribution, threshold=0.9).tokens  # none reaches it
         [1]
-        >>> select(distribution, threshold=0.2, max_width=None, eos=frozenset({3}))
+        >>> select(distribution, top_k=3, top_p=0.7).tokens  # 0.5 is less, 0.75 is enough
+        [1, 3]
+        >>> select(distribution, sample=2, seed=1).tokens
+        [1, 3]
+        >>> select(distribution, threshold=0.2, eos=frozenset({3}))
         Selection(tokens=[1], probabilities=[0.5], ended=[3], stops=False)
     """
-    tokens = torch.nonzero(distribution >= threshold).flatten()
+    most = distribution.max()
+    least = max(threshold, (min_p or 0.0) * most.item())
+    tokens = torch.nonzero((distribution >= least) & (distribution > 0)).flatten()
     if tokens.numel() == 0:
         # torch does not say which of several equal maxima argmax returns. The first index of the
         # maximum is the lower token id.
-        tokens = torch.nonzero(distribution == distribution.max())[0]
-    if max_width is not None and tokens.numel() > max_width:
+        tokens = torch.nonzero(distribution == most)[0]
+    limits = [limit for limit in (top_k, None if sample else max_width) if limit is not None]
+    if limits and tokens.numel() > min(limits):
         # A tiny threshold lets the whole vocabulary in. Only tokens that reach the last place are
         # worth sorting.
-        last_place = distribution.topk(max_width).values[-1]
+        last_place = distribution.topk(min(limits)).values[-1]
         tokens = torch.nonzero(distribution >= last_place).flatten()
+    # Up to here, and with top_p, what may join is a beginning of the tokens in this order.
     probabilities, order = torch.sort(distribution[tokens], descending=True, stable=True)
-    chosen = tokens[order][:max_width].tolist()
-    values = probabilities[:max_width].tolist()
+    tokens = tokens[order][: min(limits, default=None)]
+    if top_p is not None:
+        before = probabilities[: len(tokens)].double().cumsum(0) - probabilities[: len(tokens)]
+        tokens = tokens[before < top_p]
+    if sample is not None and len(tokens) > sample:
+        tokens = tokens[_draw(distribution[tokens], tokens, len(distribution), sample, seed)]
+    chosen = tokens[:max_width].tolist()
+    values = distribution[chosen].tolist()
     if not eos.intersection(chosen):
         return Selection(chosen, values, [], False)
     if chosen[0] in eos:
@@ -127,3 +158,17 @@ def select(
     ended = [token for token in chosen if token in eos]
     kept = [(token, value) for token, value in zip(chosen, values, strict=True) if token not in eos]
     return Selection([token for token, _ in kept], [value for _, value in kept], ended, False)
+
+
+def _draw(
+    probabilities: Tensor, tokens: Tensor, vocab_size: int, num_drawn: int, seed: int
+) -> Tensor:
+    """Which of the tokens win an exponential race, in their order (Efraimidis & Spirakis 2006).
+
+    Each token's time comes from its id and the seed, so that another candidate more or less does
+    not change the others' times.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    times = torch.empty(vocab_size, dtype=torch.float64).exponential_(generator=generator)
+    arrivals = times[tokens] / probabilities
+    return arrivals.topk(num_drawn, largest=False).indices.sort().values

@@ -29,7 +29,8 @@ from tempo.errors import SpecError
 Visibility = Literal["isolated", "visible", "causal"]
 Positions = Literal["shared", "sequential"]
 Readout = Literal["mixture", "mean_logits", "last", "first"]
-Weighting = Literal["none", "count", "probability"]
+Weighting = Literal["none", "count", "probability", "posterior", "best_parent"]
+PruneBy = Literal["posterior", "attention"]
 IsolatedMass = Literal["spread", "self"]
 Capture = Literal["attention", "siblings", "logits", "kv"]
 
@@ -38,6 +39,8 @@ POSITIONS: tuple[Positions, ...] = get_args(Positions)
 READOUTS: tuple[Readout, ...] = get_args(Readout)
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 CAPTURES: tuple[Capture, ...] = get_args(Capture)
+# Their number depends on the query, through which member came before which.
+BY_QUERY: tuple[Weighting, ...] = ("posterior", "best_parent")
 
 # What is taken as a prompt: text, token ids, or what a tokenizer returns (see `plain_prompt`).
 Prompt: TypeAlias = str | Iterable[Any]
@@ -140,6 +143,14 @@ def _weight_sets(value: Any) -> Any:
     return tuple(tuple(map(float, _items(row))) if _is_row(row) else row for row in value)
 
 
+def _numbers(value: Any) -> Any:
+    """Numbers as a tuple of float; anything else is left for pydantic to refuse."""
+    if not _is_row(value):
+        return value
+    items = _items(value)
+    return tuple(float(item) if isinstance(item, int) else item for item in items)
+
+
 def _names(value: Any) -> Any:
     """Names, each once and in the order of `CAPTURES`, so that equal specs compare equal."""
     if isinstance(value, str):
@@ -174,8 +185,16 @@ class RunSpec(Strict):
     Attributes:
         prompt: Text, or token ids in any form that a tokenizer or `lm.chat` returns: a list, an
             array or tensor [P] or [1, P], a list of one list, or a mapping with `input_ids`.
-        threshold: Every token with at least this probability joins the set; above 0, at most 1.
-            If no token reaches it, the most probable one joins alone.
+        threshold: Every token with at least this probability joins the set. If no token reaches
+            it, the most probable one joins alone. 0 lets every token in, for another rule to
+            choose from.
+        schedule: Thresholds by step, instead of `threshold`; the last one holds for later steps.
+        top_k: Only the k most probable tokens may join a set.
+        top_p: Only the most probable tokens that together first reach this probability may join.
+        min_p: Only tokens with at least this share of the top probability may join.
+        sample: Draw so many of the tokens that may join, without replacement, each in proportion
+            to its probability. None takes all of them.
+        seed: Of the draws. The same seed, prompt and step give the same draw.
         max_steps: A free run generates at most this many sets. A replay runs all its sets.
         visibility: Which siblings a sibling attends to: none (`isolated`), all (`visible`), or
             those in earlier slots (`causal`).
@@ -185,8 +204,13 @@ class RunSpec(Strict):
             softmaxes by probability (`mixture`), the softmax of their mean (`mean_logits`), or
             the softmax of one member (`last`, `first`).
         weighting: What is added to the attention logits of keys in sets wider than one: nothing
-            (`none`), -log n for n members (`count`), or the log of the member's share
-            (`probability`).
+            (`none`), -log n for n members (`count`), the log of the member's share
+            (`probability`), or the log of the probability that this member came before the one
+            that attends (`posterior`; `best_parent` keeps only the most probable path to it).
+        prune: Drop an earlier member for all later queries once its posterior, over the members
+            of the newest set, is below this. The most probable one of each set stays.
+        prune_by: What is compared with `prune`: the `posterior`, or the member's share of the
+            `attention` that its set got from the newest forwarded set, over layers and heads.
         max_width: Only this many of the most probable tokens join a set; None sets no limit.
         stop_at_eos: Whether a run ends after a set that an end-of-sequence token leads. Such a
             token that does not lead is then never appended.
@@ -220,11 +244,19 @@ class RunSpec(Strict):
 
     prompt: str | tuple[int, ...]
     threshold: float = 0.1
+    schedule: tuple[float, ...] | None = None
+    top_k: int | None = Field(default=None, ge=1)
+    top_p: float | None = None
+    min_p: float | None = None
+    sample: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
     max_steps: int = Field(default=10, ge=1)
     visibility: Visibility = "isolated"
     positions: Positions = "shared"
     readout: Readout = "mixture"
     weighting: Weighting = "none"
+    prune: float | None = None
+    prune_by: PruneBy = "posterior"
     max_width: int | None = Field(default=None, ge=1)
     stop_at_eos: bool = True
     replay: tuple[tuple[int, ...], ...] | None = None
@@ -238,6 +270,7 @@ class RunSpec(Strict):
     _plain_sets = field_validator("replay", mode="before")(_replayed_sets)
     _plain_positions = field_validator("replay_positions", mode="before")(_token_sets)
     _plain_weights = field_validator("replay_weights", mode="before")(_weight_sets)
+    _plain_schedule = field_validator("schedule", mode="before")(_numbers)
     _plain_layers = field_validator("isolated_layers", mode="before")(_token_ids)
     _plain_captures = field_validator("capture", mode="before")(_names)
 
@@ -258,9 +291,28 @@ class RunSpec(Strict):
     @field_validator("threshold")
     @classmethod
     def _threshold_is_probability(cls, threshold: float) -> float:
-        if not (math.isfinite(threshold) and 0.0 < threshold <= 1.0):
-            raise ValueError("expected a probability above 0 and at most 1, for example 0.1")
+        if not 0.0 <= threshold <= 1.0:
+            raise ValueError("expected a probability from 0 to 1, for example 0.1")
         return threshold
+
+    @field_validator("top_p", "min_p", "prune")
+    @classmethod
+    def _share_is_probability(cls, share: float | None) -> float | None:
+        if share is not None and not 0.0 < share <= 1.0:
+            raise ValueError("expected a probability above 0 and at most 1, for example 0.1")
+        return share
+
+    @field_validator("schedule")
+    @classmethod
+    def _schedule_is_probabilities(
+        cls, schedule: tuple[float, ...] | None
+    ) -> tuple[float, ...] | None:
+        if schedule is not None and not (schedule and all(0.0 < t <= 1.0 for t in schedule)):
+            raise ValueError(
+                "expected at least one threshold, each above 0 and at most 1, "
+                "for example [0.3, 0.1]"
+            )
+        return schedule
 
     @field_validator("replay")
     @classmethod
@@ -323,6 +375,58 @@ class RunSpec(Strict):
                 "give isolated_layers as well"
             )
         return self
+
+    @model_validator(mode="after")
+    def _rules_bound_a_set(self) -> RunSpec:
+        others = (self.schedule, self.top_k, self.top_p, self.min_p, self.sample, self.max_width)
+        if self.threshold == 0 and self.replay is None and all(other is None for other in others):
+            raise ValueError(
+                "threshold=0 lets the whole vocabulary into every set; "
+                "give top_k, top_p, min_p, sample or max_width as well, or a threshold above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _posteriors_can_be_had(self) -> RunSpec:
+        needs = "prune" if self.prune is not None else ""
+        if self.weighting in BY_QUERY:
+            needs = f"weighting='{self.weighting}'"
+        if needs and self.readout != "mixture":
+            raise ValueError(
+                f"{needs} needs readout='mixture', not {self.readout!r}: only a mixture is the sum "
+                "over members that Bayes' rule takes apart"
+            )
+        if self.weighting in BY_QUERY and self.replay_weights is not None:
+            raise ValueError(
+                f"{needs} and replay_weights both say what members weigh; give one of them"
+            )
+        if self.prune_by != "posterior" and self.prune is None:
+            raise ValueError(
+                f"prune_by='{self.prune_by}' says how prune decides; give prune as well"
+            )
+        return self
+
+    @property
+    def goes_by_sets(self) -> bool:
+        """Whether a set must be read before the next one can be forwarded, even in a replay."""
+        return self.prune is not None or self.weighting in ("probability", *BY_QUERY)
+
+    def rules(self, step: int, prompt: Sequence[int]) -> dict[str, Any]:
+        """How `tempo.selection.select` chooses the set of one step: its arguments, by name.
+
+        Args:
+            step: The number of the step, from 0.
+            prompt: The token ids of the prompt, on which draws depend.
+        """
+        rules = {"threshold": self.threshold, "max_width": self.max_width}
+        if self.schedule is not None:
+            rules["threshold"] = self.schedule[min(step, len(self.schedule) - 1)]
+        for name in ("top_k", "top_p", "min_p", "sample"):
+            rules[name] = getattr(self, name)
+        if self.sample is not None:
+            text = f"{self.seed} {step} {list(prompt)}"
+            rules["seed"] = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+        return rules
 
     def but(self, **changes: Any) -> RunSpec:
         """This spec with some settings changed, checked again."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import zipfile
@@ -19,15 +20,27 @@ from typing import Any
 import numpy as np
 
 from tempo.errors import SpecError, TraceError
+from tempo.paths import Path as SetPath
+from tempo.paths import best_members, most_probable
+from tempo.selection import SMALLEST_PROBABILITY, member_weights
 from tempo.spec import RunSpec
 from tempo.text import escaped
 
 FORMAT = 1  # of the saved folder; raised when an older reader would misread it
-STEP_ARRAYS = ("distribution", "logits", "attention", "siblings")
+STEP_ARRAYS = ("distribution", "logits", "attention", "siblings", "links")
 _ARRAYS, _RECORD = "arrays.npz", "trace.json"  # the files of a saved folder
 _SLOT_ARRAYS = ("slot_token", "slot_position", "slot_step")
 _KV_ARRAYS = ("keys", "values", "raw_keys")
-_STEP_FIELDS = ("tokens", "probabilities", "position", "slots", "texts", "ended", "seconds")
+_STEP_FIELDS = (
+    "tokens",
+    "probabilities",
+    "position",
+    "slots",
+    "texts",
+    "ended",
+    "dropped",
+    "seconds",
+)
 _TRACE_FIELDS = ("prompt_tokens", "stop_reason", "seconds", "peak_bytes", "provenance")
 
 # What a repr shows at most, so that it fits one line: characters, and members of a set.
@@ -56,6 +69,10 @@ class Step:
             captured.
         siblings: [L, H, w, w] float32, the last w columns of attention: what members give each
             other; None if not captured.
+        links: [w, w'] float32, the probability that each member came before each member of the
+            next set, which has w'. A column sums to one. None for the last set, and for a readout
+            other than `mixture`.
+        dropped: The slots that this set and all later ones no longer attend to (`prune`).
     """
 
     tokens: list[int]
@@ -69,6 +86,8 @@ class Step:
     logits: np.ndarray | None = None
     attention: np.ndarray | None = None
     siblings: np.ndarray | None = None
+    links: np.ndarray | None = None
+    dropped: list[int] = field(default_factory=list)
 
     def __repr__(self) -> str:
         shown = [
@@ -162,6 +181,89 @@ class Trace:
     def num_slots(self) -> int:
         """N: the tokens of the prompt and of all sets."""
         return len(self.slot_token)
+
+    @property
+    def best_path(self) -> list[int]:
+        """The token ids of the best path, one of each set: the way to read a run as one text.
+
+        It ends in the most probable member of the last set. From there it goes back to the most
+        probable parent each time. So it mixes no branches, unlike the most probable members.
+
+        Raises:
+            SpecError: if the run has another readout than `mixture`.
+        """
+        return [step.tokens[i] for step, i in zip(self.steps, self._best_members(), strict=True)]
+
+    @property
+    def best_text(self) -> str:
+        """The texts of the members of `best_path`, joined."""
+        chosen = zip(self.steps, self._best_members(), strict=True)
+        return "".join(step.texts[i] for step, i in chosen)
+
+    def paths(self, num_paths: int = 10) -> list[SetPath]:
+        """The most probable whole paths through the sets, best first.
+
+        The first one need not be `best_path`, which fixes the last member before it looks back.
+
+        Args:
+            num_paths: How many to return at most.
+
+        Raises:
+            SpecError: if the run has another readout than `mixture`.
+
+        Example:
+            >>> import tempo
+            >>> trace = tempo.generate(tempo.load_model("tiny"), "The cat", threshold=0.05)
+            >>> best, *others = trace.paths(3)
+            >>> len(best.tokens) == len(trace.steps)
+            True
+            >>> best.log_probability >= others[0].log_probability
+            True
+        """
+        if num_paths < 1:
+            raise SpecError(f"num_paths is {num_paths}; expected how many paths to return, from 1")
+        links = self._links()
+        last = member_weights(self.steps[-1].probabilities).numpy()
+        # the probability of all paths together: of each set, what its members have
+        mass = sum(
+            math.log(max(sum(step.probabilities), SMALLEST_PROBABILITY)) for step in self.steps
+        )
+        found = []
+        for log_share, members in most_probable(links, last, num_paths):
+            chosen = list(zip(self.steps, members, strict=True))
+            tokens = [step.tokens[i] for step, i in chosen]
+            text = "".join(step.texts[i] for step, i in chosen)
+            found.append(SetPath(members, tokens, text, log_share + mass, math.exp(log_share)))
+        return found
+
+    def parents(self, step: int) -> list[int]:
+        """For each member of a set, the index of its most probable parent in the set before.
+
+        Args:
+            step: The number of the set, from 1.
+
+        Raises:
+            SpecError: if there is no such set with one before it, or if the run has another
+                readout than `mixture`.
+        """
+        if not 0 < step < len(self.steps):
+            raise SpecError(
+                f"step {step} has no set before it in this run; expected 1 to {len(self.steps) - 1}"
+            )
+        return self._links()[step - 1].argmax(axis=0).tolist()
+
+    def _links(self) -> list[np.ndarray]:
+        """The links of every set but the last."""
+        found = [step.links for step in self.steps[:-1] if step.links is not None]
+        if len(found) < len(self.steps) - 1:
+            raise SpecError(
+                "which member came before which is not known of this run "
+                f"(readout {self.spec.readout!r}); generate it with readout='mixture'"
+            )
+        return found
+
+    def _best_members(self) -> list[int]:
+        return best_members(self._links(), np.array(self.steps[-1].probabilities))
 
     def save(self, folder: str | Path) -> Path:
         """The folder, once the trace is written there, whole or not at all.
