@@ -69,6 +69,7 @@ def generate(
     replay: Sequence[Sequence[int]] | Trace | None = None,
     replay_positions: Sequence[Sequence[int]] | None = None,
     replay_weights: Sequence[Sequence[float]] | None = None,
+    replay_links: Sequence[Sequence[Sequence[float]]] | None = None,
     isolated_layers: tuple[int, int] | None = None,
     isolated_mass: IsolatedMass = "spread",
     capture: Capture | Iterable[Capture] = (),
@@ -121,6 +122,9 @@ def generate(
         replay_weights: With a replay, the weight of each member of each set (1 leaves it as it
             is), instead of what `weighting` gives. Its log is added to that key's attention
             logits.
+        replay_links: With a replay and weighting `posterior` or `best_parent`, the probability
+            that each member came before each member of the next set, [w, w'] for every set but
+            the last, instead of what the members predict. Columns sum to one.
         isolated_layers: The layers (first, end), end excluded, in which siblings are isolated
             whatever `visibility` says.
         isolated_mass: Where a sibling's attention goes in those layers: to all it still sees
@@ -181,6 +185,7 @@ def generate(
         "replay": replay,
         "replay_positions": replay_positions,
         "replay_weights": replay_weights,
+        "replay_links": replay_links,
         "isolated_layers": isolated_layers,
         "isolated_mass": isolated_mass,
         "capture": capture,

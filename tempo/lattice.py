@@ -74,7 +74,12 @@ class Lattice:
         self.log_weights = torch.zeros(1, dtype=torch.float64)
         self.ancestors = torch.zeros(0, 1, dtype=torch.float64) if keeps_ancestors else None
 
-    def extend(self, logits: Tensor, tokens: Sequence[int]) -> Tensor:
+    def extend(
+        self,
+        logits: Tensor,
+        tokens: Sequence[int],
+        links_given: Sequence[Sequence[float]] | None = None,
+    ) -> Tensor:
         """The posterior of each member of the newest set, given each token of the next: [w, w'].
 
         The next set is the newest one from here on.
@@ -82,8 +87,11 @@ class Lattice:
         Args:
             logits: What the members of the newest set predict, [w, V].
             tokens: The token ids of the next set, [w'].
+            links_given: What is returned and used instead, [w, w'].
         """
         links, self.log_weights = link(logits, self.log_weights, tokens)
+        if links_given is not None:
+            links = torch.tensor(links_given, dtype=torch.float64)
         if self.ancestors is not None:
             kernel = best_parents(links) if self.one_path else links
             self.ancestors = torch.cat([self.ancestors @ kernel, kernel])

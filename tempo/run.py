@@ -278,7 +278,8 @@ class Run:
         gone: list[int] = []
         if spec.readout == "mixture":
             before = self.lattice.log_weights.exp().numpy()
-            links = self.lattice.extend(logits, chosen.tokens)
+            given = spec.replay_links[k - 1] if k and spec.replay_links else None
+            links = self.lattice.extend(logits, chosen.tokens, given)
             if k:
                 self.steps[-1]["links"] = links.float().numpy()
             gone = self._prune(before, attention)

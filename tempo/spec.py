@@ -45,6 +45,7 @@ BY_QUERY: tuple[Weighting, ...] = ("posterior", "best_parent")
 # What is taken as a prompt: text, token ids, or what a tokenizer returns (see `plain_prompt`).
 Prompt: TypeAlias = str | Iterable[Any]
 
+LINK_SLACK = 1e-4  # how far from one the columns of links that went through float32 may sum
 LONGEST_REPR = 40  # characters of one value that the repr of a spec shows
 LONGEST_SEEN = 80  # characters of a refused value that a message shows
 
@@ -143,6 +144,11 @@ def _weight_sets(value: Any) -> Any:
     return tuple(tuple(map(float, _items(row))) if _is_row(row) else row for row in value)
 
 
+def _matrices(value: Any) -> Any:
+    """Matrices as nested tuples of float; anything else is left for pydantic to refuse."""
+    return tuple(map(_weight_sets, value)) if isinstance(value, Iterable) else value
+
+
 def _numbers(value: Any) -> Any:
     """Numbers as a tuple of float; anything else is left for pydantic to refuse."""
     if not _is_row(value):
@@ -221,6 +227,9 @@ class RunSpec(Strict):
         replay_weights: With a replay, the weight of each member of each set (1 leaves it as it
             is), instead of what `weighting` gives. Its log is added to that key's attention
             logits.
+        replay_links: With a replay and weighting `posterior` or `best_parent`, the probability
+            that each member came before each member of the next set, [w, w'] for every set but
+            the last, instead of what the members predict. Columns sum to one.
         isolated_layers: The layers (first, end), end excluded, in which siblings are isolated
             whatever `visibility` says.
         isolated_mass: Where a sibling's attention goes in those layers: to all it still sees
@@ -262,6 +271,7 @@ class RunSpec(Strict):
     replay: tuple[tuple[int, ...], ...] | None = None
     replay_positions: tuple[tuple[int, ...], ...] | None = None
     replay_weights: tuple[tuple[float, ...], ...] | None = None
+    replay_links: tuple[tuple[tuple[float, ...], ...], ...] | None = None
     isolated_layers: tuple[int, int] | None = None
     isolated_mass: IsolatedMass = "spread"
     capture: tuple[Capture, ...] = ()
@@ -270,6 +280,7 @@ class RunSpec(Strict):
     _plain_sets = field_validator("replay", mode="before")(_replayed_sets)
     _plain_positions = field_validator("replay_positions", mode="before")(_token_sets)
     _plain_weights = field_validator("replay_weights", mode="before")(_weight_sets)
+    _plain_links = field_validator("replay_links", mode="before")(_matrices)
     _plain_schedule = field_validator("schedule", mode="before")(_numbers)
     _plain_layers = field_validator("isolated_layers", mode="before")(_token_ids)
     _plain_captures = field_validator("capture", mode="before")(_names)
@@ -400,11 +411,38 @@ class RunSpec(Strict):
             raise ValueError(
                 f"{needs} and replay_weights both say what members weigh; give one of them"
             )
+        if self.replay_links is not None:
+            self._check_links(self.replay_links)
         if self.prune_by != "posterior" and self.prune is None:
             raise ValueError(
                 f"prune_by='{self.prune_by}' says how prune decides; give prune as well"
             )
         return self
+
+    def _check_links(self, links: tuple[tuple[tuple[float, ...], ...], ...]) -> None:
+        """ValueError unless these are the links of the replay's sets."""
+        if self.replay is None or self.weighting not in BY_QUERY:
+            raise ValueError(
+                "replay_links says how the sets of a replay are linked, for weighting='posterior' "
+                "or 'best_parent'; give both"
+            )
+        widths = list(map(len, self.replay))
+        for k, width in enumerate(widths[1:]):
+            rows = links[k] if k < len(links) else ()
+            if [len(row) for row in rows] != [width] * widths[k]:
+                raise ValueError(
+                    f"replay_links[{k}] has rows of {[len(row) for row in rows]} numbers; expected "
+                    f"{widths[k]} rows of {width}, a row for each member of set {k} and a number "
+                    f"for each of set {k + 1}"
+                )
+            sums = [math.fsum(column) for column in zip(*rows, strict=True)]
+            numbers = [number for row in rows for number in row]
+            off = max(abs(total - 1.0) for total in sums)
+            if not (min(numbers) >= 0.0 and off <= LINK_SLACK):
+                raise ValueError(
+                    f"replay_links[{k}] holds a negative number, or columns that sum to {sums}; "
+                    "expected probabilities that sum to one over the members of the earlier set"
+                )
 
     @property
     def goes_by_sets(self) -> bool:
