@@ -22,6 +22,7 @@ from tempo.errors import TempoError
 from tempo.spec import (
     VISIBILITIES,
     Positions,
+    PruneBy,
     Readout,
     RunSpec,
     Visibility,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 # Characters of a prompt that are shown. Of a longer one its end is, which the sets continue.
 LONGEST_PROMPT = 600
+NUM_PATHS = 5  # of the most probable paths in the JSON record
 REPLAYED = (
     "All modes replay the same sets, chosen by isolated mode or given. Cells: the most probable "
     "next token, and KL (nats) and TV of the mode's distribution against isolated's."
@@ -75,7 +77,29 @@ Prompt = Annotated[
     str | None, typer.Argument(metavar="PROMPT", help="Text to continue; may come from --config.")
 ]
 Threshold = Annotated[
-    float, typer.Option(help="Append every token with at least this probability, in (0, 1].")
+    float,
+    typer.Option(help="Append every token with at least this probability; 0: all that may join."),
+]
+Schedule = Annotated[
+    str | None,
+    typer.Option(metavar="P,P,...", help="Thresholds by step instead; the last one goes on."),
+]
+TopK = Annotated[int | None, typer.Option(help="Only the k most probable tokens may join.")]
+TopP = Annotated[
+    float | None, typer.Option(help="Only the top tokens that together reach this may join.")
+]
+MinP = Annotated[
+    float | None, typer.Option(help="Only tokens with this share of the top probability may join.")
+]
+Sample = Annotated[
+    int | None, typer.Option(help="Draw so many of the tokens that may join, each once.")
+]
+Seed = Annotated[int, typer.Option(help="Of the draws.")]
+Prune = Annotated[
+    float | None, typer.Option(help="Drop earlier members whose posterior is below this.")
+]
+HowPruned = Annotated[
+    PruneBy, typer.Option(help="Prune by the posterior, or by the attention a member gets.")
 ]
 MaxSteps = Annotated[int, typer.Option(help="Generate at most this many sets.")]
 WhichSiblings = Annotated[
@@ -130,11 +154,19 @@ def generate(
     context: typer.Context,
     prompt: Prompt = None,
     threshold: Threshold = DEFAULT["threshold"],
+    schedule: Schedule = DEFAULT["schedule"],
+    top_k: TopK = DEFAULT["top_k"],
+    top_p: TopP = DEFAULT["top_p"],
+    min_p: MinP = DEFAULT["min_p"],
+    sample: Sample = DEFAULT["sample"],
+    seed: Seed = DEFAULT["seed"],
     max_steps: MaxSteps = DEFAULT["max_steps"],
     visibility: WhichSiblings = DEFAULT["visibility"],
     positions: WhichPositions = DEFAULT["positions"],
     readout: HowRead = DEFAULT["readout"],
     weighting: HowWeighted = DEFAULT["weighting"],
+    prune: Prune = DEFAULT["prune"],
+    prune_by: HowPruned = DEFAULT["prune_by"],
     max_width: MaxWidth = DEFAULT["max_width"],
     stop_at_eos: StopAtEos = DEFAULT["stop_at_eos"],
     model: ModelName = "smollm2-135m",
@@ -144,7 +176,11 @@ def generate(
     save: Save = None,
     as_json: Json = False,
 ) -> None:
-    """Print the sets that TEMPO generates, each token with its probability."""
+    """Print the sets that TEMPO generates, and the best path through them.
+
+    Each token stands with its probability. Under the sets is the best path, and for each member of
+    a set after a wide one its most probable parent.
+    """
     from rich.text import Text
 
     from tempo.reporting import terminal
@@ -162,7 +198,8 @@ def generate(
     console = _console()
     sets = [terminal.members(step.texts, step.probabilities) for step in trace.steps]
     lines = terminal.wrap([terminal.words(shown), *sets], console.width)
-    _show(console, *lines, Text(), terminal.legend(), terminal.summary(trace))
+    found = terminal.paths(trace) if trace.spec.readout == "mixture" else []
+    _show(console, *lines, Text(), *found, terminal.legend(), terminal.summary(trace))
 
 
 @app.command()
@@ -170,10 +207,18 @@ def compare(
     context: typer.Context,
     prompt: Prompt = None,
     threshold: Threshold = DEFAULT["threshold"],
+    schedule: Schedule = DEFAULT["schedule"],
+    top_k: TopK = DEFAULT["top_k"],
+    top_p: TopP = DEFAULT["top_p"],
+    min_p: MinP = DEFAULT["min_p"],
+    sample: Sample = DEFAULT["sample"],
+    seed: Seed = DEFAULT["seed"],
     max_steps: MaxSteps = DEFAULT["max_steps"],
     positions: WhichPositions = DEFAULT["positions"],
     readout: HowRead = DEFAULT["readout"],
     weighting: HowWeighted = DEFAULT["weighting"],
+    prune: Prune = DEFAULT["prune"],
+    prune_by: HowPruned = DEFAULT["prune_by"],
     max_width: MaxWidth = DEFAULT["max_width"],
     stop_at_eos: StopAtEos = DEFAULT["stop_at_eos"],
     model: ModelName = "smollm2-135m",
@@ -413,12 +458,22 @@ def _spec(context: typer.Context, config: Path | None) -> RunSpec:
     for name in context.params.keys() & DEFAULT.keys():
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            settings[name] = context.params[name]
+            value = context.params[name]
+            settings[name] = _thresholds(value) if name == "schedule" else value
     if "prompt" not in settings:
         raise typer.BadParameter(
             "give a text to continue, or a --config file that holds one", param_hint="PROMPT"
         )
     return RunSpec(**settings)
+
+
+def _thresholds(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not a list of numbers, such as 0.3,0.2,0.1", param_hint="--schedule"
+        ) from None
 
 
 def _run(lm: tempo.LanguageModel, specs: Sequence[RunSpec]) -> list[tempo.Trace]:
@@ -435,13 +490,21 @@ def _run(lm: tempo.LanguageModel, specs: Sequence[RunSpec]) -> list[tempo.Trace]
 
 def _record(trace: tempo.Trace) -> dict[str, Any]:
     """A trace without its arrays, as JSON holds it."""
-    names = ("tokens", "texts", "probabilities", "position", "slots", "ended")
+    names = ("tokens", "texts", "probabilities", "position", "slots", "ended", "dropped")
+    steps = [{name: getattr(step, name) for name in names} for step in trace.steps]
+    found: dict[str, Any] = {"best_path": None, "best_text": None, "paths": None}
+    if trace.spec.readout == "mixture":
+        paths = [path._asdict() for path in trace.paths(NUM_PATHS)]
+        found = {"best_path": trace.best_path, "best_text": trace.best_text, "paths": paths}
+        for k in range(1, len(steps)):
+            steps[k]["parents"] = trace.parents(k)
     return {
         "model": trace.provenance["model"],
         "spec": trace.spec.model_dump(mode="json"),
         "prompt_tokens": trace.prompt_tokens,
-        "steps": [{name: getattr(step, name) for name in names} for step in trace.steps],
+        "steps": steps,
         "text": trace.text,
+        **found,
         "widths": trace.widths,
         "stop_reason": trace.stop_reason,
         "seconds": trace.seconds,

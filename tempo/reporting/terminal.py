@@ -105,6 +105,25 @@ def members(texts: Sequence[str], probabilities: Sequence[float]) -> list[Text]:
     return [Text.assemble(("[", weight), pieces[0]), *pieces[1:]]
 
 
+def paths(trace: Trace) -> list[Text]:
+    """The best path as text, and who came most probably before each member of a set.
+
+    Sets after a single token are left out: there is no doubt about their parent.
+    """
+    lines = [Text.assemble(("best path ", "dim"), escaped(trace.best_text))]
+    for k in range(1, len(trace.steps)):
+        before, step = trace.steps[k - 1], trace.steps[k]
+        if before.links is None or len(before.tokens) == 1:
+            continue
+        found = []
+        for i, parent in enumerate(trace.parents(k)):
+            share = short(float(before.links[parent, i]))
+            pair = f"{escaped(before.texts[parent])} →{escaped(step.texts[i])}"
+            found.append(Text.assemble(pair, (f" {share}", "dim")))
+        lines.append(Text.assemble((f"  parents in step {k}: ", "dim"), Text("; ").join(found)))
+    return [*lines, Text()]
+
+
 def words(text: str) -> list[Text]:
     return [Text(word) for word in re.findall(r" *[^ ]+| +", text)]
 
