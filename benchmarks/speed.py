@@ -51,6 +51,10 @@ PEERS_AT_LEAST = {"generate": 6.0, "nnsight": 6.0, "TransformerLens": 12.0, "sin
 SIBLINGS_AT_MOST = {torch.float32: 1.5, torch.bfloat16: 1.25}
 # What capture may cost, over a run without, in float32.
 CAPTURE_AT_MOST = {"attention": 1.15, "siblings": 1.03}
+# What weighting by posterior may cost, over no weighting, in float32.
+WEIGHTING_AT_MOST = {"posterior": 1.05}
+# Members of each set of the runs that are weighted.
+WEIGHTED_WIDTH = 4
 TARGET = Path("reports/published")
 
 
@@ -269,6 +273,25 @@ def capture(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
     return rows
 
 
+def weighting(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
+    """Free runs with members weighted by query, over the same number of members unweighted."""
+    prompts = [text_of(lm, size.context, run) for run in range(size.runs)]
+    common = {"threshold": 0.0, "top_k": WEIGHTED_WIDTH, "stop_at_eos": False}
+    works = {}
+    for name in ("none", *WEIGHTING_AT_MOST):
+        settings = {**common, "weighting": name, "max_steps": size.steps}
+        specs = [RunSpec(prompt=tuple(prompt), **settings) for prompt in prompts]
+        works[name] = partial(clock, tempo.generate_batch, lm, specs)
+    times = alternate(works, size.rounds)
+    bounds = in_float32(WEIGHTING_AT_MOST, lm)
+    rows = []
+    for name in WEIGHTING_AT_MOST:
+        what = f"{size.runs} runs of sets of {WEIGHTED_WIDTH}, weighting {name} over none"
+        ratio = Ratio(f"weighting {name}", what, name, "none", at_most=bounds.get(name))
+        rows.append(ratio.row(times))
+    return rows
+
+
 def same_bits(lm: LanguageModel, plain: Sequence[RunSpec], full: Sequence[RunSpec]) -> bool:
     """Whether runs with capture choose from the same distributions as runs without, to the bit."""
     runs = tempo.generate_batch(lm, plain)
@@ -284,7 +307,8 @@ def same_bits(lm: LanguageModel, plain: Sequence[RunSpec], full: Sequence[RunSpe
 def ratios_of(lm: LanguageModel, size: Size, *, every: bool) -> dict[str, Any]:
     """All ratios of one model."""
     began = time.perf_counter()
-    rows = sweep(lm, size, every=every) + single(lm, size) + steps(lm, size) + capture(lm, size)
+    rows = sweep(lm, size, every=every) + single(lm, size) + steps(lm, size)
+    rows += capture(lm, size) + weighting(lm, size)
     return lm.provenance() | {"rows": rows, "took": round(time.perf_counter() - began)}
 
 
