@@ -127,7 +127,7 @@ def free_runs(prompt: Prompt) -> Steps[Case]:
     return Case(
         widths=widths,
         tv=tv,
-        kept=min(truth.kept[-1] for truth in (*truths, exact)),
+        kept=min(truth.kept for truth in (*truths, exact)),
         same_set=same,
         dropped={name: sum(len(s.dropped) for s in traces[name].steps) for name in PRUNED},
         nll={name: text.nll for name, text in texts.items()},
