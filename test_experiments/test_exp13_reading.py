@@ -3,7 +3,10 @@
 A reader takes the most probable member of each set (the naive path), or looks for the best path
 through the sets. Either is ordinary text, so the plain model says how probable it is. The naive
 path is no search, and is compared with greedy decoding; the best path with a beam search of equal
-width. Facts stated before the prompt are asked for after the sets: do these hide what was said?
+width. Most probable members of neighbouring sets may belong to different branches, whoever reads
+them. So a perfect reader stands beside: it chooses its sets from the exact mixture of all paths
+(`exact`), and is read in the same two ways. Facts stated before the prompt are asked for after the
+sets: do these hide what was said?
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import torch
 from scipy.stats import binomtest
 
 from fixtures.floors import rounding
+from fixtures.lattices import by_threshold, exact_runs
 from fixtures.margins import CONFIRMATORY, LOST, NLL
 from fixtures.raw import keep_log, lattice, spread, spreads_of, survival
 from fixtures.truth import forced, read_spec
@@ -33,7 +37,9 @@ MODES: dict[str, dict[str, Any]] = {
     "isolated": {"visibility": "isolated"},
     "visible": {"visibility": "visible"},
     "weighted": {"visibility": "isolated", "weighting": "probability"},
+    "posterior": {"visibility": "isolated", "weighting": "posterior"},
 }
+NAMES_OF = {"exact": "perfect reader"}
 DOSES = (0.05, 0.2)  # thresholds of isolated runs beside the config's: half of it and twice it
 RUNS = {**MODES, **{str(dose): {"threshold": dose} for dose in DOSES}}
 LONE = 0.51  # at most one token has more than half of the probability
@@ -82,6 +88,9 @@ def free_runs(prompt: Prompt) -> Steps[Case]:
         if prompt.store and name == "isolated":
             keep_log(prompt.store, trace)
     lone: Trace = yield run(prompt, stop_at_eos=False, threshold=LONE)
+    choose = by_threshold(prompt.config.threshold)
+    (exact,) = exact_runs(prompt.lm, lone.prompt_tokens, [choose], prompt.config.max_steps)
+    sets["exact"] = exact.sets
     searches, isolated = _searches(sets), sets["isolated"]
     found = search(prompt.lm, lone.prompt_tokens, [*searches.values()], prompt.config.max_steps)
     beams = dict(zip(searches, found, strict=True))
@@ -119,7 +128,7 @@ def _searches(sets: Mapping[str, Sets]) -> dict[str, Search]:
     return {
         "greedy": Search(),
         "beam": Search(NUM_BEAMS),
-        **{f"{name} best": Search(NUM_BEAMS, sets[name]) for name in MODES},
+        **{f"{name} best": Search(NUM_BEAMS, sets[name]) for name in (*MODES, "exact")},
         **{f"{name} naive": Search(1, path) for name, path in naive.items()},
         "last members": Search(1, [members[-1:] for members in sets["isolated"]]),
         "reversed best": Search(NUM_BEAMS, sets["isolated"][::-1]),
@@ -183,6 +192,7 @@ def test_lone_threshold_is_greedy(case: Case, threshold: str = "lone") -> bool |
 
 
 planned = partial(Planned, source="a first look at forty prompts, used for this planning only")
+perfect = partial(Planned, source="a review's 47 other prompts: isolated +0.20 [-0.11, 0.54]")
 
 
 @study.claim(less_than=NLL, planned=planned(1.0, 1.5), control="last members", family=CONFIRMATORY)
@@ -193,6 +203,30 @@ def test_reads_as_well_as_greedy(case: Case, path: str = "isolated naive") -> fl
     Control: the least probable member of each set.
     """
     return case.extra(path)
+
+
+@study.claim(less_than=NLL, planned=perfect(0.2, 1.2), control="last members")
+def test_reads_as_well_as_a_perfect_reader(
+    case: Case, path: str = "isolated naive"
+) -> float | None:
+    """The most probable members of isolated sets read as well as those of a perfect reader's sets.
+
+    Nats a token of that path minus those of the most probable members of the exact run's sets.
+    Control: the least probable member of each set.
+    """
+    return case.extra(path, "exact naive")
+
+
+@study.claim(less_than=NLL, planned=perfect(0.0, 0.8), control="last members")
+def test_posterior_reads_as_well_as_a_perfect_reader(
+    case: Case, path: str = "posterior naive"
+) -> float | None:
+    """With posterior weighting, the most probable members read as well as a perfect reader's.
+
+    Nats a token of that path minus those of the most probable members of the exact run's sets.
+    Control: the least probable member of each set of isolated mode.
+    """
+    return case.extra(path, "exact naive")
 
 
 @study.claim(less_than=NLL, planned=planned(1.0, 1.2), control="last members")
@@ -240,6 +274,16 @@ def test_weighted_fact_still_found(case: Case, arm: str = "weighted") -> float |
     """Facts stated before wide sets are still found if siblings are weighted by probability.
 
     Share of facts found after greedy text minus share found after weighted siblings.
+    Control: the facts not stated at all.
+    """
+    return case.lost(arm)
+
+
+@study.claim(less_than=LOST, planned=planned(0.0, 0.15), control="absent")
+def test_posterior_fact_still_found(case: Case, arm: str = "posterior") -> float | None:
+    """Facts stated before wide sets are still found if siblings are weighted by posterior.
+
+    Share of facts found after greedy text minus share found after posterior-weighted siblings.
     Control: the facts not stated at all.
     """
     return case.lost(arm)
@@ -297,8 +341,8 @@ def pictures(store: Store, cases: Sequence[Case]) -> Iterator[Picture]:
 
 def _nll_by_path(cases: Sequence[Case]) -> Picture:
     texts = {"greedy": "greedy text", "beam": f"beam search of width {NUM_BEAMS}"}
-    for kind, mode in product(("naive", "best"), MODES):
-        texts[f"{mode} {kind}"] = f"{mode}, {kind} path"
+    for kind, mode in product(("naive", "best"), (*MODES, "exact")):
+        texts[f"{mode} {kind}"] = f"{NAMES_OF.get(mode, mode)}, {kind} path"
     texts |= {"last members": "isolated, last members", "reversed best": "reversed, best path"}
     rows = spreads_of([case.nll for case in cases], texts)
     whole = [case.nll for case in cases if not case.ended]

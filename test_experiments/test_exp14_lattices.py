@@ -249,6 +249,16 @@ def test_own_posterior_is_as_good_as_the_exact_one(case: Case, arm: str = "poste
     return case.distance(arm) - case.distance("exact")
 
 
+@study.claim(less_than=SLOPE, planned=planned(0.05, 0.05), control="planted")
+def test_plain_error_does_not_grow_with_depth(case: Case, arm: str = "none") -> float:
+    """The distance of siblings as they are to the truth does not grow with each set.
+
+    Slope of TV(truth, none) on depth, per set (least squares), mean over both widths.
+    Control: the slope with posterior weighting, and a tenth of the truth lost at each depth.
+    """
+    return case.slope("posterior") + PLANTED if arm == "planted" else case.slope(arm)
+
+
 @study.claim(less_than=SLOPE, planned=planned(0.01, 0.03), control="planted")
 def test_error_does_not_grow_with_depth(case: Case, arm: str = "posterior") -> float:
     """With posterior weighting, the distance to the truth does not grow with each set.
@@ -256,8 +266,7 @@ def test_error_does_not_grow_with_depth(case: Case, arm: str = "posterior") -> f
     Slope of TV(truth, posterior) on depth, per set (least squares), mean over both widths.
     Control: the same with a tenth of the truth lost at each depth.
     """
-    planted = PLANTED if arm == "planted" else 0.0
-    return case.slope("posterior") + planted
+    return case.slope("posterior") + PLANTED if arm == "planted" else case.slope(arm)
 
 
 @study.pictures

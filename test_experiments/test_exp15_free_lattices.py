@@ -15,9 +15,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
-from fixtures.lattices import Choose, ExactRun, exact_runs, given
+from fixtures.lattices import Choose, ExactRun, by_threshold, exact_runs, given
 from fixtures.margins import ANY_GAIN, BFLOAT16_TV, NLL
 from fixtures.raw import grouped_means, keep_log, lattice, spread, spreads_of
 from fixtures.rows import minus
@@ -27,7 +26,6 @@ from tempo.harness import Margin, Planned, Prompt, Steps, Store, Study, average
 from tempo.metrics import total_variation
 from tempo.reporting.figures import Picture, lines_by, number
 from tempo.reporting.figures.intervals import intervals
-from tempo.selection import select
 from test_experiments.reading import Beam, Search, search
 
 # From so many wide sets on, a member has several paths behind it, and one weight a key is not
@@ -107,7 +105,7 @@ def free_runs(prompt: Prompt) -> Steps[Case]:
     traces: dict[str, Trace] = dict(zip(RUNS, found, strict=True))
     traces["rolled"] = yield forced(_rolled(traces["posterior"]))
     choosers: list[Choose] = [given(trace.sets) for trace in traces.values()]
-    choosers.append(_by_threshold(prompt.config.threshold))
+    choosers.append(by_threshold(prompt.config.threshold))
     prefix, steps = traces["none"].prompt_tokens, prompt.config.max_steps
     *truths, exact = exact_runs(prompt.lm, prefix, choosers, steps)
     tv, same = {}, {}
@@ -142,10 +140,6 @@ def _rolled(trace: Trace) -> RunSpec:
         assert step.links is not None
         links.append(np.roll(step.links, 1, axis=0))
     return trace.spec.but(replay=trace, replay_links=links)
-
-
-def _by_threshold(threshold: float) -> Choose:
-    return lambda exact, step: select(torch.from_numpy(exact), threshold=threshold).tokens
 
 
 def _distances(trace: Trace, truth: ExactRun) -> list[float]:
@@ -251,6 +245,50 @@ def test_posterior_chooses_as_the_truth(case: Case, arm: str = "posterior") -> f
     Control: the posterior run's sets one step late.
     """
     return minus(case.same_set[arm], case.same_set["none"])
+
+
+@study.claim(
+    less_than=NLL,
+    planned=Planned(-0.06, 0.3, "eight prompts of the suite"),
+    control="last",
+)
+def test_perfect_best_path_reads_as_well_as_greedy(case: Case, path: str = "exact") -> float | None:
+    """The best path of a perfect reader reads as well as greedy text: the ruler can be met.
+
+    Nats a token of the most probable path of the exact run minus those of greedy text.
+    Control: the least probable member of each set of the posterior run.
+    """
+    return case.extra(path)
+
+
+@study.claim(
+    less_than=NLL,
+    planned=Planned(0.39, 0.6, "a prototype on 47 other prompts"),
+    control="last",
+)
+def test_plain_best_path_reads_as_well_as_greedy(case: Case, path: str = "none") -> float | None:
+    """The best path of siblings as they are reads as well as greedy text.
+
+    Nats a token of that path minus those of greedy text, under the plain model.
+    Control: the least probable member of each set of the posterior run.
+    """
+    return case.extra(path)
+
+
+@study.claim(
+    less_than=NLL,
+    planned=Planned(0.0, 0.4, "a prototype on 47 other prompts"),
+    control="last",
+)
+def test_best_path_reads_as_well_as_the_perfect_readers(
+    case: Case, path: str = "posterior"
+) -> float | None:
+    """The best path of a posterior run reads as well as the best path of a perfect reader.
+
+    Nats a token of that path minus those of the most probable path of the exact run.
+    Control: the least probable member of each set.
+    """
+    return case.extra(path, "exact")
 
 
 @study.claim(
