@@ -151,10 +151,7 @@ def _matrices(value: Any) -> Any:
 
 def _numbers(value: Any) -> Any:
     """Numbers as a tuple of float; anything else is left for pydantic to refuse."""
-    if not _is_row(value):
-        return value
-    items = _items(value)
-    return tuple(float(item) if isinstance(item, int) else item for item in items)
+    return tuple(_items(value)) if _is_row(value) else value
 
 
 def _names(value: Any) -> Any:
