@@ -20,7 +20,6 @@ from tempo.spec import (
     POSITIONS,
     READOUTS,
     VISIBILITIES,
-    WEIGHTINGS,
     RunSpec,
     load_yaml,
 )
