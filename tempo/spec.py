@@ -424,6 +424,11 @@ class RunSpec(Strict):
                 "or 'best_parent'; give both"
             )
         widths = list(map(len, self.replay))
+        if len(links) > len(widths) - 1:
+            raise ValueError(
+                f"replay_links holds {len(links)} matrices; expected {len(widths) - 1}, one for "
+                "every set but the last"
+            )
         for k, width in enumerate(widths[1:]):
             rows = links[k] if k < len(links) else ()
             if [len(row) for row in rows] != [width] * widths[k]:

@@ -46,6 +46,7 @@ VALID = {
     "replay": ((1, 2), (3,)),
     "replay_positions": ((5, 5), (6,)),
     "replay_weights": ((0.5, 1.0), (2.0,)),
+    "replay_links": None,
     "isolated_layers": (0, 2),
     "isolated_mass": "self",
     "capture": ("logits",),
@@ -71,18 +72,22 @@ CHANGED = {
     "replay": ((1, 2), (4,)),
     "replay_positions": ((5, 6), (6,)),
     "replay_weights": ((0.5, 1.0), (3.0,)),
+    "replay_links": (((0.25,), (0.75,)),),
     "isolated_layers": (1, 2),
     "isolated_mass": "spread",
     "capture": ("kv",),
 }
 
-# Only a mixture can be pruned, so the readout is changed where nothing is.
-NOT_PRUNED = {"prune": None, "prune_by": "posterior"}
+# Some settings exclude others. These are changed of another valid spec.
+BESIDE = {
+    "readout": {"prune": None, "prune_by": "posterior"},
+    "replay_links": {"weighting": "posterior", "replay_weights": None},
+}
 
 
 def valid(key):
     """Valid settings of which `key` can be changed alone."""
-    return VALID | (NOT_PRUNED if key == "readout" else {})
+    return VALID | BESIDE.get(key, {})
 
 
 TOKEN_IDS = st.lists(st.integers(0, 2**40), min_size=1, max_size=4).map(tuple)
@@ -121,6 +126,7 @@ ALL_BUT_PAIRS = st.fixed_dictionaries(
         "replay": st.none() | TOKEN_SETS.map(tuple),
         "replay_positions": st.none(),
         "replay_weights": st.none(),
+        "replay_links": st.none(),
         "isolated_layers": st.none() | st.integers(0, 9).map(lambda first: (first, first + 2)),
         "isolated_mass": st.just("spread"),
         "capture": st.lists(st.sampled_from(CAPTURES), max_size=4).map(tuple),
@@ -470,8 +476,8 @@ def test_every_setting_changes_the_key_and_capture_only_the_key_with_capture(key
 
 def test_the_key_does_not_depend_on_the_process():
     # a fixed value: a stored trace must be found again by another process and on another day
-    assert RunSpec(prompt="a").key() == "f656a7fad0f02ea3"
-    assert RunSpec(prompt="a").key(with_capture=False) == "2a127cf0ad4b5f55"
+    assert RunSpec(prompt="a").key() == "b626e0bcfdd147b7"
+    assert RunSpec(prompt="a").key(with_capture=False) == "0685ddf51cb35a4c"
     assert RunSpec(prompt="a", threshold=1).key() == RunSpec(prompt="a", threshold=1.0).key()
     assert RunSpec(prompt="12").key() != RunSpec(prompt=[12]).key()
 
@@ -588,6 +594,42 @@ def test_posteriors_and_given_weights_are_refused_together(weighting):
     assert f"weighting='{weighting}' and replay_weights both say what members weigh" in said
     assert RunSpec(prompt="a", weighting="count", **given_weights)
     assert RunSpec(prompt="a", weighting=weighting, replay=[[1, 2]])
+
+
+LINKS = (((0.25, 1.0), (0.75, 0.0)), ((1.0,), (0.0,)))
+LINKED = {"replay": [[1, 2], [3, 4], [5]], "weighting": "posterior"}
+
+
+@pytest.mark.parametrize(
+    ("links", "expected"),
+    [
+        (LINKS[:1], r"replay_links\[1\] has rows of \[\] numbers; expected 2 rows of 1"),
+        ((*LINKS, ((1.0,),)), "replay_links holds 3 matrices; expected 2"),
+        ((((0.25,), (0.75,)), LINKS[1]), r"replay_links\[0\] has rows of \[1, 1\] numbers"),
+        ((((1.0, 1.0),), LINKS[1]), "expected 2 rows of 2, a row for each member of set 0"),
+        ((((0.5, 1.0), (0.75, 0.0)), LINKS[1]), r"columns that sum to \[1.25, 1.0\]"),
+        ((((1.5, 1.0), (-0.5, 0.0)), LINKS[1]), "a negative number"),
+        ((((math.nan, 1.0), (0.5, 0.0)), LINKS[1]), "columns that sum to"),
+        ("much", "replay_links"),
+        ([0.5], "replay_links"),
+    ],
+)
+def test_links_that_do_not_fit_the_sets_are_refused(links, expected):
+    with pytest.raises(SpecError, match=expected):
+        RunSpec(prompt="a", **LINKED, replay_links=links)
+    spec = RunSpec(prompt="a", **LINKED, replay_links=[np.array(each) for each in LINKS])
+    assert spec.replay_links == LINKS
+    assert RunSpec.from_yaml(spec.to_yaml()) == spec
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [{"weighting": "none"}, {"weighting": "count"}, {"replay": None}],
+    ids=str,
+)
+def test_links_are_refused_where_they_say_nothing(missing):
+    with pytest.raises(SpecError, match="replay_links says how the sets of a replay are linked"):
+        RunSpec(**{"prompt": "a", "replay_links": LINKS, **LINKED, **missing})
 
 
 def test_how_to_prune_is_refused_without_a_bound():
