@@ -114,24 +114,30 @@ def best_parents(links: Tensor) -> Tensor:
     return kernel.scatter_(0, parents[None], 1.0)
 
 
-def dropped(shares: np.ndarray, least: float) -> list[int]:
-    """The members of a set whose share is below `least`; the most probable one always stays.
+def dropped(shares: np.ndarray, seen: np.ndarray, least: float) -> list[int]:
+    """The members of a set that are dropped now: those still seen whose share is below `least`.
+
+    The most probable of those still seen stays, so that no set vanishes.
 
     Args:
         shares: Of the members, in any unit, [w].
-        least: The smallest share that stays, once they are rescaled to sum to one.
+        seen: Which members have not been dropped before, bool [w].
+        least: The smallest share that stays, once all are rescaled to sum to one.
 
     Example:
-        >>> dropped(np.array([0.6, 0.3, 0.1]), 0.2)
+        >>> everyone = np.array([True, True, True])
+        >>> dropped(np.array([0.6, 0.3, 0.1]), everyone, 0.2)
         [2]
-        >>> dropped(np.array([0.5, 0.5]), 0.9)
-        [1]
-        >>> dropped(np.array([0.0, 0.0]), 0.9)  # nothing is known of them
+        >>> dropped(np.array([0.4, 0.3, 0.3]), everyone, 0.9)
+        [1, 2]
+        >>> dropped(np.array([0.6, 0.3, 0.1]), np.array([False, True, True]), 0.9)
+        [2]
+        >>> dropped(np.array([0.0, 0.0, 0.0]), everyone, 0.9)  # nothing is known of them
         []
     """
     total = shares.sum()
     if not total > 0:
         return []
-    low = shares / total < least
-    low[shares.argmax()] = False
+    low = seen & (shares / total < least)
+    low[np.where(seen, shares, -1.0).argmax()] = False
     return np.flatnonzero(low).tolist()

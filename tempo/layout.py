@@ -106,7 +106,7 @@ class Layout:
         """The logarithm of each member's weight, [w]."""
         if self.replay_weights is not None:
             return [math.log(weight) for weight in self.replay_weights[step]]
-        if self.weighting == "none" or len(probabilities) == 1:
+        if self.weighting not in ("count", "probability") or len(probabilities) == 1:
             return [0.0] * len(probabilities)
         weights = member_weights(probabilities)
         if self.weighting == "count":

@@ -205,7 +205,7 @@ def generate(
             if k:
                 steps[-1]["links"] = np.array(links, dtype=np.float32)
             _add_ancestors(slots, links, before, read, spec)
-            gone = _improbable(slots, output.attention, before, read, spec) - dropped.keys()
+            gone = _improbable(slots, output.attention, before, read, spec, dropped)
             dropped |= dict.fromkeys(sorted(gone), k)
         steps.append(
             {
@@ -312,8 +312,9 @@ def _improbable(
     before: Sequence[int],
     read: Sequence[int],
     spec: RunSpec,
+    dropped: Mapping[int, int],
 ) -> set[int]:
-    """The slots of earlier sets that `prune` drops, whether they are dropped already or not."""
+    """The slots of earlier sets that `prune` drops now."""
     if spec.prune is None:
         return set()
     shares: dict[int, float] = {}
@@ -333,8 +334,10 @@ def _improbable(
     for older, share in shares.items():
         of_set = [slot for slot in shares if slots[slot].step == slots[older].step]
         total = sum(shares[slot] for slot in of_set)
-        best = max(of_set, key=lambda slot: (shares[slot], -slot))
-        if total > 0 and older != best and share / total < spec.prune:
+        if older in dropped or not total > 0 or share / total >= spec.prune:
+            continue
+        seen = [slot for slot in of_set if slot not in dropped]
+        if older != max(seen, key=lambda slot: (shares[slot], -slot)):
             found.add(older)
     return found
 

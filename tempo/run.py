@@ -323,8 +323,9 @@ class Run:
         gone: list[int] = []
         for slots in sets:
             of_set = shares[slots.start - first : slots.stop - first]
-            gone += [slots[i] for i in dropped(of_set, self.spec.prune)]
-        return [slot for slot in gone if slot not in self.layout.dropped]
+            seen = np.array([slot not in self.layout.dropped for slot in slots])
+            gone += [slots[i] for i in dropped(of_set, seen, self.spec.prune)]
+        return gone
 
     def _append(self, chosen: Selection, gone: Sequence[int]) -> None:
         """Give the chosen set its slots, from where the slots `gone` are not seen any more.

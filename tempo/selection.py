@@ -124,7 +124,7 @@ def select(
         >>> select(distribution, top_k=3, top_p=0.7).tokens  # 0.5 is less, 0.75 is enough
         [1, 3]
         >>> select(distribution, sample=2, seed=1).tokens
-        [1, 3]
+        [1, 0]
         >>> select(distribution, threshold=0.2, eos=frozenset({3}))
         Selection(tokens=[1], probabilities=[0.5], ended=[3], stops=False)
     """

@@ -151,10 +151,7 @@ def _matrices(value: Any) -> Any:
 
 def _numbers(value: Any) -> Any:
     """Numbers as a tuple of float; anything else is left for pydantic to refuse."""
-    if not _is_row(value):
-        return value
-    items = _items(value)
-    return tuple(float(item) if isinstance(item, int) else item for item in items)
+    return tuple(_items(value)) if _is_row(value) else value
 
 
 def _names(value: Any) -> Any:
@@ -427,6 +424,11 @@ class RunSpec(Strict):
                 "or 'best_parent'; give both"
             )
         widths = list(map(len, self.replay))
+        if len(links) > len(widths) - 1:
+            raise ValueError(
+                f"replay_links holds {len(links)} matrices; expected {len(widths) - 1}, one for "
+                "every set but the last"
+            )
         for k, width in enumerate(widths[1:]):
             rows = links[k] if k < len(links) else ()
             if [len(row) for row in rows] != [width] * widths[k]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tempo
 from tempo import LanguageModel, Trace
+from tempo.spec import BY_QUERY
 from tests.checks import (
     EVERYTHING,
     LOGITS,
@@ -91,11 +92,9 @@ def a_replay_in_detail_equals_the_oracle(lm: LanguageModel, case: Case) -> None:
     last = (lm.num_layers - 1, lm.num_layers)
     spread = {"visibility": "visible", "isolated_layers": (0, 1)}
     kept = {"visibility": "visible", "isolated_layers": last, "isolated_mass": "self"}
-    for changes in (
-        {"replay_positions": positions, "replay_weights": weights},
-        spread,
-        kept | {"replay_weights": weights},
-    ):
+    # weights that are given cannot be combined with those that posteriors give
+    given = {} if case.weighting in BY_QUERY else {"replay_weights": weights}
+    for changes in ({"replay_positions": positions} | given, spread, kept | given):
         run = forced(lm, case, **changes)
         oracle = tempo.reference.generate(lm, **run.spec.model_dump())
         for k, (step, other) in enumerate(zip(run.steps, oracle.steps, strict=True)):
@@ -127,6 +126,7 @@ def company_changes_nothing_but_rounding(lm: LanguageModel, case: Case) -> None:
     """
     common = {"prompt": case.prompt, "capture": EVERYTHING, **case.settings}
     replayed = common | {"replay": case.sets}
+    of_mixture = {"readout": "mixture", "replay": case.sets}
     free = common | {"threshold": THRESHOLD, "max_steps": STEPS}
     of_one_token = {"prompt": case.prompt[:1], "visibility": "visible", "weighting": "count"}
     of_twice_as_many = {"prompt": case.prompt[::-1] * 2, "visibility": "causal"}
@@ -141,6 +141,10 @@ def company_changes_nothing_but_rounding(lm: LanguageModel, case: Case) -> None:
         replayed | {"visibility": "visible"},
         free | {"visibility": "isolated"},
         free | {"visibility": "visible"},
+        # these part from each other only by what each member's own path weighs
+        common | of_mixture | {"weighting": "none"},
+        common | of_mixture | {"weighting": "posterior"},
+        common | of_mixture | {"weighting": "best_parent", "prune": 0.3},
     ]
     specs = [tempo.RunSpec(**each) for each in settings]
     alone = [tempo.generate_batch(lm, [spec])[0] for spec in specs]

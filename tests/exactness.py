@@ -8,19 +8,38 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 
 from tempo import LanguageModel
-from tempo.spec import POSITIONS, READOUTS, VISIBILITIES, WEIGHTINGS
+from tempo.spec import BY_QUERY, POSITIONS, READOUTS, VISIBILITIES, WEIGHTINGS
 from tests import agreements, identities
 from tests.checks import Case
 from tests.tiny_models import TWINS, VOCAB, gpt_oss, llama, mistral
 
 # The last ids share one embedding. They are left to the checks that need copies of a token.
 TOKENS = st.integers(0, VOCAB - len(TWINS) - 1)
-SETTINGS = {
-    "visibility": VISIBILITIES,
-    "positions": POSITIONS,
-    "readout": READOUTS,
-    "weighting": WEIGHTINGS,
-}
+# Weightings by query take the mixture apart, and no other readout is one.
+PAIRS = [
+    {"readout": readout, "weighting": weighting}
+    for readout in READOUTS
+    for weighting in WEIGHTINGS
+    if readout == "mixture" or weighting not in BY_QUERY
+]
+
+
+@st.composite
+def settings_of_runs(draw: st.DrawFn) -> dict[str, str]:
+    """Any visibility, positions and weighting, and any readout that the weighting allows."""
+    weighting = draw(st.sampled_from(WEIGHTINGS))
+    pairs = [pair for pair in PAIRS if pair["weighting"] == weighting]
+    visibility, positions = draw(st.sampled_from(VISIBILITIES)), draw(st.sampled_from(POSITIONS))
+    return {"visibility": visibility, "positions": positions} | draw(st.sampled_from(pairs))
+
+
+# Every one of them.
+SETTINGS = [
+    {"visibility": visibility, "positions": positions} | pair
+    for visibility in VISIBILITIES
+    for positions in POSITIONS
+    for pair in PAIRS
+]
 
 
 class Check(NamedTuple):
@@ -99,7 +118,7 @@ def cases(draw: st.DrawFn) -> Case:
     prompt = tuple(draw(st.lists(TOKENS, min_size=2, max_size=6)))
     before = (members(1, 1),) * draw(st.integers(0, 1))
     after = tuple(members(1, 3) for _ in range(draw(st.integers(1, 2))))
-    chosen = {name: draw(st.sampled_from(values)) for name, values in SETTINGS.items()}
+    chosen = draw(settings_of_runs())
     return Case(prompt, (*before, members(2, 4), *after), pick=draw(st.integers(0, 22)), **chosen)
 
 

@@ -301,8 +301,8 @@ def threshold_halved(patch: pytest.MonkeyPatch) -> None:
     """Tokens join a set from half the threshold on."""
     original = one_run.select
 
-    def select(distribution: Any, threshold: float, *rest: Any) -> Any:
-        return original(distribution, threshold / 2, *rest)
+    def select(distribution: Any, *, threshold: float, **rules: Any) -> Any:
+        return original(distribution, threshold=threshold / 2, **rules)
 
     patch.setattr(one_run, "select", select)
 

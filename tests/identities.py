@@ -33,6 +33,7 @@ from tests.checks import (
     logits,
     near,
     plain,
+    replayed64,
     same,
 )
 from tests.llama64 import softmax
@@ -270,12 +271,14 @@ def forbidden_weights_are_exactly_zero(
 ) -> None:
     """Weights are 0.0 between siblings that may not see each other, elsewhere above 0.
 
-    Every row sums to one.
+    Forbidden are also members that are on no best path to the query, under `best_parent`. Every
+    row sums to one.
     """
     for visibility in VISIBILITIES:
         run = forced(lm, case, visibility=visibility)
-        slots = tempo64.lattice(case.prompt, case.sets)
-        may = tempo64.allowed(slots, read_as or visibility)
+        slots, bias = replayed64(lm, case, visibility=visibility)[::3]
+        # a member that came before another one with probability 0 is masked as well
+        may = tempo64.allowed(slots, read_as or visibility) & (bias > -np.inf)
         for k in range(len(case.sets)):
             weights = attention(run, k)
             queries = may[slots.slots(k, len(case.prompt))]

@@ -1,5 +1,7 @@
 """TEMPO by brute force on `Llama64`: masks, positions, bias and read-out, from their definitions.
 
+What came before what is found by enumerating all paths through the sets, one member of each.
+
 Shapes: P prompt tokens, N slots, w set width, V vocabulary.
 """
 
@@ -67,6 +69,7 @@ class Replayed(NamedTuple):
     slots: Lattice
     distributions: list[np.ndarray]  # [V] each; the last one is what follows the last set
     out: Pass
+    bias: np.ndarray  # [N, N], what is added to the attention logits of allowed pairs
 
 
 def replay(
@@ -83,25 +86,88 @@ def replay(
     """One full pass a step, because the bias of a set needs the distribution it came from."""
     distributions: list[np.ndarray] = []
     key_bias, weights = [0.0] * len(prompt), np.ones(1)
+    predicted: list[np.ndarray] = []
     for k in range(len(sets) + 1):
         slots = lattice(prompt, sets[:k], positions)
         query_set, key_set = np.array(slots.sets)[:, None], np.array(slots.sets)
         # a set's own queries are biased only where all siblings see each other
         biased = (key_set < query_set) | (visibility == "visible")
         bias = np.where(biased, key_bias, 0.0)
+        if weighting in ("posterior", "best_parent"):
+            bias = _bias_by_query(slots, len(prompt), sets[:k], predicted, weighting)
         out = model(slots.tokens, slots.positions, allowed(slots, visibility, window), bias)
         members = out.logits[slots.slots(k - 1, len(prompt))]
+        predicted.append(softmax(members))
         distributions.append(read_out(members, weights, readout))
         if k < len(sets):
             weights = distributions[k][list(sets[k])]
             weights = weights / weights.sum()
             key_bias += _bias(weights, weighting)
-    return Replayed(slots, distributions, out)
+    return Replayed(slots, distributions, out, bias)
+
+
+def all_paths(predicted: Sequence[np.ndarray], sets: Sequence[Sequence[int]]) -> np.ndarray:
+    """The probability of every path through the sets, [w_0, w_1, ...]: one axis for each set.
+
+    It is the product of what the members of the path predict of the next one.
+
+    predicted: what the last prompt token gives, [1, V], then each member of each set, [w, V].
+    """
+    paths = np.ones(1)  # of the last prompt token alone
+    for probabilities, members in zip(predicted, sets, strict=False):
+        paths = paths[..., None] * probabilities[:, list(members)]
+    return paths[0]
+
+
+def came_before(paths: np.ndarray, j: int, k: int) -> np.ndarray:
+    """Which member of set j is on a path to each member of set k: shares [w_j, w_k], j < k.
+
+    Paths are summed over all other sets.
+    """
+    others = tuple(axis for axis in range(paths.ndim) if axis not in (j, k))
+    together = paths.sum(axis=others)
+    return together / together.sum(axis=0)
+
+
+def _bias_by_query(
+    slots: Lattice,
+    num_prompt: int,
+    sets: Sequence[Sequence[int]],
+    predicted: Sequence[np.ndarray],
+    weighting: str,
+) -> np.ndarray:
+    """The log of how probably each key came before each query, [N, N]; 0 where none is asked."""
+    shares = np.ones((len(slots.tokens),) * 2)
+    for k in range(1, len(sets)):
+        # paths that go on after set k say nothing of what its members knew
+        paths = all_paths(predicted, sets[: k + 1])
+        of_set = slots.slots(k, num_prompt)
+        for j in range(k):
+            found = came_before(paths, j, k)
+            if weighting == "best_parent":
+                found = _of_best_parents(predicted, sets[: k + 1], j)
+            shares[np.ix_(of_set, slots.slots(j, num_prompt))] = found.T
+    with np.errstate(divide="ignore"):
+        return np.log(shares)
+
+
+def _of_best_parents(
+    predicted: Sequence[np.ndarray], sets: Sequence[Sequence[int]], j: int
+) -> np.ndarray:
+    """1 for the member of set j to which the best parents of each member of the last set lead."""
+    found = np.zeros((len(sets[j]), len(sets[-1])))
+    for u in range(len(sets[-1])):
+        member = u
+        for k in range(len(sets) - 1, j, -1):
+            paths = all_paths(predicted, sets[: k + 1])
+            member = int(came_before(paths, k - 1, k)[:, member].argmax())
+        found[member, u] = 1.0
+    return found
 
 
 def _bias(weights: np.ndarray, weighting: str) -> list[float]:
     """-log n or +log w_i on each key of a set wider than one."""
-    if len(weights) == 1 or weighting == "none":
+    if len(weights) == 1 or weighting not in ("count", "probability"):
         return [0.0] * len(weights)
     return [-np.log(len(weights))] * len(weights) if weighting == "count" else list(np.log(weights))
 

@@ -30,6 +30,8 @@ def nbytes(trace):
     The cache holds keys and values in the model's float32.
     """
     held = {"distribution": sum(step.distribution.nbytes for step in trace.steps)}
+    links = [step.links for step in trace.steps[:-1]]
+    held["links"] = sum(array.nbytes for array in links if array is not None)
     for name in ("attention", "siblings", "logits"):
         arrays = [array for step in trace.steps if (array := getattr(step, name)) is not None]
         held |= {name: sum(array.nbytes for array in arrays)} if arrays else {}
@@ -46,6 +48,8 @@ def nbytes(trace):
         {"threshold": 0.02, "max_steps": 3, "visibility": "visible", "weighting": "count"},
         {"threshold": 0.02, "max_steps": 2, "max_width": 2, "positions": "sequential"},
         {"threshold": 1.0, "max_steps": 1},
+        {"threshold": 0.02, "max_steps": 3, "weighting": "posterior", "prune": 0.2},
+        {"threshold": 0.02, "max_steps": 3, "readout": "mean_logits"},
         {"replay": [[65, 66, 67], [68], [69, 70]], "visibility": "causal"},
         {"replay": [[65]]},
     ],
@@ -57,11 +61,13 @@ def test_bytes_are_those_of_the_arrays_of_the_trace_exactly_and_by_name(tiny, sp
     sizes = trace_bytes(tiny, trace.spec, len(trace.prompt_tokens), trace.widths)
     held = nbytes(trace)
     assert {name: size for name, size in sizes.items() if name in held} == held
-    assert set(sizes) == {"distribution", "cache", *names}
+    assert set(sizes) == {"distribution", "links", "cache", *names}
+    assert (sizes["links"] == 0) == (trace.spec.readout != "mixture" or len(trace.steps) == 1)
     assert trace.peak_bytes == sum(sizes.values())
     one_wider = [*trace.widths[:-1], trace.widths[-1] + 1]
     wider = trace_bytes(tiny, trace.spec, 7, one_wider)
-    assert all(size > sizes[name] for name, size in wider.items() if name != "distribution")
+    grows = set(sizes) - {"distribution"} - ({"links"} if not sizes["links"] else set())
+    assert all((wider[name] > size) == (name in grows) for name, size in sizes.items())
 
 
 def test_the_cache_counts_every_slot_whether_or_not_keys_are_kept(tiny):
@@ -110,6 +116,7 @@ def test_bytes_are_the_sums_over_steps(widths, num_prompt):
         "logits": sum(width * 50 * 4 for width in widths),
         "kv": 3 * slots[-1] * (2 * 3 * 8 - 3) * 4,  # one layer's values are 3 shorter
         "distribution": len(widths) * 50 * 4,
+        "links": sum(a * b * 4 for a, b in itertools.pairwise(widths)),
         "cache": 3 * slots[-1] * (2 * 2 * 8 - 3) * 4,
     }
     assert sizes["attention"] < sum(2 * 6 * width * (slots[-1] + 1) * 4 for width in widths)
@@ -126,9 +133,9 @@ def test_no_distribution_has_a_wider_set_than_the_bound(counts, threshold, membe
         distribution = torch.softmax(torch.tensor(weights, dtype=torch.float32).log(), dim=-1)
         for level in (threshold, 1 / members, max(1e-3, float(distribution.max()))):
             spec = RunSpec(prompt="a", threshold=level)
-            width = len(select(distribution, level, None).tokens)
+            width = len(select(distribution, threshold=level).tokens)
             assert 1 <= width <= widest_set(spec, len(weights))
-            capped = len(select(distribution, level, 3).tokens)
+            capped = len(select(distribution, threshold=level, max_width=3).tokens)
             assert capped <= widest_set(spec.but(max_width=3), len(weights)) <= 3
 
 
@@ -165,7 +172,7 @@ def test_siblings_are_the_last_columns_of_attention_whether_that_is_kept_or_not(
 def test_the_bound_is_reached_so_a_smaller_one_would_be_wrong(members):
     distribution = torch.softmax(torch.zeros(members), dim=-1)
     threshold = float(distribution[0])
-    width = len(select(distribution, threshold, None).tokens)
+    width = len(select(distribution, threshold=threshold).tokens)
     assert width == members == widest_set(RunSpec(prompt="a", threshold=threshold), 10**6)
 
 
@@ -176,6 +183,43 @@ def test_the_bound_is_capped_by_the_vocabulary_and_the_width_asked_for():
     assert widest_set(spec.but(max_width=7), 30) == 7
     assert widest_set(spec.but(max_width=500), 10**6) == 100
     assert widest_set(spec.but(threshold=1.0), 10**6) == 1
+
+
+def test_the_bound_is_capped_by_every_rule_that_bounds_a_set():
+    free = RunSpec(prompt="a", threshold=0, top_p=0.5)
+    assert widest_set(free, 30) == 30  # many tokens of one probability may be needed
+    assert widest_set(free.but(min_p=0.5), 30) == 30
+    assert widest_set(free.but(top_k=7), 30) == 7
+    assert widest_set(free.but(sample=6, top_k=7), 30) == 6
+    assert widest_set(free.but(max_width=5, sample=6, top_k=7), 30) == 5
+    assert widest_set(free.but(threshold=0.25), 30) == 4
+    # the lowest threshold of a schedule counts, and the other one does not
+    assert widest_set(free.but(threshold=0.5, schedule=[0.25, 0.125]), 30) == 8
+    assert widest_set(free.but(threshold=0.125, schedule=[0.5]), 30) == 2
+
+
+RULES = st.fixed_dictionaries(
+    {
+        "threshold": st.sampled_from([0.0, 0.05, 0.2]),
+        "schedule": st.none() | st.lists(st.sampled_from([0.04, 0.3]), min_size=1, max_size=2),
+        "top_k": st.none() | st.integers(1, 30),
+        "top_p": st.none() | st.floats(0.1, 1.0),
+        "min_p": st.none() | st.floats(0.01, 1.0),
+        "sample": st.none() | st.integers(1, 30),
+        "max_width": st.none() | st.integers(1, 30),
+    }
+).filter(lambda rules: any(rules.values()))
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=40).filter(any), RULES)
+@settings(max_examples=200, deadline=None)
+def test_no_rules_choose_a_wider_set_than_the_bound(counts, rules):
+    spec = RunSpec(prompt="a", **rules)
+    for weights in (counts, [1] * len(counts)):
+        distribution = torch.softmax(torch.tensor(weights, dtype=torch.float32).log(), dim=-1)
+        for step in range(3):
+            width = len(select(distribution, **spec.rules(step, [1])).tokens)
+            assert 1 <= width <= widest_set(spec, len(weights))
 
 
 def test_rounding_that_lets_one_more_token_in_is_provided_for():

@@ -16,7 +16,15 @@ from typer.main import get_command
 
 import tempo
 from tempo.harness import StudyConfig, plugin
-from tempo.spec import CAPTURES, POSITIONS, READOUTS, VISIBILITIES, WEIGHTINGS, IsolatedMass
+from tempo.spec import (
+    CAPTURES,
+    POSITIONS,
+    READOUTS,
+    VISIBILITIES,
+    WEIGHTINGS,
+    IsolatedMass,
+    PruneBy,
+)
 from tests.documents import blocks_of, missing_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -199,7 +207,8 @@ def test_every_option_and_key_is_explained():
 
 def test_every_setting_of_a_run_is_explained():
     page = text("docs/semantics.md")
-    choices = (VISIBILITIES, POSITIONS, READOUTS, WEIGHTINGS, CAPTURES, get_args(IsolatedMass))
+    choices = (VISIBILITIES, POSITIONS, READOUTS, WEIGHTINGS, CAPTURES)
+    choices = (*choices, get_args(IsolatedMass), get_args(PruneBy))
     names = [name for name in tempo.RunSpec.model_fields if name != "prompt"]
     names += [choice for each in choices for choice in each]
     assert [name for name in names if not re.search(rf'[`"]{name}\b', page)] == []

@@ -36,7 +36,15 @@ PUBLIC = (
     tempo.LanguageModel,
 )
 # Of these, more types are taken than a spec holds.
-WIDER = ("prompt", "replay", "replay_positions", "replay_weights", "capture")
+WIDER = (
+    "prompt",
+    "schedule",
+    "replay",
+    "replay_positions",
+    "replay_weights",
+    "replay_links",
+    "capture",
+)
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Example")
 # These modules are run by pytest or by a shell, and have nothing public.
 MODULES = sorted(
@@ -142,27 +150,47 @@ def test_every_setting_that_is_given_arrives(generate, tiny) -> None:
     given = {
         "prompt": (65, 66),
         "threshold": 0.2,
+        "schedule": (0.3, 0.2),
+        "top_k": 5,
+        "top_p": 0.9,
+        "min_p": 0.05,
+        "sample": 2,
+        "seed": 3,
         "max_steps": 2,
         "visibility": "causal",
         "positions": "sequential",
         "readout": "last",
         "weighting": "count",
+        "prune": None,
+        "prune_by": "posterior",
         "max_width": 3,
         "stop_at_eos": False,
         "replay": ((1, 2), (3,)),
         "replay_positions": ((5, 5), (6,)),
         "replay_weights": ((0.5, 1.0), (2.0,)),
+        "replay_links": None,
         "isolated_layers": (0, 2),
         "isolated_mass": "self",
         "capture": ("logits",),
     }
     assert list(given) == list(RunSpec.model_fields)
     defaults = {name: field.default for name, field in RunSpec.model_fields.items()}
-    assert not {name for name in given if given[name] == defaults[name]}
-    run = generate(tiny, **given)
-    assert run.spec == RunSpec(**given)
-    again = generate(tiny, given["prompt"], **run.spec.model_dump(exclude={"prompt"}))
-    assert again.spec == run.spec
+    # some settings exclude others, so two runs are needed to give everything
+    other = given | {
+        "readout": "mixture",
+        "weighting": "posterior",
+        "prune": 0.3,
+        "prune_by": "attention",
+        "replay_weights": None,
+        "replay_links": (((0.25,), (0.75,)),),
+    }
+    for name, default in defaults.items():
+        assert (given[name], other[name]) != (default, default)
+    for settings in (given, other):
+        run = generate(tiny, **settings)
+        assert run.spec == RunSpec(**settings)
+        again = generate(tiny, settings["prompt"], **run.spec.model_dump(exclude={"prompt"}))
+        assert again.spec == run.spec
 
 
 @pytest.mark.parametrize("generate", GENERATES, ids=["engine", "oracle"])

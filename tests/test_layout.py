@@ -8,10 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from tempo.layout import Layout, allowed
-from tempo.spec import POSITIONS, VISIBILITIES, WEIGHTINGS
+from tempo.spec import BY_QUERY, POSITIONS, VISIBILITIES, WEIGHTINGS
 
+# Of these the number that is added depends on the key alone.
+BY_KEY = [weighting for weighting in WEIGHTINGS if weighting not in BY_QUERY]
 WIDTHS = st.lists(st.integers(1, 5), min_size=1, max_size=6)
 PROMPTS = st.integers(1, 6)
 
@@ -176,7 +179,7 @@ def test_bias_is_the_logarithm_of_each_share_for_later_queries_and_for_visible_s
     probabilities = [
         data.draw(st.lists(st.floats(0.01, 1.0), min_size=w, max_size=w)) for w in widths
     ]
-    for visibility, weighting in itertools.product(VISIBILITIES, WEIGHTINGS):
+    for visibility, weighting in itertools.product(VISIBILITIES, BY_KEY):
         chosen = {"weighting": weighting, "probabilities": probabilities}
         layout = final(num_prompt, widths, visibility, **chosen)
         bias = layout.bias()
@@ -206,7 +209,30 @@ def test_prompt_and_sets_of_one_carry_no_bias(weighting):
     for layout in grow(3, [1, 1], "visible", weighting=weighting, probabilities=[[0.3], [0.0]]):
         assert (layout.bias() == 0).all()
     wide = final(3, [2], "visible", weighting=weighting)
-    assert (wide.bias() == 0).all() == (weighting == "none")
+    assert (wide.bias() == 0).all() == (weighting not in ("count", "probability"))
+
+
+@given(PROMPTS, WIDTHS, st.data())
+@settings(max_examples=40, deadline=None)
+def test_weights_by_query_are_added_to_earlier_sets_and_nowhere_else(num_prompt, widths, data):
+    visibility, weighting = (
+        data.draw(st.sampled_from(VISIBILITIES)),
+        data.draw(st.sampled_from(BY_QUERY)),
+    )
+    layout = final(num_prompt, widths, visibility, weighting=weighting)
+    shape = (1 + sum(widths[:-1]), widths[-1])  # from the last prompt token on
+    shares = data.draw(hnp.arrays(np.float64, shape, elements=st.floats(0.0, 1.0)))
+    layout.ancestors = torch.tensor(shares)
+    bias = layout.bias()
+    assert bias.dtype == torch.float64
+    expected = np.zeros((widths[-1], layout.num_slots))
+    for query, slot in itertools.product(range(widths[-1]), range(shape[0])):
+        share = shares[slot, query]
+        expected[query, num_prompt - 1 + slot] = math.log(share) if share > 0 else -math.inf
+    assert np.allclose(bias.numpy(), expected, rtol=1e-12, atol=0.0)
+    # in the layers that isolate siblings it is the same, since nothing is added within a set
+    assert torch.equal(layout.bias("isolated"), bias)
+    assert layout.slot_bias == [0.0] * layout.num_slots
 
 
 def test_a_set_weighs_like_one_token():

@@ -1,11 +1,15 @@
 """tempo.selection: logits to a distribution, and a distribution to a set, compared with NumPy."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import chisquare
 
 from tempo.selection import SMALLEST_PROBABILITY, member_weights, read_out, select
 from tempo.spec import READOUTS
@@ -41,30 +45,44 @@ def numpy_read_out(logits, probabilities, readout):
     }[readout]
 
 
-def by_definition(distribution, threshold, max_width=None):
-    """The set of docs/semantics.md, without a sort of torch's."""
+def by_definition(distribution, threshold=0.0, max_width=None, top_k=None, top_p=None, min_p=None):
+    """The set of docs/semantics.md, without a sort of torch's: each rule by itself, then all."""
     values = distribution.tolist()
     ranked = sorted(range(len(values)), key=lambda token: (-values[token], token))
-    reach = [token for token in ranked if values[token] >= np.float32(threshold)]
-    return (reach or ranked[:1])[:max_width]
+    admitted = [token for token in ranked if values[token] > 0]
+    admitted = [token for token in admitted if values[token] >= np.float32(threshold)]
+    if min_p is not None:
+        least = np.float32(min_p * values[ranked[0]])
+        admitted = [token for token in admitted if values[token] >= least]
+    if top_k is not None:
+        admitted = [token for token in admitted if token in ranked[:top_k]]
+    if top_p is not None:
+        nucleus, mass = [], 0.0
+        for token in ranked:
+            if mass >= top_p:
+                break
+            nucleus.append(token)
+            mass += values[token]
+        admitted = [token for token in admitted if token in nucleus]
+    return (admitted or ranked[:1])[:max_width]
 
 
 def test_a_probability_at_the_threshold_is_in_and_one_below_is_not():
     at = torch.tensor([0.5, 0.25, 0.25])
     below = torch.tensor([0.5, 0.25, float(np.nextafter(np.float32(0.25), np.float32(0)))])
-    assert select(at, 0.25, None).tokens == [0, 1, 2]
-    assert select(below, 0.25, None).tokens == [0, 1]
+    assert select(at, threshold=0.25).tokens == [0, 1, 2]
+    assert select(below, threshold=0.25).tokens == [0, 1]
 
 
 def test_a_threshold_that_float32_cannot_hold_still_includes_its_own_rounding():
     assert float(np.float32(0.7)) < 0.7
-    assert select(torch.tensor([0.3, 0.7]), 0.7, None).tokens == [1]
-    assert select(torch.tensor([0.3, 0.7]), 0.3, None).tokens == [1, 0]
-    assert select(torch.tensor([0.3, 0.7]), 0.30001, None).tokens == [1]
+    assert select(torch.tensor([0.3, 0.7]), threshold=0.7).tokens == [1]
+    assert select(torch.tensor([0.3, 0.7]), threshold=0.3).tokens == [1, 0]
+    assert select(torch.tensor([0.3, 0.7]), threshold=0.30001).tokens == [1]
 
 
 def test_members_come_by_falling_probability_and_ties_by_lower_id():
-    chosen = select(DISTRIBUTION, 0.1, None)
+    chosen = select(DISTRIBUTION, threshold=0.1)
     assert chosen.tokens == [1, 3, 4, 2]
     assert chosen.probabilities == DISTRIBUTION[[1, 3, 4, 2]].tolist()
     assert chosen.tokens != sorted(chosen.tokens)
@@ -73,59 +91,226 @@ def test_members_come_by_falling_probability_and_ties_by_lower_id():
 
 def test_many_ties_come_by_lower_id():
     uniform = torch.full((5000,), 1 / 5000)
-    assert select(uniform, 1e-4, None).tokens == list(range(5000))
-    assert select(uniform, 1e-4, 3).tokens == [0, 1, 2]
+    assert select(uniform, threshold=1e-4).tokens == list(range(5000))
+    assert select(uniform, threshold=1e-4, max_width=3).tokens == [0, 1, 2]
     uniform[4000] *= 2
-    assert select(uniform, 1e-4, 3).tokens == [4000, 0, 1]
+    assert select(uniform, threshold=1e-4, max_width=3).tokens == [4000, 0, 1]
 
 
 def test_without_any_above_the_threshold_the_argmax_alone_is_chosen():
-    assert select(DISTRIBUTION, 0.31, None) == ([1], DISTRIBUTION[[1]].tolist(), [], False)
-    assert select(DISTRIBUTION.flip(0), 0.31, None).tokens == [2]  # the lower of ids 2 and 4
-    assert select(DISTRIBUTION, 0.30, None).tokens == [1, 3]
+    assert select(DISTRIBUTION, threshold=0.31) == ([1], DISTRIBUTION[[1]].tolist(), [], False)
+    assert select(DISTRIBUTION.flip(0), threshold=0.31).tokens == [2]  # the lower of ids 2 and 4
+    assert select(DISTRIBUTION, threshold=0.30).tokens == [1, 3]
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5, None])
 def test_max_width_keeps_the_most_probable(width):
     tokens = [1, 3, 4, 2][:width]
-    chosen = select(DISTRIBUTION, 0.1, width)
+    chosen = select(DISTRIBUTION, threshold=0.1, max_width=width)
     assert chosen.tokens == tokens
     assert chosen.probabilities == DISTRIBUTION[tokens].tolist()
-    assert select(DISTRIBUTION, 0.9, width).tokens == [1]
+    assert select(DISTRIBUTION, threshold=0.9, max_width=width).tokens == [1]
 
 
 @given(PROBABILITIES, THRESHOLDS, st.none() | st.integers(1, 5))
 @settings(max_examples=200, deadline=None)
 def test_the_set_is_the_definition_for_any_distribution(distribution, threshold, width):
-    chosen = select(torch.tensor(distribution), threshold, width)
+    chosen = select(torch.tensor(distribution), threshold=threshold, max_width=width)
     assert chosen.tokens == by_definition(distribution, threshold, width)
     assert chosen.probabilities == distribution[chosen.tokens].tolist()
     if len(chosen.tokens) > 1:
         assert chosen.tokens != by_definition(distribution, threshold, len(chosen.tokens) - 1)
 
 
+# Probabilities that float32 holds, and whose sums are exact: ties of a rule are ties.
+DYADIC = hnp.arrays(np.int64, st.integers(1, 12), elements=st.integers(0, 8)).filter(any)
+RULES = st.fixed_dictionaries(
+    {
+        "threshold": st.sampled_from([0.0, 0.0, 0.0625, 0.125, 0.5]),
+        "top_k": st.none() | st.integers(1, 13),
+        "top_p": st.none() | st.sampled_from([0.125, 0.25, 0.5, 0.75, 0.9, 1.0]),
+        "min_p": st.none() | st.sampled_from([0.125, 0.25, 0.5, 1.0]),
+        "max_width": st.none() | st.integers(1, 5),
+    }
+)
+
+
+def shares(counts):
+    """Probabilities in sixty-fourths, or less where they would sum to more than one."""
+    return (np.array(counts) / max(64, 2 ** math.ceil(math.log2(sum(counts))))).astype(np.float32)
+
+
+@given(DYADIC, RULES)
+@settings(max_examples=400, deadline=None)
+def test_the_set_is_what_every_rule_lets_in(counts, rules):
+    distribution = shares(counts)
+    chosen = select(torch.tensor(distribution), **rules)
+    expected = by_definition(distribution, **rules)
+    assert chosen.tokens == expected
+    assert chosen.probabilities == distribution[expected].tolist()
+
+
+@given(DYADIC, RULES)
+@settings(max_examples=200, deadline=None)
+def test_rules_together_let_in_what_all_let_in_alone(counts, rules):
+    distribution = torch.tensor(shares(counts))
+    together = select(distribution, **rules).tokens
+    everything = select(distribution).tokens
+    of_each = [
+        set(select(distribution, **{name: value}).tokens)
+        for name, value in rules.items()
+        if value is not None
+    ]
+    admitted = set(everything).intersection(*of_each)
+    assert together == [token for token in everything if token in admitted]
+
+
+@pytest.mark.parametrize(
+    ("rules", "tokens"),
+    [
+        ({}, [1, 3, 4, 2, 0, 5]),
+        ({"top_k": 1}, [1]),  # two are as probable, and the lower id counts
+        ({"top_k": 3}, [1, 3, 4]),
+        ({"top_k": 99}, [1, 3, 4, 2, 0, 5]),
+        ({"top_p": 0.3}, [1]),
+        ({"top_p": 0.31}, [1, 3]),
+        ({"top_p": 0.75}, [1, 3, 4]),
+        ({"top_p": 1.0}, [1, 3, 4, 2, 0, 5]),
+        ({"min_p": 1.0}, [1, 3]),
+        ({"min_p": 0.6}, [1, 3, 4]),
+        ({"min_p": 0.6, "top_p": 0.31}, [1, 3]),
+        ({"threshold": 0.15, "top_k": 4}, [1, 3, 4]),
+        ({"threshold": 0.9, "top_k": 4, "top_p": 1.0}, [1]),
+    ],
+    ids=str,
+)
+def test_each_rule_by_hand(rules, tokens):
+    assert select(DISTRIBUTION, **rules).tokens == tokens
+
+
+def test_tokens_without_probability_never_join():
+    distribution = torch.tensor([0.0, 0.5, 0.0, 0.5])
+    for rules in ({}, {"top_k": 3}, {"top_p": 1.0}, {"sample": 4}, {"max_width": 4}):
+        assert select(distribution, **rules).tokens == [1, 3]
+    assert select(torch.tensor([0.25] * 4), top_k=3).tokens == [0, 1, 2]
+
+
+def inclusion(weights, num_drawn):
+    """How probably each token is among `num_drawn` drawn one after another without replacement."""
+    found = dict.fromkeys(weights, 0.0)
+    for drawn in itertools.permutations(weights, num_drawn):
+        probability, left = 1.0, sum(weights.values())
+        for token in drawn:
+            probability *= weights[token] / left
+            left -= weights[token]
+        for token in drawn:
+            found[token] += probability
+    return found
+
+
+# How many draws of the check by chi-square, and how improbable a value it may take.
+DRAWS, RARE = 4000, 1e-4
+
+
+def pairs_drawn(draw):
+    """How often each pair of the four most probable tokens is drawn, and how often it should be."""
+    weights = {token: float(DISTRIBUTION[token]) for token in (1, 3, 4, 2)}
+    counts = dict.fromkeys(itertools.combinations(weights, 2), 0)
+    for seed in range(DRAWS):
+        counts[tuple(draw(seed))] += 1
+    total = sum(weights.values())
+    expected = []
+    for one, other in counts:
+        p, q = weights[one] / total, weights[other] / total
+        expected.append(DRAWS * (p * q / (1 - p) + q * p / (1 - q)))
+    return list(counts.values()), expected
+
+
+def test_draws_without_replacement_have_the_right_frequencies():
+    found, expected = pairs_drawn(
+        lambda seed: select(DISTRIBUTION, threshold=0.1, sample=2, seed=seed).tokens
+    )
+    assert chisquare(found, expected).pvalue > RARE
+
+    def two_of_all_alike(seed):
+        return sorted(np.random.default_rng(seed).permutation(4)[:2])
+
+    order = np.array([1, 3, 4, 2])
+    found, _ = pairs_drawn(lambda seed: order[two_of_all_alike(seed)].tolist())
+    assert chisquare(found, expected).pvalue < RARE
+
+
+def test_each_token_is_drawn_as_often_as_it_should_be():
+    weights = {token: float(DISTRIBUTION[token]) for token in range(6)}
+    for num_drawn in (1, 2, 3):
+        counts = np.zeros(6)
+        for seed in range(DRAWS):
+            counts[select(DISTRIBUTION, sample=num_drawn, seed=seed).tokens] += 1
+        expected = np.array(list(inclusion(weights, num_drawn).values()))
+        assert abs(expected.sum() - num_drawn) < 1e-6  # of DISTRIBUTION, which is float32
+        error = np.sqrt(expected * (1 - expected) / DRAWS)
+        assert (np.abs(counts / DRAWS - expected) < 4.5 * error).all()
+
+
+def test_a_draw_keeps_the_order_of_members_and_is_the_same_for_a_seed():
+    for seed in range(50):
+        chosen = select(DISTRIBUTION, sample=3, seed=seed)
+        ranked = [token for token in (1, 3, 4, 2, 0, 5) if token in chosen.tokens]
+        assert chosen.tokens == ranked
+        assert chosen == select(DISTRIBUTION, sample=3, seed=seed)
+    drawn = {tuple(select(DISTRIBUTION, sample=3, seed=seed).tokens) for seed in range(50)}
+    assert len(drawn) > 5
+
+
+def test_a_draw_does_not_depend_on_candidates_that_lose():
+    """Another rule that takes away what was not drawn changes nothing."""
+    narrowed = 0
+    for seed in range(200):
+        few = select(DISTRIBUTION, threshold=0.1, sample=2, seed=seed).tokens
+        many = select(DISTRIBUTION, sample=2, seed=seed).tokens
+        if set(many) <= {1, 3, 4, 2}:
+            assert many == few
+        narrowed += many != few
+    assert narrowed
+
+
+def test_a_draw_of_as_many_as_may_join_is_no_draw():
+    for seed in range(20):
+        assert select(DISTRIBUTION, threshold=0.1, sample=4, seed=seed).tokens == [1, 3, 4, 2]
+        assert select(DISTRIBUTION, threshold=0.1, sample=9, seed=seed).tokens == [1, 3, 4, 2]
+        assert select(DISTRIBUTION, threshold=0.9, sample=9, seed=seed).tokens == [1]
+    widths = {len(select(DISTRIBUTION, sample=4, max_width=2, seed=s).tokens) for s in range(20)}
+    assert widths == {2}
+
+
+def test_more_draws_keep_the_members_of_fewer():
+    for seed in range(50):
+        sets = [set(select(DISTRIBUTION, sample=n, seed=seed).tokens) for n in range(1, 7)]
+        assert all(one < other for one, other in itertools.pairwise(sets))
+
+
 def test_a_leading_end_of_sequence_stays_and_stops_the_run():
     leading = frozenset({1})
     for threshold, tokens in ((0.1, [1, 3, 4, 2]), (0.31, [1])):
-        chosen = select(DISTRIBUTION, threshold, None, leading)
+        chosen = select(DISTRIBUTION, threshold=threshold, eos=leading)
         assert chosen == (tokens, DISTRIBUTION[tokens].tolist(), [], True)
-    assert not select(DISTRIBUTION, 0.1, None).stops
+    assert not select(DISTRIBUTION, threshold=0.1).stops
 
 
 def test_an_end_of_sequence_tied_for_the_lead_stops_only_with_the_lower_id():
-    assert select(DISTRIBUTION, 0.1, None, frozenset({1})).stops
-    assert not select(DISTRIBUTION, 0.1, None, frozenset({3})).stops
+    assert select(DISTRIBUTION, threshold=0.1, eos=frozenset({1})).stops
+    assert not select(DISTRIBUTION, threshold=0.1, eos=frozenset({3})).stops
 
 
 def test_an_end_of_sequence_that_does_not_lead_is_left_out_and_named():
-    chosen = select(DISTRIBUTION, 0.1, None, frozenset({4}))
+    chosen = select(DISTRIBUTION, threshold=0.1, eos=frozenset({4}))
     assert chosen == ([1, 3, 2], DISTRIBUTION[[1, 3, 2]].tolist(), [4], False)
-    assert select(DISTRIBUTION, 0.1, None).tokens == [1, 3, 4, 2]
+    assert select(DISTRIBUTION, threshold=0.1).tokens == [1, 3, 4, 2]
 
 
 def test_an_end_of_sequence_below_the_threshold_is_not_named():
-    assert select(DISTRIBUTION, 0.25, None, frozenset({4})).ended == []
-    assert select(DISTRIBUTION, 0.20, None, frozenset({4})).ended == [4]
+    assert select(DISTRIBUTION, threshold=0.25, eos=frozenset({4})).ended == []
+    assert select(DISTRIBUTION, threshold=0.20, eos=frozenset({4})).ended == [4]
 
 
 @pytest.mark.parametrize(
@@ -139,10 +324,10 @@ def test_an_end_of_sequence_below_the_threshold_is_not_named():
     ],
 )
 def test_several_end_of_sequence_tokens_are_each_judged(eos, tokens, ended, stops):
-    chosen = select(DISTRIBUTION, 0.1, None, frozenset(eos))
+    chosen = select(DISTRIBUTION, threshold=0.1, eos=frozenset(eos))
     assert (chosen.tokens, chosen.ended, chosen.stops) == (tokens, ended, stops)
     assert chosen.probabilities == DISTRIBUTION[tokens].tolist()
-    assert select(DISTRIBUTION, 0.1, None, frozenset()).tokens == [1, 3, 4, 2]
+    assert select(DISTRIBUTION, threshold=0.1, eos=frozenset()).tokens == [1, 3, 4, 2]
 
 
 @given(LOGITS, st.data())

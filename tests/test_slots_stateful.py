@@ -29,7 +29,7 @@ from tests.checks import (
     near,
     same,
 )
-from tests.exactness import SETTINGS, TOKENS
+from tests.exactness import TOKENS, settings_of_runs
 from tests.faults import FAULTS
 from tests.tiny_models import exact, llama
 
@@ -54,9 +54,7 @@ class Slots(RuleBasedStateMachine):
     @initialize(
         depth=st.sampled_from((1, 2, 4)),
         prompt=st.lists(TOKENS, min_size=1, max_size=5),
-        chosen=st.fixed_dictionaries(
-            {name: st.sampled_from(values) for name, values in SETTINGS.items()}
-        ),
+        chosen=settings_of_runs(),
         members=MEMBERS,
     )
     def begin(self, depth, prompt, chosen, members):

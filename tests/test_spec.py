@@ -14,21 +14,39 @@ from transformers import BatchEncoding
 
 import tempo
 from tempo.errors import SpecError
-from tempo.spec import CAPTURES, POSITIONS, READOUTS, VISIBILITIES, WEIGHTINGS, RunSpec, load_yaml
+from tempo.spec import (
+    BY_QUERY,
+    CAPTURES,
+    POSITIONS,
+    READOUTS,
+    VISIBILITIES,
+    RunSpec,
+    load_yaml,
+)
+from tests.exactness import PAIRS
 
 VALID = {
     "prompt": "a cat",
     "threshold": 0.2,
+    "schedule": (0.3, 0.1),
+    "top_k": 5,
+    "top_p": 0.9,
+    "min_p": 0.05,
+    "sample": 3,
+    "seed": 7,
     "max_steps": 3,
     "visibility": "causal",
     "positions": "sequential",
-    "readout": "last",
+    "readout": "mixture",
     "weighting": "count",
+    "prune": 0.1,
+    "prune_by": "attention",
     "max_width": 4,
     "stop_at_eos": False,
     "replay": ((1, 2), (3,)),
     "replay_positions": ((5, 5), (6,)),
     "replay_weights": ((0.5, 1.0), (2.0,)),
+    "replay_links": None,
     "isolated_layers": (0, 2),
     "isolated_mass": "self",
     "capture": ("logits",),
@@ -36,20 +54,41 @@ VALID = {
 CHANGED = {
     "prompt": "a dog",
     "threshold": 0.3,
+    "schedule": (0.3, 0.2),
+    "top_k": None,
+    "top_p": 1.0,
+    "min_p": None,
+    "sample": 2,
+    "seed": 8,
     "max_steps": 4,
     "visibility": "visible",
     "positions": "shared",
     "readout": "first",
     "weighting": "none",
+    "prune": 0.2,
+    "prune_by": "posterior",
     "max_width": None,
     "stop_at_eos": True,
     "replay": ((1, 2), (4,)),
     "replay_positions": ((5, 6), (6,)),
     "replay_weights": ((0.5, 1.0), (3.0,)),
+    "replay_links": (((0.25,), (0.75,)),),
     "isolated_layers": (1, 2),
     "isolated_mass": "spread",
     "capture": ("kv",),
 }
+
+# Some settings exclude others. These are changed of another valid spec.
+BESIDE = {
+    "readout": {"prune": None, "prune_by": "posterior"},
+    "replay_links": {"weighting": "posterior", "replay_weights": None},
+}
+
+
+def valid(key):
+    """Valid settings of which `key` can be changed alone."""
+    return VALID | BESIDE.get(key, {})
+
 
 TOKEN_IDS = st.lists(st.integers(0, 2**40), min_size=1, max_size=4).map(tuple)
 TOKEN_SETS = st.lists(
@@ -58,24 +97,43 @@ TOKEN_SETS = st.lists(
     max_size=3,
 )
 TEXT = st.text(min_size=1, max_size=20)
-SETTINGS = st.fixed_dictionaries(
+SHARES = st.floats(0.0, 1.0, exclude_min=True)
+
+
+def of_pair(pair):
+    """The settings with this readout and weighting, and any pruning that these allow."""
+    pruned = {"prune": SHARES, "prune_by": st.sampled_from(["posterior", "attention"])}
+    unpruned = {"prune": st.none(), "prune_by": st.just("posterior")}
+    choices = [unpruned, pruned] if pair["readout"] == "mixture" else [unpruned]
+    return st.one_of(map(st.fixed_dictionaries, choices)).map(lambda pruning: pair | pruning)
+
+
+ALL_BUT_PAIRS = st.fixed_dictionaries(
     {
         "prompt": TEXT | TOKEN_IDS,
-        "threshold": st.floats(0.0, 1.0, exclude_min=True),
+        "threshold": SHARES,
+        "schedule": st.none() | st.lists(SHARES, min_size=1, max_size=3).map(tuple),
+        "top_k": st.none() | st.integers(1, 10**6),
+        "top_p": st.none() | SHARES,
+        "min_p": st.none() | SHARES,
+        "sample": st.none() | st.integers(1, 10**6),
+        "seed": st.integers(0, 2**70),
         "max_steps": st.integers(1, 10**20),
         "visibility": st.sampled_from(VISIBILITIES),
         "positions": st.sampled_from(POSITIONS),
-        "readout": st.sampled_from(READOUTS),
-        "weighting": st.sampled_from(WEIGHTINGS),
         "max_width": st.none() | st.integers(1, 10**6),
         "stop_at_eos": st.booleans(),
         "replay": st.none() | TOKEN_SETS.map(tuple),
         "replay_positions": st.none(),
         "replay_weights": st.none(),
+        "replay_links": st.none(),
         "isolated_layers": st.none() | st.integers(0, 9).map(lambda first: (first, first + 2)),
         "isolated_mass": st.just("spread"),
         "capture": st.lists(st.sampled_from(CAPTURES), max_size=4).map(tuple),
     }
+)
+SETTINGS = st.tuples(ALL_BUT_PAIRS, st.sampled_from(PAIRS).flatmap(of_pair)).map(
+    lambda both: both[0] | both[1]
 )
 
 
@@ -89,14 +147,36 @@ def refusal(**changes):
 @pytest.mark.parametrize(
     ("key", "bad", "seen", "expected", "good"),
     [
-        ("threshold", 0.0, "0.0", "a probability above 0 and at most 1", 1e-9),
-        ("threshold", -0.5, "-0.5", "a probability above 0 and at most 1", 0.5),
-        ("threshold", 1.5, "1.5", "a probability above 0 and at most 1", 1.0),
-        ("threshold", math.nan, "nan", "a probability above 0 and at most 1", 1),
-        ("threshold", math.inf, "inf", "a probability above 0 and at most 1", np.float32(0.5)),
+        ("threshold", -0.5, "-0.5", "a probability from 0 to 1", 0.5),
+        ("threshold", 1.5, "1.5", "a probability from 0 to 1", 1e-9),
+        ("threshold", math.nan, "nan", "a probability from 0 to 1", 1),
+        ("threshold", math.inf, "inf", "a probability from 0 to 1", np.float32(0.5)),
         ("threshold", "0.1", "'0.1'", "a valid number", 0.1),
         ("threshold", True, "True", "a valid number", 1),
         ("threshold", None, "None", "a valid number", 0.1),
+        ("schedule", [], "[]", "at least one threshold, each above 0", [1.0]),
+        ("schedule", [0.3, 0.0], "[0.3, 0.0]", "each above 0 and at most 1", [0.3, 1e-9]),
+        ("schedule", [0.3, 1.5], "[0.3, 1.5]", "each above 0 and at most 1", (0.3, 1)),
+        ("schedule", [math.nan], "[nan]", "each above 0 and at most 1", np.array([0.5])),
+        ("schedule", 0.3, "0.3", "a valid tuple", None),
+        ("schedule", ["much"], "'much'", "a valid number", [0.5]),
+        ("schedule", [True], "True", "a valid number", [1]),
+        ("top_k", 0, "0", "greater than or equal to 1", 1),
+        ("top_k", 2.0, "2.0", "a valid integer", None),
+        ("top_p", 0.0, "0.0", "a probability above 0 and at most 1", 1e-9),
+        ("top_p", 1.1, "1.1", "a probability above 0 and at most 1", 1.0),
+        ("top_p", math.nan, "nan", "a probability above 0 and at most 1", None),
+        ("min_p", 0.0, "0.0", "a probability above 0 and at most 1", 1.0),
+        ("min_p", "0.1", "'0.1'", "a valid number", 0.1),
+        ("prune", 0.0, "0.0", "a probability above 0 and at most 1", 1.0),
+        ("prune", -0.1, "-0.1", "a probability above 0 and at most 1", None),
+        ("prune_by", "atention", "'atention'", "did you mean 'attention'?", "posterior"),
+        ("sample", 0, "0", "greater than or equal to 1", 1),
+        ("sample", 1.5, "1.5", "a valid integer", None),
+        ("seed", -1, "-1", "greater than or equal to 0", 0),
+        ("seed", 0.5, "0.5", "a valid integer", 2**80),
+        ("weighting", "posteriour", "'posteriour'", "did you mean 'posterior'?", "posterior"),
+        ("weighting", "best parent", "'best parent'", "mean 'best_parent'?", "best_parent"),
         ("max_steps", 0, "0", "greater than or equal to 1", 1),
         ("max_steps", -1, "-1", "greater than or equal to 1", 1),
         ("max_steps", 2.0, "2.0", "a valid integer", 2),
@@ -259,7 +339,7 @@ def test_the_repr_names_what_differs_from_the_defaults_and_is_short():
     long = RunSpec(prompt="x" * 1000, replay=[[1, 2]] * 1000)
     assert repr(long).count("...") == 2
     assert len(repr(long)) < 120
-    assert len(repr(RunSpec(**VALID))) < 600
+    assert len(repr(RunSpec(**VALID))) < 700
 
 
 @given(st.permutations(CAPTURES), st.integers(0, 3))
@@ -376,7 +456,9 @@ def test_load_yaml_reads_any_strict_model(tmp_path):
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_keys_are_equal_exactly_if_the_settings_are(one, other, taken):
     first = RunSpec(**one)
-    second = RunSpec(**{key: one[key] if key in taken else other[key] for key in VALID})
+    bound = ("readout", "weighting", "prune", "prune_by")  # taken together, or the spec is refused
+    chosen = taken.difference(bound) | (set(bound) if "readout" in taken else set())
+    second = RunSpec(**{key: one[key] if key in chosen else other[key] for key in VALID})
     assert (first.key() == second.key()) == (first == second)
     assert (first.key(with_capture=False) == second.key(with_capture=False)) == (
         first == second.but(capture=first.capture)
@@ -386,7 +468,7 @@ def test_keys_are_equal_exactly_if_the_settings_are(one, other, taken):
 
 @pytest.mark.parametrize("key", VALID)
 def test_every_setting_changes_the_key_and_capture_only_the_key_with_capture(key):
-    one, other = RunSpec(**VALID), RunSpec(**{**VALID, key: CHANGED[key]})
+    one, other = RunSpec(**valid(key)), RunSpec(**{**valid(key), key: CHANGED[key]})
     assert one != other
     assert one.key() != other.key()
     assert (one.key(with_capture=False) == other.key(with_capture=False)) == (key == "capture")
@@ -394,18 +476,18 @@ def test_every_setting_changes_the_key_and_capture_only_the_key_with_capture(key
 
 def test_the_key_does_not_depend_on_the_process():
     # a fixed value: a stored trace must be found again by another process and on another day
-    assert RunSpec(prompt="a").key() == "0deebfbcc9f2e228"
-    assert RunSpec(prompt="a").key(with_capture=False) == "9d9d1de598642bfa"
+    assert RunSpec(prompt="a").key() == "b626e0bcfdd147b7"
+    assert RunSpec(prompt="a").key(with_capture=False) == "0685ddf51cb35a4c"
     assert RunSpec(prompt="a", threshold=1).key() == RunSpec(prompt="a", threshold=1.0).key()
     assert RunSpec(prompt="12").key() != RunSpec(prompt=[12]).key()
 
 
 @pytest.mark.parametrize("key", VALID)
 def test_a_spec_is_frozen(key):
-    spec = RunSpec(**VALID)
+    spec = RunSpec(**valid(key))
     with pytest.raises(ValidationError, match="frozen"):
         setattr(spec, key, CHANGED[key])
-    assert spec == RunSpec(**VALID)
+    assert spec == RunSpec(**valid(key))
     assert spec.but(**{key: CHANGED[key]}) != spec
 
 
@@ -471,6 +553,118 @@ def test_but_replays_the_sets_of_a_trace(tiny):
 def test_details_of_a_replay_that_fit_nothing_are_refused(settings, expected):
     with pytest.raises(SpecError, match=expected):
         RunSpec(prompt="a", **settings)
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        {"top_k": 5},
+        {"top_p": 0.5},
+        {"min_p": 0.5},
+        {"sample": 2},
+        {"max_width": 3},
+        {"schedule": [0.1]},
+        {"replay": [[1]]},
+        {"threshold": 1e-9},
+    ],
+    ids=lambda bound: next(iter(bound)),
+)
+def test_no_threshold_needs_another_rule(bound):
+    said = "threshold=0 lets the whole vocabulary into every set; give top_k, top_p, min_p, sample"
+    assert said in refusal(threshold=0)
+    assert RunSpec(prompt="a", **{"threshold": 0, **bound})
+
+
+@pytest.mark.parametrize("readout", [name for name in READOUTS if name != "mixture"])
+@pytest.mark.parametrize(
+    "needing", [*({"weighting": name} for name in BY_QUERY), {"prune": 0.1}], ids=str
+)
+def test_what_takes_the_mixture_apart_is_refused_with_another_readout(needing, readout):
+    ((name, value),) = needing.items()
+    said = refusal(readout=readout, **needing)
+    assert f"{name}='{value}'" in said or f"{name} needs" in said
+    assert f"needs readout='mixture', not '{readout}'" in said
+    assert RunSpec(prompt="a", **needing).readout == "mixture"
+
+
+@pytest.mark.parametrize("weighting", BY_QUERY)
+def test_posteriors_and_given_weights_are_refused_together(weighting):
+    given_weights = {"replay": [[1, 2]], "replay_weights": [[1.0, 2.0]]}
+    said = refusal(weighting=weighting, **given_weights)
+    assert f"weighting='{weighting}' and replay_weights both say what members weigh" in said
+    assert RunSpec(prompt="a", weighting="count", **given_weights)
+    assert RunSpec(prompt="a", weighting=weighting, replay=[[1, 2]])
+
+
+LINKS = (((0.25, 1.0), (0.75, 0.0)), ((1.0,), (0.0,)))
+LINKED = {"replay": [[1, 2], [3, 4], [5]], "weighting": "posterior"}
+
+
+@pytest.mark.parametrize(
+    ("links", "expected"),
+    [
+        (LINKS[:1], r"replay_links\[1\] has rows of \[\] numbers; expected 2 rows of 1"),
+        ((*LINKS, ((1.0,),)), "replay_links holds 3 matrices; expected 2"),
+        ((((0.25,), (0.75,)), LINKS[1]), r"replay_links\[0\] has rows of \[1, 1\] numbers"),
+        ((((1.0, 1.0),), LINKS[1]), "expected 2 rows of 2, a row for each member of set 0"),
+        ((((0.5, 1.0), (0.75, 0.0)), LINKS[1]), r"columns that sum to \[1.25, 1.0\]"),
+        ((((1.5, 1.0), (-0.5, 0.0)), LINKS[1]), "a negative number"),
+        ((((math.nan, 1.0), (0.5, 0.0)), LINKS[1]), "columns that sum to"),
+        ("much", "replay_links"),
+        ([0.5], "replay_links"),
+    ],
+)
+def test_links_that_do_not_fit_the_sets_are_refused(links, expected):
+    with pytest.raises(SpecError, match=expected):
+        RunSpec(prompt="a", **LINKED, replay_links=links)
+    spec = RunSpec(prompt="a", **LINKED, replay_links=[np.array(each) for each in LINKS])
+    assert spec.replay_links == LINKS
+    assert RunSpec.from_yaml(spec.to_yaml()) == spec
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [{"weighting": "none"}, {"weighting": "count"}, {"replay": None}],
+    ids=str,
+)
+def test_links_are_refused_where_they_say_nothing(missing):
+    with pytest.raises(SpecError, match="replay_links says how the sets of a replay are linked"):
+        RunSpec(**{"prompt": "a", "replay_links": LINKS, **LINKED, **missing})
+
+
+def test_how_to_prune_is_refused_without_a_bound():
+    assert "prune_by='attention' says how prune decides; give prune" in refusal(
+        prune_by="attention"
+    )
+    assert RunSpec(prompt="a", prune_by="attention", prune=0.1).prune == 0.1
+
+
+def test_the_rules_of_a_step_are_those_of_the_schedule_and_its_last_one_holds():
+    spec = RunSpec(prompt="a", threshold=0.5, schedule=[0.3, 0.1], top_k=4, max_width=2)
+    thresholds = [spec.rules(step, [1])["threshold"] for step in range(4)]
+    assert thresholds == [0.3, 0.1, 0.1, 0.1]
+    assert spec.but(schedule=None).rules(3, [1]) == {
+        "threshold": 0.5,
+        "top_k": 4,
+        "top_p": None,
+        "min_p": None,
+        "sample": None,
+        "max_width": 2,
+    }
+
+
+def test_each_seed_step_and_prompt_has_a_draw_of_its_own():
+    spec = RunSpec(prompt="a", sample=2)
+    seeds = [
+        each.rules(step, prompt)["seed"]
+        for each in (spec, spec.but(seed=1))
+        for step in range(3)
+        for prompt in ([1], [1, 2])
+    ]
+    assert len(set(seeds)) == len(seeds)
+    # a fixed value: the same draw in another process and on another day
+    assert seeds[0] == 24718257996425452
+    assert spec.but(capture="kv", max_steps=3).rules(0, [1])["seed"] == seeds[0]
 
 
 def test_layers_a_model_does_not_have_and_positions_beyond_its_context_are_refused(tiny):
