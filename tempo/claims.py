@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, time
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -73,6 +74,8 @@ class Claim:
         planned_sd: The expected standard deviation over prompts. Not needed for a share.
         planned_from: Where these two numbers come from.
         cells: How many cells a map is expected to have, for `num_needed`.
+        registered: When the claim was written down, as an ISO date or time. A finding is
+            confirmatory only if its prompts were drawn after that (`standing`).
 
     Raises:
         SpecError: if a field is out of range, or the planned effect cannot be told from the margin.
@@ -96,6 +99,7 @@ class Claim:
     planned_sd: float = 0.0
     planned_from: str = ""
     cells: int = 1
+    registered: str = ""
 
     def __post_init__(self) -> None:
         self._check_choice("test", self.test, get_args(Test))
@@ -117,6 +121,11 @@ class Claim:
             )
         if self.planned_effect is not None:
             self._check_plan(self.planned_effect)
+        if self.registered and moment(self.registered) is None:
+            raise SpecError(
+                f"claim {self.id}: registered={self.registered!r}, expected an ISO date or time, "
+                "such as 2026-11-28"
+            )
 
     def _check_choice(self, name: str, value: str, allowed: Sequence[str]) -> None:
         if value not in allowed:
@@ -185,7 +194,8 @@ class Finding:
         alpha: As in the `Claim`.
         refuted_by: As in the `Claim`.
         details: Of a map, its largest cell, the number of cells, and how many are significant.
-        context: The experiment, config, variant and model.
+        context: The experiment, config, variant and model, when the claim was registered, and when
+            the prompts were drawn.
     """
 
     claim: str
@@ -230,6 +240,56 @@ class Finding:
             is_nan = isinstance(value, float) and math.isnan(value)
             record[name] = None if is_nan else value
         return record
+
+
+class Standing(NamedTuple):
+    """Whether a finding can confirm its claim.
+
+    Attributes:
+        confirms: Whether the prompts were drawn after the claim was registered.
+        why: That in words, with both dates.
+    """
+
+    confirms: bool
+    why: str
+
+
+def standing(finding: Finding) -> Standing:
+    """Whether a finding is confirmatory: only if its prompts were drawn after its claim was fixed.
+
+    Dates are compared in UTC. A date without a time counts as the whole day.
+
+    Example:
+        >>> context = {"registered": "2026-11-28", "drawn": "2026-11-29"}
+        >>> finding = judge(Claim("a.b", "", "", float, "less", "", float, ""), [0.1], context)
+        >>> standing(finding).why
+        'confirmatory: registered 2026-11-28, prompts drawn 2026-11-29'
+    """
+    registered, drawn = (str(finding.context.get(name) or "") for name in ("registered", "drawn"))
+    first, then = moment(registered, end=True), moment(drawn)
+    if first is None or then is None:
+        missing = "when its prompts were drawn" if first else "when it was registered"
+        return Standing(False, f"exploratory: nothing says {missing}")
+    dates = f"registered {registered}, prompts drawn {drawn}"
+    if then > first:
+        return Standing(True, f"confirmatory: {dates}")
+    return Standing(False, f"exploratory, as its prompts were known before: {dates}")
+
+
+def moment(text: str, *, end: bool = False) -> datetime | None:
+    """An ISO date or time as a time in UTC, None if it is neither.
+
+    Args:
+        text: The date or time.
+        end: Whether a date stands for the last moment of its day instead of the first.
+    """
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if end and len(text) == len("2026-11-28"):
+        found = datetime.combine(found.date(), time.max)
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def judge(claim: Claim, cases: Sequence[Case], context: Mapping[str, Any] | None = None) -> Finding:

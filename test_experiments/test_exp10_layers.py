@@ -36,7 +36,7 @@ MEASURES = {
 }
 Effect = dict[str, float]
 
-study = Study("exp10", title="Where it enters")
+study = Study("exp10", title="Where it enters", registered="2026-11-24")
 
 
 @dataclass(frozen=True)

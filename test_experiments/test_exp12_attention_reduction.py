@@ -52,7 +52,7 @@ RATIOS = {
 }
 Logs = dict[str, float]  # of each of these ratios
 
-study = Study("exp12", title="Less attention, or crowding?")
+study = Study("exp12", title="Less attention, or crowding?", registered="2026-11-24")
 
 
 @dataclass(frozen=True)

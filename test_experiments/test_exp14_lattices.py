@@ -48,7 +48,9 @@ WEIGHTED = ("none", "count", "probability", "posterior", "best_parent")
 # The control of a slope is an error that grows: with each set so much more.
 PLANTED = 0.1
 
-study = Study("exp14", title="Are lattices read right?", captures=("logits",))
+study = Study(
+    "exp14", title="Are lattices read right?", captures=("logits",), registered="2026-11-28"
+)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from tempo.reporting.figures import Picture, attention_heatmap, layer_head_map
 # the same differ by as much.
 TOLERANCE = 1e-5
 
-study = Study("exp1", title="Attention weights", captures=("attention",))
+study = Study("exp1", title="Attention weights", captures=("attention",), registered="2026-11-23")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ SHARE = "half the margin; the spread of a share of about nine steps, (0.025 * 0.
 HALF_OF_STEPS = Planned(ONE_IN_TWENTY / 2, sd=0.052, source=SHARE)
 Distances = dict[str, float]  # of two distributions, by metric
 
-study = Study("exp2", title="Logits", captures=("logits",))
+study = Study("exp2", title="Logits", captures=("logits",), registered="2026-11-23")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from tempo.reporting.figures import Picture, key_similarity, position_map
 FIT, TIMES_WORSE = 1e-3, 100
 CACHED = ("keys", "values", "raw_keys")
 
-study = Study("exp4", title="KV cache", captures=("kv", "attention"))
+study = Study("exp4", title="KV cache", captures=("kv", "attention"), registered="2026-11-23")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,9 @@ WIDTH_CLASSES = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 48))
 TIMED_WIDTHS, TIMED_REPEATS = (1, 2, 4, 8, 16, 32), 5
 IMPOSSIBLE = 1000  # siblings: more than 1 / threshold
 
-study = Study("exp5", title="High parallelism", captures=("attention", "logits"))
+study = Study(
+    "exp5", title="High parallelism", captures=("attention", "logits"), registered="2026-11-23"
+)
 
 
 @dataclass(frozen=True)

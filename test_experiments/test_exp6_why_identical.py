@@ -38,7 +38,12 @@ CERTAINLY = 10  # times `rounding`, which is itself ten times the measured floor
 Row = Mapping[str, float]
 Found = Mapping[str, Mapping[Cell, Sequence[Pass]]]  # by mode and cell
 
-study = Study("exp6", title="Why they looked identical", captures=("attention", "logits"))
+study = Study(
+    "exp6",
+    title="Why they looked identical",
+    captures=("attention", "logits"),
+    registered="2026-11-24",
+)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ VISIBLE = "shared, visible, near"
 # given as a number ("far") change nothing.
 ALONE = (SHARED, SEQUENTIAL, VISIBLE, "shared, isolated, far")
 
-study = Study("exp8", title="Position or company")
+study = Study("exp8", title="Position or company", registered="2026-11-24")
 
 
 @dataclass(frozen=True)

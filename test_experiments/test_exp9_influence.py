@@ -41,7 +41,7 @@ BETTER_ORDER = Margin(0.1, "one pair in twenty more in the right order")
 NO_DATA = "no earlier data; the spread that three to five members give if half of it is noise"
 slopes, taus = (partial(Planned, sd=sd, source=NO_DATA) for sd in (0.6, 0.5))
 
-study = Study("exp9", title="Influence, not attention")
+study = Study("exp9", title="Influence, not attention", registered="2026-11-24")
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class ClaimTest:
         self.name = self.__name__ = function.__name__  # pytest marks what has the latter
         self.because = getattr(margin, "because", "")
         self.statement, self.statistic, self.control_statement = _statement(function)
-        self.refuted_by = ""
+        self.refuted_by = self.registered = ""
         self.typical = False
         self.planned: Planned | None = None
         self.family: Family | str = study.name
@@ -159,6 +159,7 @@ class ClaimTest:
             planned_sd=planned.sd,
             planned_from=planned.source,
             cells=planned.cells,
+            registered=self.registered,
         )
 
     def __call__(self, case: Any) -> Any:
@@ -182,12 +183,15 @@ class Study:
     name: what configs, ids and `-k` call it, such as "entropy" or "exp3".
     title: the question in a few words, for the report.
     captures: what its runs must record, whatever a config says; see `RunSpec.capture`.
+    registered: when its claims were written down, as an ISO date, for those that do not say.
 
     >>> study = Study("entropy", title="Is seeing siblings sobering?", captures=("logits",))
     """
 
-    def __init__(self, name: str, title: str, captures: Iterable[str] = ()) -> None:
-        self.captures = tuple(captures)
+    def __init__(
+        self, name: str, title: str, captures: Iterable[str] = (), registered: str = ""
+    ) -> None:
+        self.captures, self.registered = tuple(captures), registered
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise SpecError(
                 f"a study is called {name!r}; expected lower-case letters, digits and _, "
@@ -243,6 +247,7 @@ class Study:
         control: Any = None,
         typical: bool = False,
         family: Family | None = None,
+        registered: str = "",
         name: str = "",
         statement: str = "",
         statistic: str = "",
@@ -266,6 +271,7 @@ class Study:
             says where. A function is another statistic of the case; `.control` registers one, too.
         typical: about a typical prompt (pseudomedian) instead of the mean.
         family: claims corrected together (Holm); by default those of the study.
+        registered: when the claim was written down, as an ISO date; by default the study's date.
         name, statement, statistic, refuted_by: for claims made by a helper, where they differ.
         Raises SpecError in words if any of it does not fit.
         """
@@ -295,6 +301,7 @@ class Study:
             found.statistic = statistic or found.statistic
             found.refuted_by, found.typical, found.planned = refuted_by, typical, planned
             found.family = family or found.family
+            found.registered = registered or self.registered
             if callable(control):
                 found.control(control)
             elif control is not None:
