@@ -93,10 +93,52 @@ def test_generate_json_is_the_trace_of_the_library() -> None:
     assert record["stop_reason"] == "max_steps"
     assert record["provenance"] == trace.provenance
     assert tempo.RunSpec(**record["spec"]) == trace.spec != other.spec
-    names = ("tokens", "texts", "probabilities", "position", "slots", "ended")
+    names = ("tokens", "texts", "probabilities", "position", "slots", "ended", "dropped")
+    parents = [step.pop("parents", None) for step in record["steps"]]
     assert record["steps"] == [
         {name: getattr(step, name) for name in names} for step in trace.steps
     ]
+    assert parents == [None, *(trace.parents(k) for k in range(1, len(trace.steps)))]
+    assert record["best_path"] == trace.best_path
+    assert record["best_text"] == trace.best_text
+    assert [path["members"] for path in record["paths"]] == [
+        path.members for path in trace.paths(cli.NUM_PATHS)
+    ]
+
+
+@pytest.mark.parametrize("weighting", ["none", "posterior"])
+def test_generate_shows_the_best_path_and_each_members_most_probable_parent(weighting) -> None:
+    settings = ("--weighting", weighting)
+    shown, record = (
+        run("generate", "ab", *TINY, *settings),
+        run_json("generate", "ab", *TINY, *settings),
+    )
+    lines = shown.stdout.split("\n")
+    assert f"best path {escaped(record['best_text'])}" in lines
+    steps = record["steps"]
+    after_wide = [k for k in range(1, len(steps)) if len(steps[k - 1]["tokens"]) > 1]
+    assert after_wide
+    assert [line.split(":")[0] for line in lines if "parents in" in line] == [
+        f"  parents in step {k}" for k in after_wide
+    ]
+    for k in after_wide:
+        text = next(line for line in lines if line.startswith(f"  parents in step {k}:"))
+        before, step = steps[k - 1], steps[k]
+        for child, parent in zip(step["texts"], step["parents"], strict=True):
+            assert f"{escaped(before['texts'][parent])} →{escaped(child)} " in text
+
+
+def test_a_readout_without_paths_shows_none() -> None:
+    shown = run("generate", "ab", *TINY, "--readout", "last")
+    assert shown.exit_code == 0
+    assert "best path" not in shown.stdout
+    assert run_json("generate", "ab", *TINY, "--readout", "last")["best_path"] is None
+
+
+def test_a_schedule_that_is_no_list_of_numbers_is_wrong_usage() -> None:
+    result = run("generate", "ab", "--model", "tiny", "--schedule", "0.3,x")
+    assert result.exit_code == 2
+    assert "'0.3,x' is not a list of numbers" in result.stderr
 
 
 def test_output_without_json_is_not_json() -> None:
@@ -113,6 +155,14 @@ def test_output_without_json_is_not_json() -> None:
         (("--positions", "sequential"), "positions", "sequential"),
         (("--readout", "last"), "readout", "last"),
         (("--weighting", "count"), "weighting", "count"),
+        (("--weighting", "posterior"), "weighting", "posterior"),
+        (("--schedule", "0.3,0.05"), "schedule", [0.3, 0.05]),
+        (("--top-k", "2"), "top_k", 2),
+        (("--top-p", "0.5"), "top_p", 0.5),
+        (("--min-p", "0.5"), "min_p", 0.5),
+        (("--sample", "2"), "sample", 2),
+        (("--seed", "3"), "seed", 3),
+        (("--prune", "0.2"), "prune", 0.2),
         (("--max-width", "1"), "max_width", 1),
         (("--no-stop-at-eos",), "stop_at_eos", False),
     ],
@@ -175,7 +225,7 @@ def test_a_prompt_of_token_ids_is_shown_as_text(tmp_path: Path) -> None:
         (
             ("generate", "ab", "--threshold", "1.5"),
             1,
-            "threshold=1.5: expected a probability above 0",
+            "threshold=1.5: expected a probability from 0 to 1",
         ),
         (("generate", "ab", "--threshold", "nan"), 1, "threshold=nan"),
         (("generate", "ab", "--max-steps", "0"), 1, "max_steps=0"),
@@ -514,7 +564,7 @@ def test_as_a_process_it_tells_errors_and_minds_no_closed_pipe() -> None:
         unguarded.stdout.close()
         out, err = failing.communicate(timeout=120)
         assert (failing.returncode, out) == (1, "")
-        assert err.startswith("Error: RunSpec: threshold=0.0")
+        assert err.startswith("Error: RunSpec: threshold=0 lets")
         assert "Traceback" not in err
         assert (closed.stderr.read(), closed.wait(timeout=120)) == ("", 0)
         assert unguarded.wait(timeout=120) == 1
