@@ -31,7 +31,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -40,9 +39,12 @@ from tempo.wheels import KNOWN_MODELS, ensure
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 TOKENIZER = "smollm2-135m"
-DRAWN = "2026-11-28"
-# One seed a suite, chosen before the first draw and never changed.
-SEEDS = {"confirmatory": 20261128, "replication": 20261129}
+# When, in UTC. A claim that is registered later needs prompts of its own: change this and SEEDS,
+# draw, and put the hashes that are printed into tests/test_draw_prompts.py.
+DRAWN = "2026-11-28T09:43Z"
+# One seed a suite, chosen before the draw. Those of a first draw were given up, as claims were
+# registered after it.
+SEEDS = {"confirmatory": 20261130, "replication": 20261131}
 # Halves the documents and the pool between the suites.
 SPLIT_SEED = 20261127
 
@@ -481,7 +483,7 @@ def fetched(folder: Path, packages: Sequence[Package] = PACKAGES) -> None:
 def header(suite: str) -> str:
     """What stands above the prompts of a suite: how they were drawn, from what, by whose leave."""
     lines = [
-        f"The {suite} suite. Drawn by benchmarks/draw_prompts.py on {DRAWN} with the seed",
+        f"The {suite} suite. Drawn by benchmarks/draw_prompts.py at {DRAWN} with the seed",
         f"{SEEDS[suite]}; do not edit. The project had run no model on it when it was drawn.",
         "",
         f"Lengths are tokens of {TOKENIZER}. A prompt begins with a sentence (code: a statement)",
@@ -511,7 +513,7 @@ _Dumper.add_representer(str, _text)
 def as_yaml(suite: str, prompts: dict[str, list[str]]) -> str:
     """The file of a suite."""
     languages = [*LANGUAGES.values(), "Python"]
-    content: dict[str, Any] = {"language": ", ".join(languages), "prompts": prompts}
+    content = {"language": ", ".join(languages), "drawn": DRAWN, "prompts": prompts}
     body = yaml.dump(content, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=90)
     return header(suite) + body
 
@@ -552,9 +554,11 @@ def main() -> None:
         }
         prompts = draw(part, seed, count, taken) | own[suite]
         path = arguments.out / f"{suite}.yaml"
-        path.write_text(as_yaml(suite, prompts), encoding="utf-8")
+        text = as_yaml(suite, prompts)
+        path.write_text(text, encoding="utf-8")
         sizes = [count(text) for texts in prompts.values() for text in texts]
         print(f"written: {path}, {len(sizes)} prompts, {sum(sizes)} tokens")
+        print(f"  sha256: {hashlib.sha256(text.encode()).hexdigest()}")
 
 
 if __name__ == "__main__":

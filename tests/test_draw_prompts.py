@@ -9,6 +9,7 @@ from collections import Counter
 from itertools import combinations
 
 import pytest
+import yaml
 
 from benchmarks import draw_prompts
 from benchmarks.draw_prompts import (
@@ -34,13 +35,14 @@ from benchmarks.draw_prompts import (
     sections,
     shared_out,
 )
+from tempo.claims import moment
 from tempo.harness.prompts import SuitePrompt, read_suite
 
 # Of the files as they were drawn. Claims are confirmed on these very prompts: another hash is
 # another suite, on which models may have been run.
 FROZEN = {
-    "confirmatory": "c1501b3071e078045bf5af83cd2424efd807412d4969e9c43e99b38db58f512c",
-    "replication": "d26904320065a0268be46bf7b70ce18762dd5b45040584876e2d8e242f4f3fb3",
+    "confirmatory": "e43d6a885f12b3e3f61bda65c5f4845bdd7d77bd01a4a38308ebdd28ce02b6af",
+    "replication": "e1f9dc2e0cc1ce76102c5b055fb0fc0e1a9291c21ca52b590ea99b80ad73fd9c",
 }
 OWN = "own words"
 
@@ -66,6 +68,9 @@ def test_a_fresh_suite_is_the_one_that_was_drawn(suite):
     assert is_frozen(suite, content)
     assert not is_frozen(suite, content.replace(b"the", b"teh", 1))
     assert len(content) < 250_000
+    drawn = yaml.safe_load(content)["drawn"]
+    assert drawn == draw_prompts.DRAWN
+    assert moment(drawn) is not None and moment("yesterday") is None
 
 
 def missing_of_header(suite, text):
