@@ -431,6 +431,8 @@ def report(
             "compares two folders: give --results once", param_hint="--against"
         )
     found, comparison = read_reports(folders), None
+    for line in (line for each in found for line in each.damaged):
+        print(f"Warning: {escaped(line)}", file=sys.stderr)
     if against:
         other, this = read_report(against), found[0]
         names = f"{against} ({other.model})", f"{folders[0]} ({this.model})"

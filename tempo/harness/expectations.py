@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field
 
 from tempo.claims import Finding, Verdict
 from tempo.errors import SpecError
+from tempo.parsing import dump_yaml
 from tempo.spec import Strict, load_yaml
 from tempo.text import slug
 
@@ -49,9 +49,9 @@ class Expectation(Strict):
     """
 
     verdict: Verdict
-    n: int
-    estimate: float | None = None
-    tolerance: float | None = Field(default=None, ge=0)
+    n: int = Field(ge=0)
+    estimate: float | None = Field(default=None, allow_inf_nan=False)
+    tolerance: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     reason: str = ""
     made: dict[str, Any] | None = None
 
@@ -59,7 +59,7 @@ class Expectation(Strict):
 class FamilyExpectations(Strict):
     """The claims of one config: over how many prompts, and what they depend on (`made`)."""
 
-    prompts: int
+    prompts: int = Field(ge=1)
     made: dict[str, Any]
     claims: dict[str, Expectation]
 
@@ -298,6 +298,6 @@ def _write(path: Path, expectations: Expectations) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")
     content = {"version": expectations.version, **expectations.model_dump(exclude_defaults=True)}
-    text = yaml.safe_dump(content, sort_keys=False, width=140)
+    text = dump_yaml(content, width=140)
     fresh.write_text(HEADER.format(model=expectations.model) + text, encoding="utf-8")
     fresh.replace(path)
