@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -141,11 +141,12 @@ class LanguageModel:
                 "refused, as one is misread"
             )
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         """Hash of all weights by name, dtype, shape and bytes, however the model was loaded.
 
-        Adapter layers also count by what is active of them and how strongly.
+        Adapter layers also count by what is active of them and how strongly. The weights are read
+        each time, since they can be changed in place: ask once and keep the answer.
         """
         saved = self.model.state_dict().keys()
         tensors = dict(self.model.named_parameters())
@@ -153,7 +154,8 @@ class LanguageModel:
         digest = hashlib.sha256()
         for name, tensor in sorted(tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+            for part in _plain_tensors(tensor):
+                digest.update(part.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
         for line in adapter_settings(self.model):
             digest.update(f"{line}\n".encode())
         return digest.hexdigest()
@@ -328,6 +330,15 @@ class LanguageModel:
                 f"{self.vocab_size - 1}. Give integers from that range, or a string"
             )
         return value
+
+
+def _plain_tensors(tensor: Any) -> Iterator[torch.Tensor]:
+    """The tensor, or the plain ones that a quantised one is made of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _plain_tensors(getattr(tensor, name))
+    else:
+        yield tensor
 
 
 @cache

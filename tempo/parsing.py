@@ -153,7 +153,7 @@ _AMBIGUOUS = re.compile(
     | yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF""",
     re.VERBOSE,
 )
-MOST_DIGITS = 20  # more than any integer of 64 bits has
+MOST_DIGITS = 1000  # Python itself refuses more than 4,300
 
 
 def parse_yaml(text: str) -> Any:

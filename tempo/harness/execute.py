@@ -20,7 +20,6 @@ from tempo.harness.checks import requests
 from tempo.harness.plan import Plan
 from tempo.harness.runs import Prompt, RunRequest
 from tempo.models import DTYPES, LanguageModel, wrap_model
-from tempo.store import maker_sha256
 from tempo.trace import Trace
 
 # Prompts whose traces are in memory at once: enough runs to fill the batches, few enough for a
@@ -197,12 +196,13 @@ def _in_dtype(models: dict[str | None, LanguageModel], dtype: str | None) -> Lan
     return models[dtype]
 
 
-def code_fingerprint(lm: LanguageModel, module: Path) -> str:
-    """A hash of all but config and prompt that a case depends on: weights, versions, and the code.
+def code_fingerprint(maker: str, module: Path) -> str:
+    """A hash of all but config and prompt that a case depends on: model, versions, and the code.
 
-    The code is the harness's measuring part and the study's module with all that it imports.
+    maker: the model and software, `tempo.identity.maker_sha256`. The code is the harness's
+    measuring part and the study's module with all that it imports.
     """
-    digest = hashlib.sha256(maker_sha256(lm).encode())
+    digest = hashlib.sha256(maker.encode())
     here = Path(__file__).parent
     measuring = [here / name for name in ("execute.py", "runs.py", "study.py")]
     for source in [*measuring, *imported_files(module)]:

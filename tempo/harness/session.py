@@ -203,7 +203,9 @@ class Session:
             if option.summary:
                 check_replaceable(option.summary, "--summary")
             evidence = Evidence(lm, plans, option.results, option.chat)
-            evidence.gather(lambda tasks, reused: Progress(self.config, tasks, reused))
+            evidence.gather(
+                lambda tasks, reused, notes: Progress(self.config, tasks, reused, notes)
+            )
         except Exception as error:
             raise pytest.UsageError(_one_line(failure_of(error).why)) from None
         self.evidence = evidence
