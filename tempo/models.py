@@ -37,7 +37,7 @@ from tempo.support import (
 )
 from tempo.text import escaped
 from tempo.tiny import build_tiny
-from tempo.wheels import KNOWN_MODELS, ensure, ensure_gguf, quiet_transformers, read_record
+from tempo.wheels import KNOWN_MODELS, ensure, ensure_gguf, quiet_transformers, read_conversion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -408,7 +408,7 @@ def load_model(
     if known is not None:
         check_rotary_tables(model, dict(known.rope_thetas))
     if folder is not None:
-        record = read_record(folder)
+        record = read_conversion(folder)
         check_stated_rotary(model, record["rope_theta"], record["rope_scaled"])
     return lm
 

@@ -12,6 +12,7 @@ import tempo
 import tempo.harness.report
 import tempo.harness.session
 from tempo.claims import Claim, judge
+from tempo.harness.execute import code_fingerprint, imported_files
 from tests.studies import CONFIG, PROMPTS, STUDY
 
 ARGUMENTS = ("--model", "tiny", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
@@ -393,7 +394,7 @@ def pictured(folder):
 
 def shown(folder):
     """What the picture of the report says that the threshold was."""
-    return re.search(r"a: ([\d.]+)", page(folder))[1]
+    return re.search(r"a: seen: ([\d.]+),", page(folder))[1]
 
 
 def test_pictures_are_drawn_from_the_arrays_of_their_own_config(pictured):
@@ -457,6 +458,33 @@ def test_two_configs_of_one_name_or_one_results_folder_are_refused(folder):
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         assert said in "\n".join(result.errlines)
         assert not (folder.path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("from knobs import FACTOR", "knobs.py"),
+        ("from knobs import FACTOR", "knobs/__init__.py"),
+        ("import knobs.deep as knobs; FACTOR = knobs.FACTOR", "knobs/deep.py"),
+        ("import knobs.deep", "knobs/__init__.py"),
+        ("def f():\n    from knobs import deep", "knobs/deep.py"),
+        ("def f():\n    import knobs", "knobs.py"),
+    ],
+)
+def test_whatever_is_imported_belongs_to_the_code(tmp_path, monkeypatch, line, name):
+    """A package's own file as well, and what is imported only when a function runs."""
+    monkeypatch.syspath_prepend(tmp_path)
+    module, imported = tmp_path / "study_of_imports.py", tmp_path / name
+    imported.parent.mkdir(exist_ok=True)
+    for each in (tmp_path / "knobs" / "__init__.py",) if imported.parent != tmp_path else ():
+        each.write_text("")
+    module.write_text(line)
+    imported.write_text("FACTOR = 1\n")
+    assert imported in imported_files(module)
+    before = code_fingerprint("a maker", module)
+    assert before == code_fingerprint("a maker", module) != code_fingerprint("another", module)
+    imported.write_text("FACTOR = 1000\n")
+    assert code_fingerprint("a maker", module) != before
 
 
 def test_a_first_look_is_a_notice_that_says_how_to_accept_it(folder):
