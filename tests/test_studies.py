@@ -508,6 +508,24 @@ def test_a_first_look_is_a_notice_that_says_how_to_accept_it(folder):
     result.stdout.fnmatch_lines(["*other prompts than its expectation's; not compared*"])
 
 
+def test_a_gate_on_other_weights_than_its_expectations_says_so(folder, tiny):
+    """Of the same name: the verdicts are met, and say nothing of the weights they were made for."""
+    tiny.model.save_pretrained(folder.path / "mine")
+    tiny.tokenizer.save_pretrained(folder.path / "mine")
+    arguments = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "--model", "mine")
+    arguments += ("--suite", "prompts.txt")
+    assert folder.runpytest_inprocess(*arguments, "--update-expectations").ret == 0
+    same = folder.runpytest_inprocess(*arguments)
+    assert same.ret == 0
+    same.stdout.no_fnmatch_line("*other weights*")
+    with tempo.load_model(str(folder.path / "mine")) as other:
+        other.model.model.layers[-1].mlp.down_proj.weight.mul_(1.0001)
+        other.model.save_pretrained(folder.path / "mine")
+    changed = folder.runpytest_inprocess(*arguments)
+    assert changed.ret == 0
+    changed.stdout.fnmatch_lines(["tempo: the expectations in * are of other weights (sha256 *"])
+
+
 def test_a_chat_is_another_prompt_than_its_text(folder):
     """Each prompt is a user's message in the template: longer, and measured apart."""
     assert run(folder, "--suite", "prompts.txt").ret == 0

@@ -105,7 +105,7 @@ def circumstances(
     }
     return {
         **settings,
-        "weights": model_sha256[:16],
+        WEIGHTS: model_sha256[:16],
         "dtype": provenance["dtype"],
         "device": provenance["device"],
         **provenance["versions"],
@@ -116,7 +116,7 @@ def circumstances(
     }
 
 
-SUITE = "suite"
+SUITE, WEIGHTS = "suite", "weights"
 ACCEPT = "look at its verdict, then run pytest --update-expectations to accept it"
 
 
@@ -155,6 +155,23 @@ def check(
     causes = _causes({**family.made, **(expected.made or {})}, now)
     return Check(
         failure=f"{finding.label}: {wrong}.{look} Likely causes: {causes}. {_remedy(path)}"
+    )
+
+
+def other_weights(
+    expectations: Expectations | None, config: str, now: Mapping[str, Any], path: Path
+) -> str:
+    """A line if the expectations are those of other weights; empty if not, or if there are none.
+
+    They are found by the model's name, which says nothing of its weights.
+    """
+    family = expectations.families.get(config) if expectations else None
+    made, seen = family.made.get(WEIGHTS) if family else None, now.get(WEIGHTS)
+    if made is None or made == seen:
+        return ""
+    return (
+        f"the expectations in {_shown(path)} are of other weights (sha256 {made}, now {seen}): "
+        "that they are met says nothing of those; --update-expectations makes new ones"
     )
 
 
