@@ -57,8 +57,8 @@ def look(folder: str | Path) -> list[Damage]:
 def repair(folder: str | Path) -> list[Damage]:
     """What was damaged in a folder and is now set aside; all that is whole stays as it was.
 
-    Of a file of JSON lines the damaged lines go into `<name>.damaged`, which grows with each repair.
-    Any other damaged file, and the folder of a damaged trace, gets that name itself.
+    Damaged lines of a file go into `<name>.damaged`, which grows with each repair. A file that is
+    no list of records, and the folder of a damaged trace, gets that name itself.
 
     Raises:
         TraceError: if there is no such folder.

@@ -110,7 +110,9 @@ def _config(config: Any) -> str:
 def _settings(module: nn.Module) -> Iterator[str]:
     """The plain values of a module: the scaling of its attention, the epsilon of its norm."""
     for name, value in vars(module).items():
-        if name in ("training", "name_or_path") or (name.startswith("_") and not isinstance(value, float)):
+        if name in ("training", "name_or_path") or (
+            name.startswith("_") and not isinstance(value, float)
+        ):
             continue
         if isinstance(value, Tensor):
             yield f"{name} {_tensor(value)}"

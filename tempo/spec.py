@@ -25,7 +25,6 @@ from pydantic import (
 
 from tempo.errors import SpecError
 from tempo.parsing import MOST_YAML_BYTES, dump_yaml, parse_yaml, read_text
-from tempo.text import escaped
 
 Visibility = Literal["isolated", "visible", "causal"]
 Positions = Literal["shared", "sequential"]
@@ -519,7 +518,7 @@ def load_yaml(kind: type[S], source: str | Path) -> S:
     Raises:
         SpecError: which names the file and the key.
     """
-    where = escaped(str(source)) if isinstance(source, Path) else "the YAML text"
+    where = str(source) if isinstance(source, Path) else "the YAML text"
     try:
         settings = parse_yaml(
             read_text(source, MOST_YAML_BYTES) if isinstance(source, Path) else source

@@ -373,7 +373,7 @@ def load_trace(folder: str | Path) -> Trace:
     if seen != record.get("sha256"):
         raise TraceError(
             f"{folder / _ARRAYS} is damaged (sha256 {seen[:12]}, "
-            f"expected {str(record.get('sha256')):.12}); run again"
+            f"expected {record.get('sha256')!s:.12}); run again"
         )
     try:
         if found == FORMAT:

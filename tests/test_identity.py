@@ -74,7 +74,9 @@ CHANGES = {
     "hidden_act": with_config(hidden_act="gelu"),
     "activation": lambda lm: setattr(lm.model.model.layers[0].mlp, "act_fn", ACT2FN["gelu"]),
     "eos_token_id": with_config(eos_token_id=7),
-    "eos of the generation config": lambda lm: setattr(lm.model.generation_config, "eos_token_id", 7),
+    "eos of the generation config": lambda lm: setattr(
+        lm.model.generation_config, "eos_token_id", 7
+    ),
     "eos of the wrapper": lambda lm: setattr(lm, "eos_token_ids", frozenset({7})),
     "tokenizer": swapped_tokens,
     "chat template": lambda lm: setattr(lm.tokenizer, "chat_template", "x"),

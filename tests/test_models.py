@@ -880,7 +880,7 @@ def test_a_damaged_cache_says_what_to_delete(fake, tmp_path, damage):
 
 @pytest.mark.parametrize("damage", ["weight", "activation", "tokens"])
 def test_a_cache_that_was_tampered_with_is_refused(gguf_file, tmp_path, damage):
-    """One bit of a weight, another activation, two tokens swapped: all of the same size as before."""
+    """One bit of a weight, another activation, two tokens swapped: no size changes."""
     load_model(str(gguf_file))
     (folder,) = (tmp_path / "cache" / "gguf").glob("tiny-f32-*")
     name, old, new = {

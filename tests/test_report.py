@@ -256,7 +256,7 @@ def test_the_policy_of_the_page_allows_nothing_from_outside():
     digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
     assert len(script) == 1
     assert f'content="{POLICY.format(script=digest)}"' in page
-    assert page.index("<head>\n<meta http-equiv=\"Content-Security-Policy") < page.index("<style>")
+    assert page.index('<head>\n<meta http-equiv="Content-Security-Policy') < page.index("<style>")
     assert "http" not in POLICY
     assert "default-src 'none'" in POLICY and "script-src 'unsafe-inline'" not in POLICY
 

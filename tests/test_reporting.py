@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tempo.claims import SCHEMA, Finding
-from tempo.errors import TempoError, TraceError
+from tempo.errors import TraceError
 from tempo.records import append_jsonl, plain, read_findings, read_jsonl
 from tempo.reporting import figures
 from tempo.reporting.figures import drawing, number, slug, to_html

@@ -56,8 +56,8 @@ class Evidence:
         """Measure whatever is not on disk yet, and judge every claim.
 
         progress: from (tasks, how many are on disk already, what on disk cannot be used) to a
-        context manager that gives a function to be called with each task as it ends. Raises ResultsError if the results cannot
-        be written.
+        context manager that gives a function to be called with each task as it ends. Raises
+        ResultsError if the results cannot be written.
         """
         began = time.perf_counter()
         check_writable(self.results)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from tempo.errors import SpecError
 from tempo.parsing import parse_json, parse_yaml, read_text
-from tempo.text import escaped
 
 FORMATS = ".txt, .csv, .jsonl, .yaml or .yml"
 # Rows of a hub dataset that are read at most: more than anybody measures on one machine.
@@ -103,7 +102,7 @@ def read_suite(source: str) -> Suite:
     except OSError as error:
         raise SpecError(f"cannot read the suite {source}: {error.strerror}") from None
     except ValueError as error:
-        raise SpecError(f"cannot read the suite {escaped(source)}: {error}") from None
+        raise SpecError(f"cannot read the suite {source}: {error}") from None
     return _suite(reader(text, source), path.name)
 
 

@@ -143,8 +143,9 @@ def _about(session: Session, evidence: Evidence) -> dict[str, str]:
     quick = f" (a quick look: --prompts {number})" if number else ""
     versions = {"tempo": tempo.__version__, **made["versions"]}
     fingerprints = ", ".join(f"{name} {value}" for name, value in evidence.fingerprints.items())
+    weights = f"weights sha256 {evidence.model_sha256}"
     return {
-        "Model": f"{lm.name}, {made['dtype']} on {made['device']}, weights sha256 {evidence.model_sha256}",
+        "Model": f"{lm.name}, {made['dtype']} on {made['device']}, {weights}",
         "Prompts": f"{', '.join(map(str, numbers))} a config{quick}",
         "Software": ", ".join(f"{name} {number}" for name, number in versions.items()),
         "Machine": f"{platform.machine()}, {os.cpu_count()} cores, "
