@@ -189,7 +189,15 @@ def ensure_gguf(gguf: Path, cache_dir: Path | None) -> Path:
 
 def read_conversion(folder: Path) -> dict[str, Any]:
     """What was recorded when the folder was converted. Raises ValueError or OSError if damaged."""
-    return unseal(parse_json(read_bytes(folder / RECORD)))
+    record = unseal(parse_json(read_bytes(folder / RECORD)))
+    files, theta = record.get("files"), record.get("rope_theta")
+    if not isinstance(files, dict) or not files:
+        raise ValueError("it names no files")
+    if strange := [name for name in files if name != Path(name).name or "\0" in name]:
+        raise ValueError(f"it names {strange[0]!r:.60}, which is no file of this folder")
+    if theta is not None and not (isinstance(theta, int | float) and theta > 0):
+        raise ValueError(f"rope_theta is {theta!r:.40}")
+    return {"rope_theta": None, "rope_scaled": False, **record}
 
 
 def check_cached(known: KnownModel, cache_dir: Path | None = None) -> None:
