@@ -83,7 +83,7 @@ def test_a_damaged_gguf_header_is_refused_in_words(tiny, tmp_path):
     """Its sizes are read before anything is believed."""
     whole = write_gguf(tmp_path / "whole.gguf", tiny).read_bytes()
     path = tmp_path / "damaged.gguf"
-    refused = 0
+    said: list[str] = []
     for number in range(HEADERS):
         rng = random.Random(f"gguf {number}")
         damaged = bytearray(whole)
@@ -93,6 +93,6 @@ def test_a_damaged_gguf_header_is_refused_in_words(tiny, tmp_path):
         try:
             wheels._read_header(path)
         except ModelError as error:
-            assert "\n" not in str(error)
-            refused += 1
-    assert refused > HEADERS / 10
+            said.append(str(error))
+    assert len(said) > HEADERS / 10
+    assert "\n" not in "".join(said)
