@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import tempo
 from tempo.claims import Finding, correct, judge
+from tempo.errors import ResultsError
 from tempo.harness.checks import case_class
 from tempo.harness.execute import Failure, Task, code_fingerprint, execute
 from tempo.harness.expectations import circumstances
@@ -21,6 +22,7 @@ from tempo.harness.prompts import Suite
 from tempo.harness.runs import Prompt
 from tempo.harness.store import Store, check_writable
 from tempo.harness.study import ClaimTest
+from tempo.identity import maker_sha256
 from tempo.models import LanguageModel
 from tempo.records import append_jsonl, plain, read_jsonl
 from tempo.statistics import SEED
@@ -47,20 +49,24 @@ class Evidence:
     num_reused: int = 0
     seconds: float = 0.0
     fingerprints: dict[str, str] = field(default_factory=dict)
+    model_sha256: str = ""
+    notes: list[str] = field(default_factory=list)  # what on disk could not be used, and why
 
     def gather(self, progress: Any) -> None:
         """Measure whatever is not on disk yet, and judge every claim.
 
-        progress: from (tasks, how many are on disk already) to a context manager that gives a
-        function to be called with each task as it ends. Raises ResultsError if the results cannot
-        be written.
+        progress: from (tasks, how many are on disk already, what on disk cannot be used) to a
+        context manager that gives a function to be called with each task as it ends. Raises
+        ResultsError if the results cannot be written.
         """
         began = time.perf_counter()
         check_writable(self.results)
+        # The weights are read for both, so each is asked for once.
+        self.model_sha256, maker = self.lm.sha256, maker_sha256(self.lm)
         # one for each study: its cases do not depend on which others are selected
         for plan in self.plans:
             if plan.study.name not in self.fingerprints:
-                self.fingerprints[plan.study.name] = code_fingerprint(self.lm, plan.module)
+                self.fingerprints[plan.study.name] = code_fingerprint(maker, plan.module)
         self._measure(progress)
         self._judge()
         self.seconds = time.perf_counter() - began
@@ -69,9 +75,11 @@ class Evidence:
         """Where the raw results of a plan's own prompt are kept."""
         manifest = {
             "family": plan.name,
-            "config": plan.config.model_dump(mode="json"),
+            # of the prompts only the own one matters to what is kept here
+            "config": plan.config.model_dump(mode="json", exclude={"suite"}),
+            "chat": self.chat,
             **self.lm.provenance(),
-            "model_sha256": self.lm.sha256,
+            "model_sha256": self.model_sha256,
             "fingerprint": self.fingerprints[plan.study.name],
             "tempo": tempo.__version__,
             # decoding draws no random numbers; this is the seed of permutation and bootstrap
@@ -97,7 +105,7 @@ class Evidence:
         return circumstances(
             config,
             self.lm.provenance(),
-            self.lm.sha256,
+            self.model_sha256,
             self.fingerprints[plan.study.name],
             suite + (" as chats" if self.chat else ""),
         )
@@ -143,11 +151,15 @@ class Evidence:
         }
         for task, key in zip(tasks, keys, strict=True):
             try:
-                found[key] = _read(readers[task.plan.name], stored[key])
-            except (KeyError, ValidationError):
+                self._check_files(task, stored[key])
+                found[key] = _read(readers[task.plan.name], stored[key].get("case"))
+            except (KeyError, ValidationError, ResultsError) as error:
                 missing.append(task)
+                if key in stored:
+                    why = " ".join(str(error).split())
+                    self.notes.append(f"{task.plan}, {task.prompt.text!r:.40}: {why}")
         self.num_reused = len(tasks) - len(missing)
-        with progress(missing, self.num_reused) as report:
+        with progress(missing, self.num_reused, self.notes) as report:
             for task, outcome in execute(self.lm, missing):
                 key = key_of[task.plan.name, task.prompt.text]
                 try:
@@ -166,11 +178,31 @@ class Evidence:
             if task.prompt.store:
                 self.own_case[task.plan.name] = found[key]
 
-    def _stored(self) -> dict[str, Any]:
-        """The cases on disk, by their keys."""
-        paths = {self.results / plan.folder / "cases.jsonl" for plan in self.plans}
-        records = [record for path in paths if path.exists() for record in read_jsonl(path)]
-        return {record.get("key", ""): record.get("case") for record in records}
+    def _stored(self) -> dict[str, dict[str, Any]]:
+        """The records of cases on disk, by their keys; damaged lines are noted."""
+        stored = {}
+        for path in {self.results / plan.folder / "cases.jsonl": None for plan in self.plans}:
+            records, damaged = read_jsonl(path)
+            self.notes += damaged
+            stored |= {str(record.get("key")): record for record in records}
+        return stored
+
+    def _check_files(self, task: Task, record: dict[str, Any]) -> None:
+        """Raise ResultsError unless the raw results on disk are those that belong to the case.
+
+        They may have been written again since then, for another model or by another config.
+        """
+        if task.prompt.store is None:
+            return
+        files = record.get("files")
+        if not isinstance(files, dict):
+            raise ResultsError("its record does not say which raw results belong to it")
+        for name, digest in files.items():
+            if task.prompt.store.sha256(name) != digest:
+                raise ResultsError(
+                    f"{task.prompt.store.folder / name} is missing, or of another run; it is "
+                    "measured again"
+                )
 
     def _keep(self, task: Task, key: str, outcome: Any, reader: TypeAdapter[Any]) -> Any:
         """Keep a case and read it again. Raises TypeError or ValueError if it is not plain."""
@@ -184,6 +216,8 @@ class Evidence:
             "category": task.prompt.category,
             "case": case,
         }
+        if task.prompt.store:
+            record["files"] = dict(task.prompt.store.written)
         append_jsonl(self.results / task.plan.folder / "cases.jsonl", [record])
         return read
 
@@ -201,7 +235,7 @@ class Evidence:
                 "dtype": self.lm.provenance()["dtype"],
                 "variant": plan.variant,
                 "n_prompts": len(cases),
-                "model_sha256": self.lm.sha256,
+                "model_sha256": self.model_sha256,
                 "fingerprint": self.fingerprints[plan.study.name],
             }
             for claim in plan.claims:
