@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from tempo.harness.checks import case_class
 from tempo.harness.execute import Failure, Task, code_fingerprint, execute
 from tempo.harness.expectations import circumstances
 from tempo.harness.plan import Plan, family_sizes
-from tempo.harness.prompts import Suite
 from tempo.harness.runs import Prompt
 from tempo.harness.store import Store, check_writable
 from tempo.harness.study import ClaimTest
@@ -119,7 +118,7 @@ class Evidence:
             texts = dict.fromkeys(prompt.text for plan in plans for prompt in plan.prompts)
             measured = tuple(prompt for prompt in suite.prompts if prompt.text in texts)
             lengths = [self._length(prompt.text) for prompt in measured] if measured else []
-            said.append(Suite(measured, suite.source, suite.language).describe(lengths))
+            said.append(replace(suite, prompts=measured).describe(lengths))
             if len(texts) > len(measured):
                 said[-1] += ", and each config's own prompt"
         return "; ".join(said) or "each config's own prompt only"
@@ -174,7 +173,9 @@ class Evidence:
         for task, key in zip(tasks, keys, strict=True):
             if task.plan.name in self.failures:
                 continue
-            self.cases.setdefault(task.plan.name, []).append(found[key])
+            cases = self.cases.setdefault(task.plan.name, [])
+            if task.plan.judges(task.prompt.text):
+                cases.append(found[key])
             if task.prompt.store:
                 self.own_case[task.plan.name] = found[key]
 
@@ -235,12 +236,14 @@ class Evidence:
                 "dtype": self.lm.provenance()["dtype"],
                 "variant": plan.variant,
                 "n_prompts": len(cases),
+                "drawn": plan.suite.drawn if plan.suite else "",
                 "model_sha256": self.model_sha256,
                 "fingerprint": self.fingerprints[plan.study.name],
             }
             for claim in plan.claims:
                 try:
-                    findings.append(judge(claim.claim, cases, context))
+                    dated = context | {"registered": claim.claim.registered}
+                    findings.append(judge(claim.claim, cases, dated))
                 # of one claim's statistic: the findings of the others are not lost for it
                 except Exception as error:
                     self.unjudged[plan.name, claim.id] = f"{type(error).__name__}: {error}"
