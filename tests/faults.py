@@ -594,6 +594,12 @@ def drawn_from_one_stream(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(selection, "_draw", draw)
 
 
+def seed_ignored(patch: pytest.MonkeyPatch) -> None:
+    """Every run of a prompt draws the same."""
+    original = RunSpec.rules
+    patch.setattr(RunSpec, "rules", lambda spec, *step: original(spec, *step) | {"seed": 0})
+
+
 def raw_keys_not_saved(patch: pytest.MonkeyPatch) -> None:
     """One of the arrays is left out of the file."""
     original = trace.Trace._arrays
@@ -661,5 +667,6 @@ FAULTS: dict[str, Plant] = {
         schedule_starts_over,
         drawn_with_replacement,
         drawn_from_one_stream,
+        seed_ignored,
     )
 }

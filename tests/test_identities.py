@@ -110,6 +110,7 @@ OUTSIDE = [
     Outside(lattice.a_bound_that_nobody_falls_under_changes_no_bit, bound=1.0),
     Outside(lattice.sets_are_what_all_rules_let_in, but={"max_width": 2}),
     Outside(lattice.a_draw_depends_on_nothing_but_its_seed, seeds=(0, 1)),
+    Outside(lattice.other_seeds_draw_other_sets, seeds=(0, 0)),
     Outside(
         identity.cached_keys_stand_at_their_positions, positions="shared", read_as="sequential"
     ),
