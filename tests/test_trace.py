@@ -210,10 +210,10 @@ def test_a_trace_that_was_saved_before_links_were_kept_says_so(tiny, tmp_path):
     trace = tempo.generate(tiny, "The cat", threshold=0.03, max_steps=3)
     steps = [replace(step, links=None) for step in trace.steps]
     folder = replace(trace, steps=steps).save(tmp_path / "trace")
-    record = json.loads((folder / "trace.json").read_text())
-    for step in record["steps"]:
+    recorded = json.loads((folder / "trace.json").read_text())["steps"]
+    for step in recorded:
         del step["dropped"]
-    (folder / "trace.json").write_text(json.dumps(record))
+    edit(folder, steps=recorded)
     loaded = load_trace(folder)
     assert loaded.sets == trace.sets
     assert [step.dropped for step in loaded.steps] == [[]] * 3
