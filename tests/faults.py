@@ -435,6 +435,19 @@ def weights_by_query(patch: pytest.MonkeyPatch, change: Callable[[Layout, Tensor
     patch.setattr(Layout, "_bias_by_query", changed)
 
 
+def lone_members_weighted(patch: pytest.MonkeyPatch) -> None:
+    """A set of one weighs its probability, as if the tokens that did not join were there."""
+    original = Layout._bias
+
+    @wraps(original)
+    def changed(layout: Layout, step: int, probabilities: Any) -> list[float]:
+        if layout.weighting == "probability" and layout.replay_weights is None:
+            return [float(np.log(max(share, 1e-30))) for share in probabilities]
+        return original(layout, step, probabilities)
+
+    patch.setattr(Layout, "_bias", changed)
+
+
 def last_set_not_weighted(patch: pytest.MonkeyPatch) -> None:
     """Posteriors reach older sets only, and not the one before the query."""
 
@@ -651,6 +664,7 @@ FAULTS: dict[str, Plant] = {
         links_transposed,
         parents_weigh_alike,
         kernels_multiplied_in_the_wrong_order,
+        lone_members_weighted,
         last_set_not_weighted,
         older_sets_not_weighted,
         posterior_by_key,
