@@ -372,7 +372,7 @@ def test_a_damaged_record_is_told_with_what_to_do_and_the_rest_is_kept(tmp_path,
     report = read_report(results)
     assert len(report.sections) == len(whole.sections) - 1
     assert "pytest on the studies" in report.damaged[0]
-    assert "could not be read" in report_html(report)
+    assert "Damaged and left out" in report_html(report)
     said = CliRunner().invoke(app, ["report", "--results", str(results), "--out", str(tmp_path)])
     assert said.exit_code == 0 and "Warning: " in said.stderr
 
