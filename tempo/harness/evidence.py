@@ -151,7 +151,7 @@ class Evidence:
         for task, key in zip(tasks, keys, strict=True):
             try:
                 self._check_files(task, stored[key])
-                found[key] = _read(readers[task.plan.name], stored[key].get("case"))
+                found[key] = _read(readers[task.plan.name], stored[key]["case"])
             except (KeyError, ValidationError, ResultsError) as error:
                 missing.append(task)
                 if key in stored:
