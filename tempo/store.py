@@ -17,7 +17,7 @@ import torch
 from tempo.errors import TraceError
 from tempo.models import LanguageModel
 from tempo.spec import RunSpec
-from tempo.trace import Trace, load_trace, made_folder
+from tempo.trace import RECORD, Trace, load_trace, made_folder
 
 # Files that read results but make none. A change in one of them must not discard measurements.
 JUDGING = {"claims.py", "statistics.py", "cli.py"}
@@ -38,7 +38,7 @@ class TraceStore:
         A damaged trace counts as not stored. A warning says so.
         """
         place = self.place(spec)
-        if not place.exists():
+        if not (place / RECORD).exists():  # nothing, or what a killed save left: no trace yet
             return None
         try:
             return load_trace(place)

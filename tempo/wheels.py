@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tempo import files
 from tempo.errors import ModelError
 from tempo.text import escaped, slug
 
@@ -230,24 +231,25 @@ def _make_once(name: str, folder: Path, needed: int, make: Callable[[Path], Path
 
     So no half-made model is ever found. `needed` bytes must be free on that disk.
     """
-    from filelock import FileLock
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # A second process waits here, then finds the folder. A killed holder frees the lock.
-    with FileLock(folder.parent / f".{folder.name}.lock"):
-        for stale in folder.parent.glob(f".{folder.name}-*"):  # left by a killed conversion
-            shutil.rmtree(stale, ignore_errors=True)
-        if folder.is_dir():
-            return
-        free = shutil.disk_usage(folder.parent).free
-        if free < needed:
-            raise ModelError(
-                f"{name} needs {needed / 1e9:.1f} GB free in {folder.parent} while it is made, "
-                f"and has {free / 1e9:.1f} GB; free some space, or set TEMPO_CACHE to a folder on "
-                "another disk"
-            )
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staging:
-            os.replace(make(Path(staging)), folder)
+    try:
+        # A second process waits here, then finds the folder. A killed holder frees the lock.
+        with files.locked(folder.parent, "wait until it is done", files.AS_LONG_AS_IT_TAKES):
+            if folder.is_dir():
+                return
+            free = shutil.disk_usage(folder.parent).free
+            if free < needed:
+                raise ModelError(
+                    f"{name} needs {needed / 1e9:.1f} GB free in {folder.parent} while it is made, "
+                    f"and has {free / 1e9:.1f} GB; free some space, or set TEMPO_CACHE to a folder "
+                    "on another disk"
+                )
+            with files.staging(folder) as staging:
+                files.settle(make(staging), folder)
+    except OSError as error:
+        raise ModelError(
+            f"cannot make {name} in {folder.parent}: {files.reason(error)}; "
+            "set TEMPO_CACHE to a folder on a disk that can be written and has room"
+        ) from error
 
 
 def _check_folder(name: str, sha256: str, folder: Path) -> None:
@@ -375,9 +377,9 @@ def _convert_gguf(gguf: Path, folder: Path, record: dict[str, Any]) -> None:
             f"causal language model ({type(error).__name__}: {_first_line(error)}); "
             "use a folder with safetensors of that model"
         ) from error
-    files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-    record = record | {"transformers": transformers.__version__, "files": files}
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+    record = record | {"transformers": transformers.__version__, "files": sizes}
+    files.write(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def _first_line(error: Exception) -> str:

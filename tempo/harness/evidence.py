@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 import tempo
+from tempo import files
 from tempo.claims import Finding, correct, judge
 from tempo.harness.checks import case_class
 from tempo.harness.execute import Failure, Task, code_fingerprint, execute
@@ -19,7 +20,7 @@ from tempo.harness.expectations import circumstances
 from tempo.harness.plan import Plan, family_sizes
 from tempo.harness.prompts import Suite
 from tempo.harness.runs import Prompt
-from tempo.harness.store import Store, check_writable
+from tempo.harness.store import Store
 from tempo.harness.study import ClaimTest
 from tempo.models import LanguageModel
 from tempo.records import append_jsonl, plain, read_jsonl
@@ -56,7 +57,8 @@ class Evidence:
         be written.
         """
         began = time.perf_counter()
-        check_writable(self.results)
+        files.check_folder(self.results, "--results")
+        self._sweep()
         # one for each study: its cases do not depend on which others are selected
         for plan in self.plans:
             if plan.study.name not in self.fingerprints:
@@ -64,6 +66,11 @@ class Evidence:
         self._measure(progress)
         self._judge()
         self.seconds = time.perf_counter() - began
+
+    def _sweep(self) -> None:
+        """Remove what killed sessions left in the folders that this one writes to."""
+        for plan in self.plans:
+            files.sweep(self.results / plan.folder, self.results / plan.folder / "figures")
 
     def store(self, plan: Plan) -> Store:
         """Where the raw results of a plan's own prompt are kept."""

@@ -140,6 +140,33 @@ def pytest_collection_modifyitems(config: pytest.Config) -> None:
         raise pytest.UsageError("--config: no study was collected; name the folder of the studies")
 
 
+# Under pytest-xdist each worker is a session of its own, which would measure everything again.
+ALONE = (
+    "tempo measures once for all tests of a session, which several processes cannot share; "
+    "leave out -n, or say -n 0, to run the studies ({})"
+)
+refused_key = pytest.StashKey[str]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of pytest-xdist has ended: whether it left studies out."""
+    if left_out := getattr(node, "workeroutput", {}).get("tempo"):
+        node.config.stash[refused_key] = left_out
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if refused_key in session.config.stash:
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if refused_key in config.stash:
+        line = f"ERROR: {ALONE.format(config.stash[refused_key])}"
+        terminalreporter.write_line(line, red=True)
+
+
 @pytest.fixture(scope="session")
 def lm(pytestconfig: pytest.Config) -> Any:
     """The model named by --model."""
