@@ -86,7 +86,8 @@ def _created(fresh: Path, target: Path) -> BinaryIO:
 
 def _drop(fresh: Path) -> None:
     """Forget a temporary file or folder, and remove it if it was not moved to its place."""
-    remove(fresh)
+    if os.path.lexists(fresh):
+        remove(fresh)
     _in_use.discard(fresh.name)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,14 @@ import tempo
 from tempo import files
 from tempo.claims import Finding, correct, judge
 from tempo.harness.checks import case_class
-from tempo.harness.execute import Failure, Task, code_fingerprint, execute
+from tempo.harness.execute import (
+    Failure,
+    Task,
+    code_fingerprint,
+    execute,
+    prompts_at_once,
+    windows_of,
+)
 from tempo.harness.expectations import circumstances
 from tempo.harness.plan import Plan, family_sizes
 from tempo.harness.prompts import Suite
@@ -144,22 +153,33 @@ class Evidence:
         readers = {plan.name: TypeAdapter(case_class(plan.study)) for plan in self.plans}
         stored = self._stored()
         found: dict[str, Any] = {}
-        missing: list[Task] = []
         key_of = {
             (task.plan.name, task.prompt.text): key for task, key in zip(tasks, keys, strict=True)
         }
+
+        def own_key(task: Task) -> str:
+            return key_of[task.plan.name, task.prompt.text]
+
         for task, key in zip(tasks, keys, strict=True):
-            try:
-                found[key] = _read(readers[task.plan.name], stored[key])
-            except (KeyError, ValidationError):
-                missing.append(task)
-        self.num_reused = len(tasks) - len(missing)
-        with progress(missing, self.num_reused) as report:
-            for task, outcome in execute(self.lm, missing):
-                key = key_of[task.plan.name, task.prompt.text]
+            with suppress(KeyError, ValidationError):
+                found[key] = _read(readers[task.plan.name], stored[key]["case"])
+        on_disk = dict(found)
+        windows = []
+        for window in windows_of(tasks, prompts_at_once(self.lm)):
+            together = _measured_together(list(map(own_key, window)), stored, set(on_disk))
+            windows.append([task for task in window if own_key(task) in together])
+        to_do = [task for window in windows for task in window]
+        name_of = {own_key(t): _name(map(own_key, window)) for window in windows for t in window}
+        self.num_reused = len(tasks) - len(to_do)
+        with progress(to_do, self.num_reused) as report:
+            measured = execute(self.lm, windows, lambda task: own_key(task) not in on_disk)
+            for task, outcome in measured:
+                key = own_key(task)
                 try:
                     # as it will be read back
-                    found[key] = self._keep(task, key, outcome, readers[task.plan.name])
+                    found[key] = self._keep(
+                        task, key, outcome, readers[task.plan.name], name_of[key], stored.get(key)
+                    )
                 except (TypeError, ValueError) as error:
                     outcome = Failure(f"its case cannot be kept: {' '.join(str(error).split())}")
                 if isinstance(outcome, Failure):
@@ -174,13 +194,25 @@ class Evidence:
                 self.own_case[task.plan.name] = found[key]
 
     def _stored(self) -> dict[str, Any]:
-        """The cases on disk, by their keys."""
+        """The records of cases on disk, by their keys."""
         paths = {self.results / plan.folder / "cases.jsonl" for plan in self.plans}
         records = [record for path in paths if path.exists() for record in read_jsonl(path)]
-        return {record.get("key", ""): record.get("case") for record in records}
+        return {record["key"]: record for record in records if {"key", "case"} <= set(record)}
 
-    def _keep(self, task: Task, key: str, outcome: Any, reader: TypeAdapter[Any]) -> Any:
-        """Keep a case and read it again. Raises TypeError or ValueError if it is not plain."""
+    def _keep(
+        self,
+        task: Task,
+        key: str,
+        outcome: Any,
+        reader: TypeAdapter[Any],
+        window: str,
+        stored: Any,
+    ) -> Any:
+        """Keep a case and read it again. Raises TypeError or ValueError if it is not plain.
+
+        window: the name of all tasks that it was measured with. stored: its record of an
+        interrupted session, to which nothing is added if it says the same.
+        """
         if isinstance(outcome, Failure):
             return None
         case = plain(outcome)
@@ -189,8 +221,11 @@ class Evidence:
             "key": key,
             "prompt": task.prompt.text,
             "category": task.prompt.category,
+            "window": window,
             "case": case,
         }
+        if stored and (stored["case"], stored.get("window")) == (case, window):
+            return read
         append_jsonl(self.results / task.plan.folder / "cases.jsonl", [record])
         return read
 
@@ -221,6 +256,28 @@ class Evidence:
         append_jsonl(
             self.results / "findings.jsonl", [finding.record() for finding in self.findings]
         )
+
+
+def _name(keys: Iterable[str]) -> str:
+    """A name for the tasks of these keys, in any order."""
+    return hashlib.sha256(" ".join(sorted(keys)).encode()).hexdigest()[:16]
+
+
+def _measured_together(
+    keys: Sequence[str], stored: Mapping[str, Any], on_disk: set[str]
+) -> set[str]:
+    """Which tasks of a window to measure: those not on disk, and those that belong to them.
+
+    A killed session leaves a part of a window. The rest alone would have batches of other shapes,
+    and so other last bits. So all that was to be measured together is measured together again. What
+    a session before that measured without them stays as it is.
+    """
+    missing = {key for key in keys if key not in on_disk}
+    for name in {stored[key].get("window") for key in keys if key in on_disk} if missing else ():
+        begun = {key for key in keys if key in on_disk and stored[key].get("window") == name}
+        if _name(missing | begun) == name:
+            return missing | begun
+    return missing
 
 
 def _read(reader: TypeAdapter[Any], case: Any) -> Any:
