@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -328,8 +329,8 @@ def gap(one, other):
 
 @study.pictures
 def pictures(store, cases):
-    for name in ("A map", f"A map of {len(cases)} prompts"):
-        yield figures.layer_head_map(np.eye(2) * len(cases), name, "mass", "See it.")
+    name = f"A map of {len(cases)} prompts"
+    yield figures.layer_head_map(np.eye(2) * len(cases), name, "mass", "See it.")
 
 
 @study.claim(more_than=0.05, because="half", planned=Planned(0.15, sd=0.3, source="guess"))
@@ -347,13 +348,21 @@ CONFIG = "experiment: sober\nprompt: The cat sat on the\nmax_steps: 3\nthreshold
 PROMPTS = "Es war einmal ein\nDer Hund\nHeute ist das Wetter schlecht\nIn der Stadt\nAm Abend\n"
 
 
+# They take two thirds of such a short session, and write nothing of it.
+SLOW_PLUGINS = ("cacheprovider", "hypothesispytest", "unraisableexception", "threadexception")
+# Else each forked process imports them anew.
+WARM = ("harness.session", "harness.report", "harness.plan", "reporting.page", "reporting.figures")
+
+
 def session(study: Path, root: Path, *more: str) -> int:
     """The exit code of pytest on the study, with all that it writes below `root`."""
     os.chdir(study)
     for name in ("CI", "GITHUB_STEP_SUMMARY"):
         os.environ.pop(name, None)
-    command = ["test_sober.py", "--model", "tiny", "-q", "-p", "no:cacheprovider"]
+    command = ["test_sober.py", "--model", "tiny", "-q", "--assert=plain"]
     command += ["--import-mode=importlib", "--suite", "prompts.txt"]
+    for plugin in SLOW_PLUGINS:
+        command += ["-p", f"no:{plugin}"]
     command += ["--results", f"{root}/results", "--findings", f"{root}/reports/findings.html"]
     command += ["--summary", f"{root}/summary.md", *more]
     return int(pytest.main(command))
@@ -367,6 +376,9 @@ class Sessions:
 
     def __init__(self, base: Path) -> None:
         self.study, self.before, self.after = base / "study", base / "before", base / "after"
+        for name in WARM:
+            import_module(f"tempo.{name}")
+        model()
         self.study.mkdir(parents=True)
         (self.study / "test_sober.py").write_text(STUDY)
         (self.study / "sober.yaml").write_text(CONFIG)

@@ -86,8 +86,7 @@ def _created(fresh: Path, target: Path) -> BinaryIO:
 
 def _drop(fresh: Path) -> None:
     """Forget a temporary file or folder, and remove it if it was not moved to its place."""
-    if os.path.lexists(fresh):
-        remove(fresh)
+    remove(fresh)
     _in_use.discard(fresh.name)
 
 
@@ -161,9 +160,15 @@ def remove(path: Path) -> None:
     """Remove a file or folder of tempo's own, if it is there; what refuses stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
-    else:
+    elif os.path.lexists(path):
         with suppress(OSError):
             path.unlink()
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder that has nothing in it."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 # --- lines
@@ -374,8 +379,12 @@ def _read_manifest(folder: Path) -> dict[str, list[str]]:
     for name, hashes in listed.items():
         with suppress(ResultsError):
             _confined(name)  # the manifest is a file as any other: it cannot lead out
-            found[name] = [seen for seen in hashes if isinstance(seen, str)]
+            found[name] = list(filter(_is_hash, hashes)) if isinstance(hashes, list) else []
     return found
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64
 
 
 def _write_manifest(folder: Path, files: Mapping[str, list[str]]) -> None:

@@ -11,7 +11,6 @@ import json
 import math
 import zipfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -284,8 +283,7 @@ class Trace:
                 self._write(folder)
         except (OSError, ResultsError) as error:
             if is_new:
-                with suppress(OSError):
-                    folder.rmdir()
+                files.remove_empty(folder)
             raise TraceError(
                 f"cannot write the trace to {folder}: {files.reason(error)}; "
                 "nothing there was changed"
@@ -304,13 +302,11 @@ class Trace:
             files.write(folder / RECORD, json.dumps(record, indent=1))
         except BaseException:
             if _arrays_in_use(folder) != arrays.name:
-                with suppress(OSError):
-                    arrays.unlink(missing_ok=True)
+                files.remove(arrays)
             raise
         for name in _ARRAYS:
             if name != arrays.name:
-                with suppress(OSError):  # the next save removes it
-                    (folder / name).unlink(missing_ok=True)
+                files.remove(folder / name)  # or the next save does
 
     def _arrays(self) -> dict[str, Any]:
         """All arrays by the name that they are saved under; those of a step end in its number."""
