@@ -177,6 +177,7 @@ def forked(act: Callable[[], int], root: Path, plan: Plan, log: Path) -> Ended:
     An error of tempo's ends it with SAID, any other one with RAW. log: a file for what it prints,
     outside of `root`.
     """
+    log.write_bytes(b"")
     process = os.fork()
     if not process:
         code = RAW

@@ -26,31 +26,11 @@ def names(folder):
 
 # --- every write goes through the module
 
-CHANGES = set(
-    [
-        "write_text",
-        "write_bytes",
-        "mkdir",
-        "makedirs",
-        "rename",
-        "unlink",
-        "rmdir",
-        "rmtree",
-        "touch",
-        "copyfile",
-        "copytree",
-        "move",
-        "symlink_to",
-        "hardlink_to",
-        "ftruncate",
-        "mkdtemp",
-        "TemporaryDirectory",
-        "NamedTemporaryFile",
-        "mkstemp",
-        "savefig",
-        "getpid",
-    ]
-)
+CHANGES = {
+    *("write_text", "write_bytes", "mkdir", "makedirs", "rename", "unlink", "rmdir", "rmtree"),
+    *("touch", "copyfile", "copytree", "move", "symlink_to", "hardlink_to", "ftruncate"),
+    *("mkdtemp", "mkstemp", "TemporaryDirectory", "NamedTemporaryFile", "savefig", "getpid"),
+}
 # What else changes the disk, with the reason why it may.
 ALLOWED = {
     ("wheels.py", "mkdir"): "in the staging folder, which files.settle moves to its place",

@@ -256,9 +256,10 @@ def test_a_manifest_cannot_make_a_publication_remove_anything_else(tmp_path, nam
     assert (out / name).exists()
 
 
-@pytest.mark.parametrize(
-    "manifest", ["{", "[]", "[1]", "3", '{"files": 3}', '{"files": {"../x": 3}}']
-)
+DAMAGED = ["{", "[]", "[1]", "3", '{"files": 3}', '{"files": {"x": 3}}']
+
+
+@pytest.mark.parametrize("manifest", DAMAGED)
 def test_of_a_damaged_manifest_nothing_is_believed(tmp_path, manifest):
     results, out = keep(tmp_path / "results"), tmp_path / "out"
     publish([read_report(results)], out)
