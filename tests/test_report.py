@@ -363,10 +363,15 @@ def test_hostile_names_make_no_path_outside(tmp_path):
         "exp2", "t", "../../x", "tiny", 1, (picture("../../etc/\x00passwd"),), folder="exp2_logits"
     )
     write_section(tmp_path / "results", section)
-    files = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
-    assert files == [
+    written = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
+    assert written == [
         f"results/exp2_logits/{name}"
-        for name in ("figures/etc-x00passwd.png", "figures/etc-x00passwd.svg", "report.json")
+        for name in (
+            MANIFEST,
+            "figures/etc-x00passwd.png",
+            "figures/etc-x00passwd.svg",
+            "report.json",
+        )
     ]
 
 

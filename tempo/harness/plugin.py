@@ -97,6 +97,21 @@ def pytest_configure(config: pytest.Config) -> None:
                 "--update-expectations is for the configs beside the studies; leave out --config"
             )
 
+    if not hasattr(config, "workerinput"):
+        _check_other_outputs(config)
+
+
+def _check_other_outputs(config: pytest.Config) -> None:
+    """What other plugins would only find out at the end, with a traceback that hides the report."""
+    for option, name in (("htmlpath", "--html"), ("xmlpath", "--junitxml")):
+        if path := config.getoption(option, None):
+            from tempo.files import check_file
+
+            try:
+                check_file(os.path.expanduser(os.path.expandvars(path)), name)
+            except TempoError as error:
+                raise pytest.UsageError(str(error)) from None
+
 
 def _session(config: pytest.Config) -> Session | None:
     """What the session knows of studies, None if no module that was collected has one."""

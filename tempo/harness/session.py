@@ -217,14 +217,12 @@ class Session:
         self.evidence = evidence
 
     def _check_outputs(self) -> None:
-        """Whatever cannot be written is said before a model runs, whoever would write it."""
+        """Whatever cannot be written is said before a model runs."""
         option = self.config.option
         files.check_folder(option.results, "--results")
         outputs = {
             "--findings": option.findings,
             "--summary": option.summary,
-            "--html": getattr(option, "htmlpath", None),
-            "--junitxml": getattr(option, "xmlpath", None),
             "the variable GITHUB_STEP_SUMMARY": os.environ.get("GITHUB_STEP_SUMMARY"),
         }
         for name, path in outputs.items():
@@ -276,7 +274,7 @@ class Session:
         if report.when == "call" or report.outcome != "passed":
             self.tests.append(report)
 
-    @pytest.hookimpl(trylast=True)
+    @pytest.hookimpl(tryfirst=True)  # what another plugin raises here takes no result along
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Expectations are rewritten, then the records, the report and the summary written."""
         if self.evidence is None:
