@@ -550,14 +550,14 @@ def scenarios(base: Path) -> list[Scenario]:
     ]
 
 
-def campaign(say: Callable[[str], None], kills: int = 300) -> list[Tally]:
+def campaign(say: Callable[[str], None], kills: int, stride: int = 1) -> list[Tally]:
     """Every fault at every operation of every scenario, kills at random, and several at once."""
     base = Path(tempfile.mkdtemp(prefix="campaign-"))
     tallies = []
     try:
         every = scenarios(base)
         for scenario in every:
-            tallies.append(at_every_operation(scenario, base / "try"))
+            tallies.append(at_every_operation(scenario, base / "try", stride=stride))
             say(f"{scenario.name}: {sum(tallies[-1].tries.values())} tries")
         for scenario in every:
             tallies.append(at_random(scenario, base / "try", -(-kills // len(every))))
