@@ -77,10 +77,10 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines = [
         "# The campaign of faults",
         "",
-        "Made by `make campaign`. Faults strike at every file operation of what writes: the process "
-        "is killed, a write is cut short, the disk is full from there on, the system refuses. Then "
-        "the same is done again undisturbed, and all must be as if nothing had happened. Ended: "
-        "how the disturbed process ended.",
+        "Made by `make campaign`. Faults strike at every file operation of what writes: the "
+        "process is killed, a write is cut short, the disk is full from there on, the system "
+        "refuses. Then the same is done again undisturbed, and all must be as if nothing had "
+        "happened. Ended: how the disturbed process ended.",
         "",
         "| part | what | operations | tries | killed | refused in words | went on | lost "
         "| silently wrong | raw exceptions | left over |",
