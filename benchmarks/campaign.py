@@ -100,7 +100,9 @@ def markdown(report: Mapping[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--kills", type=int, default=300, help="at random, over all scenarios")
-    parser.add_argument("--stride", type=int, default=1, help="only every so-manieth operation")
+    parser.add_argument(
+        "--stride", type=int, default=1, help="other faults than kills only so often"
+    )
     parser.add_argument("--only", choices=PARTS, help="one part, and no report")
     options = parser.parse_args()
     torch.set_num_threads(1)  # a forked process has no other threads

@@ -113,9 +113,16 @@ def _unlike_the_end(scenario: Scenario, root: Path) -> list[str]:
 
 
 def at_every_operation(
-    scenario: Scenario, base: Path, faults: Iterable[str] = FAULTS, stride: int = 1
+    scenario: Scenario,
+    base: Path,
+    faults: Iterable[str] = FAULTS,
+    stride: int = 1,
+    kill_stride: int | None = None,
 ) -> Tally:
-    """Every fault at every operation; stride: at each so-manieth only, another for each fault."""
+    """Every fault at every operation.
+
+    stride: at each so-manieth only, another one for each fault. kill_stride: that of kills.
+    """
     shutil.rmtree(base, ignore_errors=True)
     root = base / "root"
     root.mkdir(parents=True)
@@ -123,7 +130,8 @@ def at_every_operation(
     points = operations(lambda: scenario.act(root), root, base / "log.txt")
     tally = Tally(scenario.name, len(points))
     for i, fault in enumerate(faults):
-        for at in range(i % stride, len(points), stride):
+        step = kill_stride if kill_stride and fault in ("kill", "torn") else stride
+        for at in range(i % step, len(points), step):
             if fault in ("torn", "short") and points[at][0] != "write":
                 continue  # the same as `kill` and `full`
             ended, problems = disturbed(scenario, Plan(at, fault), base)
@@ -557,7 +565,7 @@ def campaign(say: Callable[[str], None], kills: int, stride: int = 1) -> list[Ta
     try:
         every = scenarios(base)
         for scenario in every:
-            tallies.append(at_every_operation(scenario, base / "try", stride=stride))
+            tallies.append(at_every_operation(scenario, base / "try", FAULTS, stride, 1))
             say(f"{scenario.name}: {sum(tallies[-1].tries.values())} tries")
         for scenario in every:
             tallies.append(at_random(scenario, base / "try", -(-kills // len(every))))
