@@ -73,13 +73,12 @@ def write(path: str | Path, content: str | bytes) -> None:
 
 def _created(fresh: Path, target: Path) -> BinaryIO:
     """A new file to take the place of `target`, with its mode. OSError if that is no file."""
+    mode = target.stat().st_mode if target.exists() else None
+    if mode is not None and not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is not a file", str(target))
     file = fresh.open("xb")
-    if target.exists():
-        mode = target.stat().st_mode
-        if not stat.S_ISREG(mode):
-            file.close()
-            raise OSError(errno.EINVAL, "it is not a file", str(target))
-        with suppress(PermissionError):
+    if mode is not None:
+        with suppress(OSError):  # of somebody else's file: the mode is not ours to give
             os.fchmod(file.fileno(), stat.S_IMODE(mode))
     return file
 

@@ -127,7 +127,7 @@ def test_a_summary_file_of_the_job_that_cannot_be_written_is_said_before(made, f
 
     ended = run(made, finished, first=first)
     assert ended.code == 4
-    assert "give the variable GITHUB_STEP_SUMMARY the name of a file" in ended.output
+    assert "which the variable GITHUB_STEP_SUMMARY names: Is a directory" in ended.output
     assert everything(finished) == before
 
 

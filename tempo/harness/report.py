@@ -62,7 +62,10 @@ def write(session: Session) -> list[str]:
     if option.summary:
         _write(option.summary, "--summary", summary)
     if job := os.environ.get("GITHUB_STEP_SUMMARY"):
-        files.append(job, summary.encode())  # GitHub's steps share one file
+        try:
+            files.append(job, summary.encode())  # GitHub's steps share one file
+        except OSError as error:
+            problems.append(f"no summary in {job}: {files.reason(error)}")
     problems += [f"no pictures of {s.config}: {s.problem}" for s in sections if s.problem]
     return problems
 

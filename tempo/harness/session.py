@@ -15,7 +15,7 @@ import pytest
 import tempo
 from tempo import files
 from tempo.claims import POWER, Finding, num_needed
-from tempo.errors import TempoError
+from tempo.errors import ResultsError, TempoError
 from tempo.harness.config import StudyConfig
 from tempo.harness.evidence import Evidence, measured_prompts
 from tempo.harness.execute import failure_of
@@ -220,14 +220,17 @@ class Session:
         """Whatever cannot be written is said before a model runs."""
         option = self.config.option
         files.check_folder(option.results, "--results")
-        outputs = {
-            "--findings": option.findings,
-            "--summary": option.summary,
-            "the variable GITHUB_STEP_SUMMARY": os.environ.get("GITHUB_STEP_SUMMARY"),
-        }
-        for name, path in outputs.items():
-            if path:
-                files.check_file(path, name)
+        files.check_file(option.findings, "--findings")
+        if option.summary:
+            files.check_file(option.summary, "--summary")
+        if job := os.environ.get("GITHUB_STEP_SUMMARY"):
+            try:
+                files.append(job, b"")
+            except OSError as error:
+                raise ResultsError(
+                    f"cannot write to {job}, which the variable GITHUB_STEP_SUMMARY names: "
+                    f"{files.reason(error)}; name a file that can be written, or unset it"
+                ) from None
 
     def finding(self, plan: Plan, claim: ClaimTest) -> Finding | str:
         """What the data said about a claim, or why there is nothing to say."""
