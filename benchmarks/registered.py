@@ -50,7 +50,9 @@ def read_cases(results: Path) -> dict[str, list[Any]]:
     found = {}
     for plan in plans():
         reader = TypeAdapter(case_class(plan.study))
-        records = read_jsonl(results / plan.folder / "cases.jsonl")
+        records, damaged = read_jsonl(results / plan.folder / "cases.jsonl")
+        if damaged:
+            raise SystemExit(f"{damaged[0]}; run tempo doctor --repair {results}")
         newest = {record["prompt"]: record["case"] for record in records}
         known = [case for case in newest.values() if case is not None]
         found[plan.name] = [reader.validate_python(case) for case in known]

@@ -1,4 +1,4 @@
-"""The command line: `tempo generate`, `compare`, `models`, `new` and `report`.
+"""The command line: `tempo generate`, `compare`, `models`, `new`, `report` and `doctor`.
 
 `tempo --help` must be quick. So torch, NumPy and Rich are imported inside the commands.
 """
@@ -433,6 +433,8 @@ def report(
             "compares two folders: give --results once", param_hint="--against"
         )
     found, comparison = read_reports(folders), None
+    for line in (line for each in found for line in each.damaged):
+        print(f"Warning: {escaped(line)}", file=sys.stderr)
     if against:
         other, this = read_report(against), found[0]
         names = f"{against} ({other.model})", f"{folders[0]} ({this.model})"
@@ -455,6 +457,35 @@ def _check_places(folders: Sequence[Path]) -> None:
 
     for folder in map(check_place, folders):
         files.check_folder(folder if folder.exists() else folder.parent, "--save")
+
+
+@app.command()
+def doctor(
+    repair: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Set aside what is damaged in a folder of results or traces; keep the rest.",
+        ),
+    ] = None,
+) -> None:
+    """Say what is installed, what would be slow or refused; or repair a folder.
+
+    A repair deletes nothing: damaged lines and files get a name that ends in .damaged. It says
+    what is missing now, and how to get it back.
+    """
+    from tempo import doctor as doctors
+
+    if repair is None:
+        _write("".join(f"{escaped(line)}\n" for line in doctors.describe()))
+        return
+    found = doctors.repair(repair)
+    for damage in found:
+        for part in damage.parts:
+            _write(f"set aside: {escaped(part)}\n")
+        _write(f"to get it back: {escaped(damage.back)}\n")
+    what = f"{sum(len(each.parts) for each in found)} damaged parts" if found else "nothing damaged"
+    _write(f"{escaped(str(repair))}: {what}\n")
 
 
 class Settings(RunSpec):

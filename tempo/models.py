@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +37,7 @@ from tempo.support import (
 )
 from tempo.text import escaped
 from tempo.tiny import build_tiny
-from tempo.wheels import KNOWN_MODELS, ensure, ensure_gguf, quiet_transformers, read_record
+from tempo.wheels import KNOWN_MODELS, ensure, ensure_gguf, quiet_transformers, read_conversion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -141,11 +141,12 @@ class LanguageModel:
                 "refused, as one is misread"
             )
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         """Hash of all weights by name, dtype, shape and bytes, however the model was loaded.
 
-        Adapter layers also count by what is active of them and how strongly.
+        Adapter layers also count by what is active of them and how strongly. The weights are read
+        each time, since they can be changed in place: ask once and keep the answer.
         """
         saved = self.model.state_dict().keys()
         tensors = dict(self.model.named_parameters())
@@ -153,7 +154,8 @@ class LanguageModel:
         digest = hashlib.sha256()
         for name, tensor in sorted(tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+            for part in _plain_tensors(tensor):
+                digest.update(part.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
         for line in adapter_settings(self.model):
             digest.update(f"{line}\n".encode())
         return digest.hexdigest()
@@ -330,6 +332,15 @@ class LanguageModel:
         return value
 
 
+def _plain_tensors(tensor: Any) -> Iterator[torch.Tensor]:
+    """The tensor, or the plain ones that a quantised one is made of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _plain_tensors(getattr(tensor, name))
+    else:
+        yield tensor
+
+
 @cache
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers", "numpy")}
@@ -397,7 +408,7 @@ def load_model(
     if known is not None:
         check_rotary_tables(model, dict(known.rope_thetas))
     if folder is not None:
-        record = read_record(folder)
+        record = read_conversion(folder)
         check_stated_rotary(model, record["rope_theta"], record["rope_scaled"])
     return lm
 

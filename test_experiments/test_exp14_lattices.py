@@ -9,7 +9,7 @@ key and query, which is what Bayes' rule asks for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -64,6 +64,9 @@ class Case:
     def distance(self, arm: str) -> float:
         """Total variation to the truth, mean over depths from 2 on and over widths."""
         return float(np.mean([np.mean(of_width[arm][1:]) for of_width in self.tv.values()]))
+
+    def distances(self, arms: Iterable[str]) -> dict[str, float]:
+        return {arm: self.distance(arm) for arm in arms}
 
     def slope(self, arm: str) -> float:
         """How much the distance grows with each set that is read, mean over widths."""
@@ -277,7 +280,8 @@ def pictures(store: Store, cases: Sequence[Case]) -> Iterator[Picture]:
     yield lattice(store)
     far = "total variation to the truth"
     arms = ARMS | CONTROLS
-    rows: Any = spreads_of([{arm: case.distance(arm) for arm in arms} for case in cases], arms)
+    found = [case.distances(arms) for case in cases]
+    rows: Any = spreads_of(found, arms)
     rows["the exact mixture (perfect reader)"] = (0.0, 0.0, 0.0)
     kept = np.mean([case.kept for case in cases])
     caption = (

@@ -9,7 +9,7 @@ path of a run, which mixes no branches, and stands beside greedy text and beam s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -87,6 +87,9 @@ class Case:
         ]
         return average(far)
 
+    def distances(self, arms: Iterable[str]) -> dict[str, float | None]:
+        return {arm: self.distance(arm) for arm in arms}
+
     @property
     def branched(self) -> bool:
         """Whether the runs had two wide sets to read."""
@@ -127,7 +130,7 @@ def free_runs(prompt: Prompt) -> Steps[Case]:
         tv=tv,
         kept=min(truth.kept for truth in (*truths, exact)),
         same_set=same,
-        dropped={name: sum(len(s.dropped) for s in traces[name].steps) for name in PRUNED},
+        dropped={name: _num_dropped(traces[name]) for name in PRUNED},
         nll={name: text.nll for name, text in texts.items()},
         tokens={name: sum(of_sets) for name, of_sets in widths.items()},
     )
@@ -154,6 +157,10 @@ def _same_sets(sets: Sequence[Sequence[int]], exact: ExactRun) -> float | None:
     return average([float(set(one) == set(other)) for one, other in list(pairs)[wide + 1 :]])
 
 
+def _num_dropped(trace: Trace) -> int:
+    return sum(len(step.dropped) for step in trace.steps)
+
+
 def _last_path(trace: Trace) -> list[int]:
     return [step.tokens[-1] for step in trace.steps]
 
@@ -168,7 +175,8 @@ def _texts(
     """
     searches = {"greedy": Search(), "equal beam": Search(max(1, round(float(np.mean(widths)))))}
     searches |= {f"beam {width}": Search(width) for width in BEAMS}
-    searches |= {name: Search(1, [[token] for token in path]) for name, path in paths.items()}
+    for name, path in paths.items():
+        searches[name] = Search(1, [[token] for token in path])
     found = search(prompt.lm, prefix, list(searches.values()), len(widths))
     return {name: beams[0] for name, beams in zip(searches, found, strict=True)}
 
@@ -366,7 +374,7 @@ def _by_wide_sets(case: Case, arm: str) -> list[tuple[float, float]]:
 
 
 def _distance_by_run(cases: Sequence[Case]) -> Picture:
-    found = [{arm: case.distance(arm) for arm in (*TEXTS, "rolled")} for case in cases]
+    found = [case.distances((*TEXTS, "rolled")) for case in cases]
     whole = [row for row in found if None not in row.values()]
     texts = TEXTS | {"rolled": "posterior of the next member (control)"}
     rows: Any = spreads_of(whole, texts)  # type: ignore[arg-type]

@@ -600,5 +600,5 @@ def test_a_damaged_results_file_is_said_with_the_remedy(tmp_path):
     store.arrays("weights", values=np.arange(3))
     path = tmp_path / "weights.npz"
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(ResultsError, match="delete the folder and run again"):
+    with pytest.raises(ResultsError, match="run again, and it is measured again"):
         store.load("weights")

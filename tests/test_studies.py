@@ -12,6 +12,7 @@ import tempo
 import tempo.harness.report
 import tempo.harness.session
 from tempo.claims import Claim, judge
+from tempo.harness.execute import code_fingerprint, imported_files
 from tests.studies import CONFIG, PROMPTS, STUDY
 
 ARGUMENTS = ("--model", "tiny", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
@@ -363,6 +364,129 @@ def test_the_code_that_a_study_imports_belongs_to_its_identity(folder):
     changed.stdout.fnmatch_lines(["*tempo: measured 7 prompt cases*"])
 
 
+PICTURED = """
+import numpy as np
+from tempo.reporting import figures
+
+
+@study.pictures
+def picture(store, cases):
+    seen = store.load("own")["threshold"]
+    return [figures.bars({"a": [float(seen), 1.0]}, ["seen", "one"], "t", "x", "y", "c")]
+"""
+
+
+@pytest.fixture
+def pictured(folder):
+    """The same study, which keeps its own prompt's threshold as an array and draws it."""
+    change(
+        folder,
+        "test_entropy.py",
+        "    source = yield run(prompt)\n",
+        "    source = yield run(prompt)\n"
+        "    if prompt.store:\n"
+        "        prompt.store.arrays('own', threshold=np.array(prompt.config.threshold))\n",
+    )
+    path = folder.path / "test_entropy.py"
+    path.write_text(path.read_text().replace("\n\n\n@dataclass", PICTURED + "\n\n@dataclass", 1))
+    return folder
+
+
+def shown(folder):
+    """What the picture of the report says that the threshold was."""
+    return re.search(r"a: seen: ([\d.]+),", page(folder))[1]
+
+
+def test_pictures_are_drawn_from_the_arrays_of_their_own_config(pictured):
+    """Threshold .02, .5, .02 in one results folder: the third run's arrays are the first's again"""
+    for number, threshold in enumerate(("0.02", "0.5", "0.02")):
+        write(pictured, "mine/entropy.yaml", CONFIG.replace("0.05", threshold))
+        result = run(
+            pictured, "--suite", "prompts.txt", "--config", pictured.path / "mine/entropy.yaml"
+        )
+        assert result.ret == 0
+        assert float(shown(pictured)) == float(threshold)
+        if number == 2:
+            result.stdout.fnmatch_lines(
+                ["*cannot be used: entropy, 'The cat sat on the'*own.npz*measured again*"]
+            )
+            result.stdout.fnmatch_lines(["*6 of 7 prompt cases are on disk already*"])
+
+
+def test_raw_results_that_were_damaged_or_deleted_are_measured_again(pictured):
+    assert run(pictured, "--suite", "prompts.txt").ret == 0
+    arrays = pictured.path / "results/entropy/own.npz"
+    whole = arrays.read_bytes()
+    for content in (whole[:-1] + bytes([whole[-1] ^ 1]), b"", None):
+        arrays.unlink()
+        if content is not None:
+            arrays.write_bytes(content)
+        result = run(pictured, "--suite", "prompts.txt")
+        result.stdout.fnmatch_lines(["*cannot be used: entropy,*own.npz*"])
+        assert result.ret == 0 and shown(pictured) == "0.05"
+    result = run(pictured, "--suite", "prompts.txt")
+    result.stdout.fnmatch_lines(["*7 of 7 prompt cases are on disk already*"])
+
+
+def test_a_damaged_case_is_named_by_its_line_and_measured_again(folder):
+    assert run(folder, "--suite", "prompts.txt").ret == 0
+    cases = folder.path / "results/entropy/cases.jsonl"
+    lines = cases.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b'"gap": ', b'"gap": 1')
+    cases.write_bytes(b"".join(lines))
+    result = run(folder, "--suite", "prompts.txt")
+    result.stdout.fnmatch_lines(
+        ["*cannot be used: *cases.jsonl line 3 is damaged*", "*6 of 7 prompt cases are on disk*"]
+    )
+    assert result.ret == 0
+
+
+def test_two_configs_of_one_name_or_one_results_folder_are_refused(folder):
+    """Not run as one, with the numbers of the first under the claims of the second."""
+    write(folder, "a/x.yaml", CONFIG)
+    write(folder, "b/x.yaml", CONFIG.replace("0.05", "0.5"))
+    write(folder, "b/y.yaml", CONFIG.replace("0.05", "0.5") + "results: x\n")
+    write(folder, "b/X.yaml", CONFIG.replace("0.05", "0.5"))
+    for other, said in (
+        ("b/x.yaml", "two configs are called x"),
+        ("b/y.yaml", "both keep their results in x/"),
+        ("b/X.yaml", "both keep their results in"),
+    ):
+        given = [folder.path / "a/x.yaml", folder.path / other]
+        options = [option for path in given for option in ("--config", path)]
+        result = run(folder, "--suite", "prompts.txt", *options)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert said in "\n".join(result.errlines)
+        assert not (folder.path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("from knobs import FACTOR", "knobs.py"),
+        ("from knobs import FACTOR", "knobs/__init__.py"),
+        ("import knobs.deep as knobs; FACTOR = knobs.FACTOR", "knobs/deep.py"),
+        ("import knobs.deep", "knobs/__init__.py"),
+        ("def f():\n    from knobs import deep", "knobs/deep.py"),
+        ("def f():\n    import knobs", "knobs.py"),
+    ],
+)
+def test_whatever_is_imported_belongs_to_the_code(tmp_path, monkeypatch, line, name):
+    """A package's own file as well, and what is imported only when a function runs."""
+    monkeypatch.syspath_prepend(tmp_path)
+    module, imported = tmp_path / "study_of_imports.py", tmp_path / name
+    imported.parent.mkdir(exist_ok=True)
+    for each in (tmp_path / "knobs" / "__init__.py",) if imported.parent != tmp_path else ():
+        each.write_text("")
+    module.write_text(line)
+    imported.write_text("FACTOR = 1\n")
+    assert imported in imported_files(module)
+    before = code_fingerprint("a maker", module)
+    assert before == code_fingerprint("a maker", module) != code_fingerprint("another", module)
+    imported.write_text("FACTOR = 1000\n")
+    assert code_fingerprint("a maker", module) != before
+
+
 def test_a_first_look_is_a_notice_that_says_how_to_accept_it(folder):
     result = run(folder, "--suite", "prompts.txt")
     assert result.ret == 0
@@ -382,6 +506,24 @@ def test_a_first_look_is_a_notice_that_says_how_to_accept_it(folder):
     result = run(folder, "--suite", "others.txt")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["*other prompts than its expectation's; not compared*"])
+
+
+def test_a_gate_on_other_weights_than_its_expectations_says_so(folder, tiny):
+    """Of the same name: the verdicts are met, and say nothing of the weights they were made for."""
+    tiny.model.save_pretrained(folder.path / "mine")
+    tiny.tokenizer.save_pretrained(folder.path / "mine")
+    arguments = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "--model", "mine")
+    arguments += ("--suite", "prompts.txt")
+    assert folder.runpytest_inprocess(*arguments, "--update-expectations").ret == 0
+    same = folder.runpytest_inprocess(*arguments)
+    assert same.ret == 0
+    same.stdout.no_fnmatch_line("*other weights*")
+    with tempo.load_model(str(folder.path / "mine")) as other:
+        other.model.model.layers[-1].mlp.down_proj.weight.mul_(1.0001)
+        other.model.save_pretrained(folder.path / "mine")
+    changed = folder.runpytest_inprocess(*arguments)
+    assert changed.ret == 0
+    changed.stdout.fnmatch_lines(["tempo: the expectations in * are of other weights (sha256 *"])
 
 
 def test_a_chat_is_another_prompt_than_its_text(folder):

@@ -249,7 +249,7 @@ def test_another_spec_model_or_code_is_another_run(tiny, tmp_path, monkeypatch):
     assert TraceStore(tiny, tmp_path).place(spec.but(capture=())) != place
     with tempo.load_model("tiny", dtype="float64") as other:
         assert TraceStore(other, tmp_path).place(spec) != place
-    monkeypatch.setattr("tempo.store.JUDGING", {"engine.py"})
+    monkeypatch.setattr("tempo.identity.JUDGING", {"engine.py"})
     assert TraceStore(tiny, tmp_path).place(spec) != place
 
 

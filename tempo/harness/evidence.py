@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 import tempo
 from tempo import files
 from tempo.claims import Finding, correct, judge
+from tempo.errors import ResultsError
 from tempo.harness.checks import case_class
 from tempo.harness.execute import (
     Failure,
@@ -31,6 +31,7 @@ from tempo.harness.prompts import Suite
 from tempo.harness.runs import Prompt
 from tempo.harness.store import Store
 from tempo.harness.study import ClaimTest
+from tempo.identity import maker_sha256
 from tempo.models import LanguageModel
 from tempo.records import append_jsonl, plain, read_jsonl
 from tempo.statistics import SEED
@@ -57,21 +58,25 @@ class Evidence:
     num_reused: int = 0
     seconds: float = 0.0
     fingerprints: dict[str, str] = field(default_factory=dict)
+    model_sha256: str = ""
+    notes: list[str] = field(default_factory=list)  # what on disk could not be used, and why
 
     def gather(self, progress: Any) -> None:
         """Measure whatever is not on disk yet, and judge every claim.
 
-        progress: from (tasks, how many are on disk already) to a context manager that gives a
-        function to be called with each task as it ends. Raises ResultsError if the results cannot
-        be written.
+        progress: from (tasks, how many are on disk already, what on disk cannot be used) to a
+        context manager that gives a function to be called with each task as it ends. Raises
+        ResultsError if the results cannot be written.
         """
         began = time.perf_counter()
         files.check_folder(self.results, "--results")
         self._sweep()
+        # The weights are read for both, so each is asked for once.
+        self.model_sha256, maker = self.lm.sha256, maker_sha256(self.lm)
         # one for each study: its cases do not depend on which others are selected
         for plan in self.plans:
             if plan.study.name not in self.fingerprints:
-                self.fingerprints[plan.study.name] = code_fingerprint(self.lm, plan.module)
+                self.fingerprints[plan.study.name] = code_fingerprint(maker, plan.module)
         self._measure(progress)
         self._judge()
         self.seconds = time.perf_counter() - began
@@ -85,9 +90,11 @@ class Evidence:
         """Where the raw results of a plan's own prompt are kept."""
         manifest = {
             "family": plan.name,
-            "config": plan.config.model_dump(mode="json"),
+            # of the prompts only the own one matters to what is kept here
+            "config": plan.config.model_dump(mode="json", exclude={"suite"}),
+            "chat": self.chat,
             **self.lm.provenance(),
-            "model_sha256": self.lm.sha256,
+            "model_sha256": self.model_sha256,
             "fingerprint": self.fingerprints[plan.study.name],
             "tempo": tempo.__version__,
             # decoding draws no random numbers; this is the seed of permutation and bootstrap
@@ -113,7 +120,7 @@ class Evidence:
         return circumstances(
             config,
             self.lm.provenance(),
-            self.lm.sha256,
+            self.model_sha256,
             self.fingerprints[plan.study.name],
             suite + (" as chats" if self.chat else ""),
         )
@@ -161,8 +168,13 @@ class Evidence:
             return key_of[task.plan.name, task.prompt.text]
 
         for task, key in zip(tasks, keys, strict=True):
-            with suppress(KeyError, ValidationError):
-                found[key] = _read(readers[task.plan.name], stored[key]["case"])
+            try:
+                self._check_files(task, stored[key])
+                found[key] = _read(readers[task.plan.name], stored[key].get("case"))
+            except (KeyError, ValidationError, ResultsError) as error:
+                if key in stored:
+                    why = " ".join(str(error).split())
+                    self.notes.append(f"{task.plan}, {task.prompt.text!r:.40}: {why}")
         on_disk = dict(found)
         windows = []
         for window in windows_of(tasks, prompts_at_once(self.lm)):
@@ -171,7 +183,7 @@ class Evidence:
         to_do = [task for window in windows for task in window]
         name_of = {own_key(t): _name(map(own_key, window)) for window in windows for t in window}
         self.num_reused = len(tasks) - len(to_do)
-        with progress(to_do, self.num_reused) as report:
+        with progress(to_do, self.num_reused, self.notes) as report:
             measured = execute(self.lm, windows, lambda task: own_key(task) not in on_disk)
             for task, outcome in measured:
                 key = own_key(task)
@@ -193,11 +205,31 @@ class Evidence:
             if task.prompt.store:
                 self.own_case[task.plan.name] = found[key]
 
-    def _stored(self) -> dict[str, Any]:
-        """The records of cases on disk, by their keys."""
-        paths = {self.results / plan.folder / "cases.jsonl" for plan in self.plans}
-        records = [record for path in paths if path.exists() for record in read_jsonl(path)]
-        return {record["key"]: record for record in records if {"key", "case"} <= set(record)}
+    def _stored(self) -> dict[str, dict[str, Any]]:
+        """The records of cases on disk, by their keys; damaged lines are noted."""
+        stored = {}
+        for path in {self.results / plan.folder / "cases.jsonl": None for plan in self.plans}:
+            records, damaged = read_jsonl(path)
+            self.notes += damaged
+            stored |= {str(record.get("key")): record for record in records}
+        return stored
+
+    def _check_files(self, task: Task, record: dict[str, Any]) -> None:
+        """Raise ResultsError unless the raw results on disk are those that belong to the case.
+
+        They may have been written again since then, for another model or by another config.
+        """
+        if task.prompt.store is None:
+            return
+        written = record.get("files")
+        if not isinstance(written, dict):
+            raise ResultsError("its record does not say which raw results belong to it")
+        for name, digest in written.items():
+            if task.prompt.store.sha256(name) != digest:
+                raise ResultsError(
+                    f"{task.prompt.store.folder / name} is missing, or of another run; it is "
+                    "measured again"
+                )
 
     def _keep(
         self,
@@ -224,7 +256,10 @@ class Evidence:
             "window": window,
             "case": case,
         }
-        if stored and (stored["case"], stored.get("window")) == (case, window):
+        if task.prompt.store:
+            record["files"] = dict(task.prompt.store.written)
+        known = {name: (stored or {}).get(name) for name in ("case", "window", "files")}
+        if known == {name: record.get(name) for name in known}:
             return read
         append_jsonl(self.results / task.plan.folder / "cases.jsonl", [record])
         return read
@@ -243,7 +278,7 @@ class Evidence:
                 "dtype": self.lm.provenance()["dtype"],
                 "variant": plan.variant,
                 "n_prompts": len(cases),
-                "model_sha256": self.lm.sha256,
+                "model_sha256": self.model_sha256,
                 "fingerprint": self.fingerprints[plan.study.name],
             }
             for claim in plan.claims:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import hashlib
+import importlib.util
 import json
 import sys
 import traceback
@@ -20,7 +21,6 @@ from tempo.harness.checks import requests
 from tempo.harness.plan import Plan
 from tempo.harness.runs import Prompt, RunRequest
 from tempo.models import DTYPES, LanguageModel, wrap_model
-from tempo.store import maker_sha256
 from tempo.trace import Trace
 
 # Prompts whose traces are in memory at once: enough runs to fill the batches, few enough for a
@@ -209,12 +209,13 @@ def _in_dtype(models: dict[str | None, LanguageModel], dtype: str | None) -> Lan
     return models[dtype]
 
 
-def code_fingerprint(lm: LanguageModel, module: Path) -> str:
-    """A hash of all but config and prompt that a case depends on: weights, versions, and the code.
+def code_fingerprint(maker: str, module: Path) -> str:
+    """A hash of all but config and prompt that a case depends on: model, versions, and the code.
 
-    The code is the harness's measuring part and the study's module with all that it imports.
+    maker: the model and software, `tempo.identity.maker_sha256`. The code is the harness's
+    measuring part and the study's module with all that it imports.
     """
-    digest = hashlib.sha256(maker_sha256(lm).encode())
+    digest = hashlib.sha256(maker.encode())
     here = Path(__file__).parent
     measuring = [here / name for name in ("execute.py", "runs.py", "study.py")]
     for source in [*measuring, *imported_files(module)]:
@@ -240,20 +241,41 @@ def imported_files(module: Path) -> list[Path]:
 
 
 def _imports(path: Path) -> list[Path]:
-    """The files of the loaded modules that a file's import statements name."""
-    names: list[str] = []
+    """The files that a file's import statements name, wherever they stand."""
     files: list[Path] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            for alias in node.names:
+                files += _module_files(alias.name)
         elif isinstance(node, ast.ImportFrom):
             stem = node.module or ""
             inner = [f"{stem}.{alias.name}".strip(".") for alias in node.names]
             if node.level:
                 folder = path.parents[node.level - 1]
-                files += [folder / f"{name.replace('.', '/')}.py" for name in (stem, *inner)]
+                files += [each for name in (stem, *inner) for each in _files_below(folder, name)]
             else:
-                names += [stem, *inner]
-    loaded = [getattr(sys.modules.get(name), "__file__", None) for name in names]
-    files += [Path(file).resolve() for file in loaded if file]
-    return [file for file in files if file.is_file()]
+                files += [each for name in (stem, *inner) for each in _module_files(name)]
+    return [file.resolve() for file in files if file.is_file()]
+
+
+def _module_files(name: str) -> list[Path]:
+    """The file of a module, loaded or not, and those of the packages that it lies in."""
+    found = []
+    parts = name.split(".")
+    for names in (".".join(parts[: i + 1]) for i in range(len(parts))):
+        if file := getattr(sys.modules.get(names), "__file__", None):
+            found.append(Path(file))
+    try:  # importing the first part alone runs nothing
+        spec = importlib.util.find_spec(parts[0])
+    except (ImportError, ValueError):
+        return found
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        found += _files_below(Path(folder).parent, name)
+    return [*found, Path(spec.origin)] if spec and spec.has_location and spec.origin else found
+
+
+def _files_below(folder: Path, name: str) -> list[Path]:
+    """Where a module of this name would lie in a folder, and the packages on the way."""
+    parts = name.split(".") if name else []
+    packages = [folder.joinpath(*parts[: i + 1], "__init__.py") for i in range(len(parts))]
+    return [folder / "__init__.py", *packages, folder.joinpath(*parts).with_suffix(".py")]

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field
 
 from tempo import files
 from tempo.claims import Finding, Verdict
 from tempo.errors import ResultsError, SpecError
+from tempo.parsing import dump_yaml
 from tempo.spec import Strict, load_yaml
 from tempo.text import slug
 
@@ -50,9 +50,9 @@ class Expectation(Strict):
     """
 
     verdict: Verdict
-    n: int
-    estimate: float | None = None
-    tolerance: float | None = Field(default=None, ge=0)
+    n: int = Field(ge=0)
+    estimate: float | None = Field(default=None, allow_inf_nan=False)
+    tolerance: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     reason: str = ""
     made: dict[str, Any] | None = None
 
@@ -60,7 +60,7 @@ class Expectation(Strict):
 class FamilyExpectations(Strict):
     """The claims of one config: over how many prompts, and what they depend on (`made`)."""
 
-    prompts: int
+    prompts: int = Field(ge=1)
     made: dict[str, Any]
     claims: dict[str, Expectation]
 
@@ -106,7 +106,7 @@ def circumstances(
     }
     return {
         **settings,
-        "weights": model_sha256[:16],
+        WEIGHTS: model_sha256[:16],
         "dtype": provenance["dtype"],
         "device": provenance["device"],
         **provenance["versions"],
@@ -117,7 +117,7 @@ def circumstances(
     }
 
 
-SUITE = "suite"
+SUITE, WEIGHTS = "suite", "weights"
 ACCEPT = "look at its verdict, then run pytest --update-expectations to accept it"
 
 
@@ -156,6 +156,23 @@ def check(
     causes = _causes({**family.made, **(expected.made or {})}, now)
     return Check(
         failure=f"{finding.label}: {wrong}.{look} Likely causes: {causes}. {_remedy(path)}"
+    )
+
+
+def other_weights(
+    expectations: Expectations | None, config: str, now: Mapping[str, Any], path: Path
+) -> str:
+    """A line if the expectations are those of other weights; empty if not, or if there are none.
+
+    They are found by the model's name, which says nothing of its weights.
+    """
+    family = expectations.families.get(config) if expectations else None
+    made, seen = family.made.get(WEIGHTS) if family else None, now.get(WEIGHTS)
+    if made is None or made == seen:
+        return ""
+    return (
+        f"the expectations in {_shown(path)} are of other weights (sha256 {made}, now {seen}): "
+        "that they are met says nothing of those; --update-expectations makes new ones"
     )
 
 
@@ -297,7 +314,7 @@ def _expectation(finding: Finding, old: Mapping[str, Any] | None) -> dict[str, A
 
 def _write(path: Path, expectations: Expectations) -> None:
     content = {"version": expectations.version, **expectations.model_dump(exclude_defaults=True)}
-    text = yaml.safe_dump(content, sort_keys=False, width=140)
+    text = dump_yaml(content, width=140)
     try:
         files.write(path, HEADER.format(model=expectations.model) + text)
     except OSError as error:

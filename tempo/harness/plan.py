@@ -107,7 +107,7 @@ def check_together(plans: Iterable[Plan]) -> None:
             raise SpecError(
                 f"two configs are called {plan.name}: give their files names that differ"
             )
-        other = folders.setdefault(plan.folder, plan)
+        other = folders.setdefault(plan.folder.casefold(), plan)  # one on some disks
         if other is not plan:
             raise SpecError(
                 f"{other.name} and {plan.name} both keep their results in {plan.folder}/; "

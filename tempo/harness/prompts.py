@@ -14,9 +14,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from tempo.errors import SpecError
+from tempo.parsing import parse_json, parse_yaml, read_text
 
 FORMATS = ".txt, .csv, .jsonl, .yaml or .yml"
 # Rows of a hub dataset that are read at most: more than anybody measures on one machine.
@@ -99,11 +98,11 @@ def read_suite(source: str) -> Suite:
             f"the suite {source} is of no known format; expected {FORMATS}, or hf:dataset"
         )
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except OSError as error:
         raise SpecError(f"cannot read the suite {source}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise SpecError(f"the suite {source} is no UTF-8 text; save it as UTF-8") from None
+    except ValueError as error:
+        raise SpecError(f"cannot read the suite {source}: {error}") from None
     return _suite(reader(text, source), path.name)
 
 
@@ -128,8 +127,13 @@ def _lines(text: str, source: str) -> list[Row]:
 
 
 def _csv(text: str, source: str) -> list[Row]:
-    table = csv.DictReader(io.StringIO(text, newline=""))
-    rows = [_checked(row, f"{source} line {number}") for number, row in enumerate(table, start=2)]
+    table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        rows = [
+            _checked(row, f"{source} line {number}") for number, row in enumerate(table, start=2)
+        ]
+    except csv.Error as error:
+        raise SpecError(f"{source} line {table.line_num} is no CSV: {error}") from None
     if not rows and table.fieldnames:
         _checked(dict.fromkeys(table.fieldnames, "x"), source)
     return rows
@@ -141,9 +145,9 @@ def _jsonl(text: str, source: str) -> list[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
+            row = parse_json(line)
+        except ValueError as error:
+            raise SpecError(f"{source} line {number}: {error}") from None
         if not isinstance(row, dict):
             raise SpecError(f'{source} line {number} is no JSON object such as {{"prompt": "..."}}')
         rows.append(_checked(row, f"{source} line {number}"))
@@ -152,9 +156,9 @@ def _jsonl(text: str, source: str) -> list[Row]:
 
 def _yaml(text: str, source: str) -> list[Row]:
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+        found = parse_yaml(text)
+    except ValueError as error:
+        raise SpecError(f"{source}: {error}") from None
     language = ""
     if isinstance(found, dict) and "prompts" in found:
         language, found = found.get("language", ""), found["prompts"]
@@ -177,7 +181,11 @@ def _checked(row: Row, where: str) -> Row:
         hint = f"rename {near[0]!r}" if near else f"it has {', '.join(map(repr, keys))}"
         raise SpecError(f"{where} has no 'prompt'; {hint}")
     if not isinstance(row["prompt"], str) or not row["prompt"].strip():
-        raise SpecError(f"{where}: the prompt is {row['prompt']!r}, expected text; quote it")
+        raise SpecError(f"{where}: the prompt is {row['prompt']!r:.60}, expected text; quote it")
+    try:
+        row["prompt"].encode()
+    except UnicodeEncodeError:
+        raise SpecError(f"{where}: the prompt holds half a character; give valid Unicode") from None
     return row
 
 

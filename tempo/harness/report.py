@@ -91,12 +91,14 @@ def _conclude(session: Session) -> tuple[Any, list[str]]:
 def _section(evidence: Evidence, plan: Plan) -> records.Section:
     """What a config shows in the report; a picture that fails takes no finding with it."""
     store, every = evidence.store(plan), evidence.cases.get(plan.name, [])
+    text = analysis = ""
     cases = [case for case in every if case is not None]
     pictures: list[Any] = []
     problem = evidence.failures.get(plan.name, "")
-    if plan.study.draw and not problem:
+    if not problem:
         try:
-            pictures = list(plan.study.draw(store, cases))
+            pictures = list(plan.study.draw(store, cases)) if plan.study.draw else []
+            text, analysis = _sets_of(store), _analysis_of(store)
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
     return records.Section(
@@ -107,8 +109,8 @@ def _section(evidence: Evidence, plan: Plan) -> records.Section:
         num_prompts=len(every),
         pictures=tuple(pictures),
         settings=plan.config.model_dump(mode="json", exclude={"suite"}),
-        text=_sets_of(store),
-        analysis=_analysis_of(store),
+        text=text,
+        analysis=analysis,
         files=_files_of(store),
         fingerprint=evidence.fingerprints[plan.study.name],
         problem=problem,
@@ -125,10 +127,9 @@ def _sets_of(store: Store) -> str:
 
 def _analysis_of(store: Store) -> str:
     """The study's own notes without their manifest."""
-    path = store.folder / "analysis.txt"
-    if not path.exists():
+    if not (store.folder / "analysis.txt").exists():
         return ""
-    return path.read_text(encoding="utf-8").rpartition("\n\nmanifest:")[0]
+    return store.load_text("analysis")
 
 
 def _files_of(store: Store) -> tuple[str, ...]:
@@ -147,8 +148,9 @@ def _about(session: Session, evidence: Evidence) -> dict[str, str]:
     quick = f" (a quick look: --prompts {number})" if number else ""
     versions = {"tempo": tempo.__version__, **made["versions"]}
     fingerprints = ", ".join(f"{name} {value}" for name, value in evidence.fingerprints.items())
+    weights = f"weights sha256 {evidence.model_sha256}"
     return {
-        "Model": f"{lm.name}, {made['dtype']} on {made['device']}, weights sha256 {lm.sha256}",
+        "Model": f"{lm.name}, {made['dtype']} on {made['device']}, {weights}",
         "Prompts": f"{', '.join(map(str, numbers))} a config{quick}",
         "Software": ", ".join(f"{name} {number}" for name, number in versions.items()),
         "Machine": f"{platform.machine()}, {os.cpu_count()} cores, "

@@ -19,7 +19,14 @@ from tempo.errors import ResultsError, TempoError
 from tempo.harness.config import StudyConfig
 from tempo.harness.evidence import Evidence, measured_prompts
 from tempo.harness.execute import failure_of
-from tempo.harness.expectations import Expectations, check, file_of, read, update
+from tempo.harness.expectations import (
+    Expectations,
+    check,
+    file_of,
+    other_weights,
+    read,
+    update,
+)
 from tempo.harness.items import ClaimItem, line_of, marks_of
 from tempo.harness.plan import Plan, check_together, family_sizes, plans_of
 from tempo.harness.progress import Progress
@@ -211,7 +218,9 @@ class Session:
             self.held.enter_context(lock)
             lm = tempo.load_model(option.model, option.dtype, option.device)
             evidence = Evidence(lm, plans, option.results, option.chat)
-            evidence.gather(lambda tasks, reused: Progress(self.config, tasks, reused))
+            evidence.gather(
+                lambda tasks, reused, notes: Progress(self.config, tasks, reused, notes)
+            )
         except Exception as error:
             raise pytest.UsageError(_one_line(failure_of(error).why)) from None
         self.evidence = evidence
@@ -263,6 +272,9 @@ class Session:
             return f"{_one_line(str(error))}; repair it, or write it again: --update-expectations"
         own = bool(self.config.getoption("config"))
         now = self.gathered.circumstances(plan)
+        said = other_weights(self.expectations[path], plan.name, now, path)
+        if said and said not in self.notices and not own:
+            self.notices.insert(0, said)  # above all others: it is about every claim
         found = check(finding, self.expectations[path], now, path, own)
         self.failures += [found.failure] if found.failure else []
         self.notices += [found.notice] if found.notice else []

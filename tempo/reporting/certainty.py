@@ -64,6 +64,12 @@ def _deciding_ps(report: Report) -> list[float]:
 def alarms_of(report: Report) -> list[str]:
     """What makes the report doubtful, before anything it says."""
     lines = alarms(report.findings)
+    if report.damaged:
+        lines.append(
+            f"Not all of {report.root}/ could be read: {len(report.damaged)} damaged parts are "
+            f"left out. The first: {report.damaged[0]}. 'tempo doctor --repair' says how to get "
+            "them back."
+        )
     if report.outdated:
         lines.append(
             "The recorded answers are left out: they were drawn from other findings than these. "

@@ -14,14 +14,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tempo import files
 from tempo.claims import Finding
 from tempo.errors import ResultsError, TraceError
-from tempo.records import AGAIN, plain, read_findings, validated
+from tempo.parsing import seal
+from tempo.records import plain, read_findings, read_record, validated
 from tempo.reporting.answers import Conclusions, verdicts_alone
 from tempo.reporting.figures.drawing import Picture, check_svg, contents_of
 from tempo.text import slug
@@ -47,7 +48,7 @@ class Section:
     title: str
     config: str
     model: str
-    num_prompts: int
+    num_prompts: Annotated[int, Field(ge=0)]
     pictures: tuple[Picture, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
@@ -75,7 +76,7 @@ class TestRow:
     name: str
     outcome: str
     verdict: str = ""
-    seconds: float = 0.0
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     message: str = ""
 
 
@@ -102,6 +103,7 @@ class Report:
     """All that a report shows of one model; `root` is the results folder.
 
     outdated: whether findings were added after the recorded conclusions, which are then left out.
+    damaged: what could not be read of the results folder, and so is missing.
     """
 
     findings: tuple[Finding, ...]
@@ -113,6 +115,7 @@ class Report:
     tests: tuple[TestRow, ...] = ()
     recorded: Conclusions | None = None
     outdated: bool = False
+    damaged: tuple[str, ...] = ()
     root: Path = Path()
 
     @property
@@ -124,10 +127,12 @@ class Report:
 class _Record(BaseModel):
     """The session's `report.json`. What an older tempo did not write is empty."""
 
+    model_config = ConfigDict(extra="forbid")
+
     model: str = ""
     about: dict[str, str] = {}
     suite: str = ""
-    quick_look: int | None = None
+    quick_look: Annotated[int, Field(ge=1)] | None = None
     tests: tuple[TestRow, ...] = ()
     conclusions: dict[str, Conclusions] = {}  # by model
     drawn_from: dict[str, str] = {}  # by model: a hash of the findings behind its conclusions
@@ -177,14 +182,15 @@ def write_session(results: Path, session: Session) -> None:
 def findings_of(results: Path, model: str) -> list[Finding]:
     """The findings about one model in a results folder, in a report's order: to conclude from."""
     path = results / "findings.jsonl"
-    found = read_findings(path) if path.exists() else []
+    found = read_findings(path).findings if path.exists() else []
     return sorted((f for f in found if _model(f) == model), key=_order)
 
 
 def read_report(results: Path) -> Report:
     """The report of a folder's last session, or if none is on record of its last finding.
 
-    Raises TraceError if the folder has no findings or a record is damaged.
+    Raises TraceError if the folder has no findings. What is damaged is left out, and told in
+    `damaged`.
     """
     return read_reports([results])[0]
 
@@ -192,20 +198,30 @@ def read_report(results: Path) -> Report:
 def read_reports(folders: Sequence[Path]) -> list[Report]:
     """A report for each model of each results folder, that of the folder's last session first.
 
-    Raises TraceError if a folder has no findings or a record is damaged.
+    Raises TraceError if a folder has no findings. What is damaged is left out, and told.
     """
     return [report for folder in folders for report in _of_folder(folder)]
 
 
 def _of_folder(results: Path) -> list[Report]:
-    findings = read_findings(results / "findings.jsonl")
+    findings, damaged = read_findings(results / "findings.jsonl")
     if not findings:
         raise TraceError(
-            f"{results}/findings.jsonl holds no findings; run pytest on the studies to make some"
+            f"{results}/findings.jsonl holds no findings{_beside(damaged)}; run pytest on the "
+            "studies to make some"
         )
-    session = _session(results)
+    session = _Record()
+    try:
+        session = _session(results)
+    except TraceError as error:
+        damaged.append(str(error))
     of_session = session.model or _model(findings[-1])
-    sections = [_section(path, results) for path in results.glob(f"*/{RECORD}")]
+    sections = []
+    for path in sorted(results.glob(f"*/{RECORD}")):
+        try:
+            sections.append(_section(path, results))
+        except TraceError as error:
+            damaged.append(str(error))
     sections.sort(key=lambda section: (experiment_number(section.experiment), section.config))
     reports = []
     for model in dict.fromkeys([of_session, *map(_model, findings)]):
@@ -225,10 +241,16 @@ def _of_folder(results: Path) -> list[Report]:
             tests=last.tests,
             recorded=None if outdated else known,
             outdated=outdated,
+            damaged=tuple(damaged),
             root=results,
         )
         reports.append(report)
+        damaged = []  # said once a folder
     return reports
+
+
+def _beside(damaged: Sequence[str]) -> str:
+    return f" that are whole ({damaged[0]})" if damaged else ""
 
 
 def names_of(reports: Sequence[Report]) -> list[str]:
@@ -279,30 +301,25 @@ def _digest(findings: Sequence[Finding]) -> str:
 
 def _session(results: Path) -> _Record:
     path = results / RECORD
-    return validated(_Record, _read(path), str(path)) if path.exists() else _Record()
+    return validated(_Record, read_record(path), str(path)) if path.exists() else _Record()
 
 
 def _section(path: Path, results: Path) -> Section:
-    record = _read(path)
     folder = path.parent.relative_to(results).as_posix()
-    section = validated(Section, {**record, "folder": folder}, str(path))
+    section = validated(Section, {**read_record(path), "folder": folder}, str(path))
     for picture in section.pictures:
+        # The name becomes that of a file.
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,99}", picture.name):
+            raise TraceError(
+                f"{path} names a picture {picture.name!r:.60}; expected lower-case words joined by "
+                "hyphens, so that it stays in its folder"
+            )
         check_svg(picture.svg, str(path))
     return section
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TraceError(f"cannot read {path}: {error}; delete it and {AGAIN}") from None
-    if not isinstance(record, dict):
-        raise TraceError(f"{path} is not a report's record; delete it and {AGAIN}")
-    return record
-
-
 def _text(record: object) -> str:
-    return json.dumps(plain(record), indent=1)
+    return json.dumps(seal(plain(record)), indent=1)
 
 
 def _cannot_write(path: Path, error: OSError) -> ResultsError:
