@@ -178,19 +178,19 @@ def append_scenario() -> Scenario:
             file.write(b'{"b": 17, "c": "yy')
 
     def act(root: Path) -> int:
-        known = read_jsonl(root / "cases.jsonl")
+        known = read_jsonl(root / "cases.jsonl").records
         append_jsonl(root / "cases.jsonl", [r for r in added if r not in known])
         return 0
 
     def earlier(root: Path) -> Iterator[str]:
-        found = read_jsonl(root / "cases.jsonl")
+        found = read_jsonl(root / "cases.jsonl").records
         if found[:1] != [first]:
             yield "the first record"
         if any(record not in [first, *added] for record in found):
             yield "a record that nobody wrote"
 
     def final(root: Path) -> Iterator[str]:
-        found = read_jsonl(root / "cases.jsonl")
+        found = read_jsonl(root / "cases.jsonl").records
         if sorted(map(str, found)) != sorted(map(str, [first, *added])):
             yield "other records than were written"
         yield from unlike(root, ["cases.jsonl"])
@@ -405,12 +405,12 @@ class Sessions:
 
 def cases(root: Path) -> dict[str, object]:
     """The cases on disk, the last one of each prompt."""
-    records = read_jsonl(root / "results/sober/cases.jsonl")
+    records = read_jsonl(root / "results/sober/cases.jsonl").records
     return {str(record["prompt"]): record["case"] for record in records}
 
 
 def estimate(root: Path) -> float:
-    return read_findings(root / "results/findings.jsonl")[0].estimate
+    return read_findings(root / "results/findings.jsonl").findings[0].estimate
 
 
 def session_scenario(made: Sessions) -> Scenario:
@@ -513,7 +513,7 @@ def writers(base: Path, number: int, records: int = 400) -> Tally:
             append_jsonl(path, [{"writer": writer, "i": i, "text": "x" * (i % 700)}])
 
     codes = at_once(number, act)
-    found = Counter((record["writer"], record["i"]) for record in read_jsonl(path))
+    found = Counter((record["writer"], record["i"]) for record in read_jsonl(path).records)
     expected = {(writer, i) for writer in range(number) for i in range(records)}
     problems: list[Problem] = [("lost", f"record {key}") for key in sorted(expected - set(found))]
     problems += [("silently wrong", f"{key} {n} times") for key, n in found.items() if n > 1]

@@ -138,8 +138,22 @@ def sweep(*folders: str | Path) -> None:
         with suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 found = OURS.fullmatch(entry.name)
-                if found and _is_abandoned(entry, found[1], int(found[2])):
+                if entry.name == LOCK:
+                    _free_lock(entry.path)
+                elif found and _is_abandoned(entry, found[1], int(found[2])):
                     remove(Path(entry.path))
+
+
+def _free_lock(path: str) -> None:
+    """Remove a lock that nobody holds: its process was killed."""
+    from filelock import lock_descriptor
+
+    handle = os.open(path, os.O_RDWR)
+    try:
+        if lock_descriptor(handle, blocking=False):
+            os.unlink(path)  # while it is held, as `locked` does
+    finally:
+        os.close(handle)
 
 
 def _is_abandoned(entry: os.DirEntry[str], machine: str, process: int) -> bool:
@@ -235,6 +249,12 @@ def make_folder(folder: str | Path) -> Path:
     return folder
 
 
+def move(source: Path, target: Path) -> None:
+    """Give a file or folder another name beside it, under which nothing may stand yet."""
+    os.replace(source, target)
+    _sync(target.parent)
+
+
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder` to make things in. It is removed at the end."""
@@ -256,8 +276,7 @@ def settle(made: Path, folder: Path) -> None:
                 os.fsync(file.fileno())
         elif path.is_dir():
             _sync(path)
-    os.replace(made, folder)
-    _sync(folder.parent)
+    move(made, folder)
 
 
 @contextmanager
@@ -289,7 +308,8 @@ def locked(folder: str | Path, remedy: str, wait: float = 0.0) -> Iterator[None]
         # While it is held: who opened it meanwhile sees that the file is gone, and makes another.
         with suppress(OSError):
             path.unlink()
-        lock.release()
+        with suppress(OSError):  # it is freed with the process at the latest
+            lock.release()
 
 
 def _holder(path: Path) -> str:

@@ -11,6 +11,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+from tempo import files
 from tempo.errors import TraceError
 from tempo.identity import maker_sha256, unnamed_hooks
 from tempo.models import LanguageModel
@@ -45,6 +46,7 @@ class TraceStore:
         place = self.place(spec)
         if not (place / RECORD).exists():  # nothing, or what a killed save left: no trace yet
             return None
+        files.sweep(place)
         try:
             trace = load_trace(place)
             if trace.spec != spec:

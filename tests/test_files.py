@@ -50,6 +50,8 @@ def changes(source):
         modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
         writes = any(isinstance(mode, str) and set(mode) & set("wax+") for mode in modes[:2])
         is_path_replace = name == "replace" and len(node.args) == 1 and not node.keywords
+        if getattr(getattr(node.func, "value", None), "id", "") == "files":
+            continue
         if name in CHANGES or (name == "open" and writes) or is_path_replace:
             yield node.lineno, name
         if name == "replace" and getattr(getattr(node.func, "value", None), "id", "") == "os":
@@ -209,25 +211,25 @@ def test_several_processes_append_to_one_file_and_no_record_is_lost(tmp_path, nu
     command = [sys.executable, "-c", ADD, str(path)]
     began = [subprocess.Popen([*command, str(i), str(each)], cwd=ROOT) for i in range(number)]
     assert [process.wait() for process in began] == [0] * number
-    found = [(record["writer"], record["i"]) for record in read_jsonl(path)]
+    found = [(record["writer"], record["i"]) for record in read_jsonl(path).records]
     assert sorted(found) == sorted((str(w), i) for w in range(number) for i in range(each))
 
 
 @pytest.mark.parametrize("tail", [b'{"torn": 1', b'{"torn": "' + b"x" * 99999, b"\xff"])
 def test_half_a_line_of_a_killed_run_is_dropped_and_a_whole_one_ended(tmp_path, tail):
     path = tmp_path / "cases.jsonl"
-    path.write_bytes(b'{"a": 1}\n' + tail)
-    append_jsonl(path, [{"b": 2}])
-    assert path.read_bytes() == b'{"a": 1}\n{"b": 2}\n'
-    path.write_bytes(b'{"a": 1}')
-    append_jsonl(path, [{"b": 2}])
-    assert path.read_bytes() == b'{"a": 1}\n{"b": 2}\n'
+    append_jsonl(path, [{"a": 1}])
+    first = path.read_bytes()
+    for content in (first + tail, first.rstrip()):
+        path.write_bytes(content)
+        append_jsonl(path, [{"b": 2}])
+        assert read_jsonl(path) == ([{"a": 1}, {"b": 2}], [])
 
 
 def test_a_disk_that_fills_up_while_lines_are_added_takes_them_back(tmp_path, monkeypatch):
     path = tmp_path / "cases.jsonl"
     append_jsonl(path, [{"a": 1}])
-    real, left = os.write, [5]
+    first, real, left = path.read_bytes(), os.write, [5]
 
     def write(handle, data):
         if not left:
@@ -237,7 +239,7 @@ def test_a_disk_that_fills_up_while_lines_are_added_takes_them_back(tmp_path, mo
     monkeypatch.setattr(os, "write", write)
     with pytest.raises(ResultsError, match="No space left on device; its earlier lines"):
         append_jsonl(path, [{"b": 2}])
-    assert path.read_bytes() == b'{"a": 1}\n'
+    assert path.read_bytes() == first
 
 
 # --- locks
