@@ -268,13 +268,14 @@ def refuse_without_weights(shell: Any) -> None:
 
 
 def specs() -> list[RunSpec]:
-    """Runs of both prompts in every visibility, all with the same sets."""
+    """Runs of both prompts in every visibility, and one under posteriors, with the same sets."""
     capture = ("attention", "logits")
-    return [
+    plain = [
         RunSpec(prompt=prompt, replay=SETS, visibility=visibility, capture=capture)
         for prompt in PROMPTS
         for visibility in VISIBILITIES
     ]
+    return [*plain, plain[0].but(weighting="posterior")]
 
 
 def compare(lm: LanguageModel, architecture: str) -> Entry:

@@ -1,6 +1,7 @@
 """Compare the engine with the oracle on the real model, over twenty prompts.
 
-All settings are run: every visibility, positions, readout and weighting, and isolated layers.
+All settings are run: every visibility, positions, readout and weighting, isolated layers, and in
+the comparison "posterior" weightings by query, pruning and selection rules.
 `python -m benchmarks.conformance [COMPARISON ...]` prints the largest deviations and writes them to
 reports/published/conformance.json.
 """
@@ -16,32 +17,54 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.progress import track
 
 import tempo
 from fixtures.suite import suite_texts
 from tempo import LanguageModel, RunSpec, Trace
-from tempo.spec import POSITIONS, READOUTS, VISIBILITIES, WEIGHTINGS
+from tempo.selection import select
+from tempo.spec import BY_QUERY, POSITIONS, READOUTS, VISIBILITIES, WEIGHTINGS
 
+BY_KEY = [weighting for weighting in WEIGHTINGS if weighting not in BY_QUERY]
 SETTINGS = [
     {"visibility": v, "positions": p, "readout": r, "weighting": w}
-    for v, p, r, w in itertools.product(VISIBILITIES, POSITIONS, READOUTS, WEIGHTINGS)
+    for v, p, r, w in itertools.product(VISIBILITIES, POSITIONS, READOUTS, BY_KEY)
 ] + [
     {"visibility": "visible", "isolated_layers": (10, 20), "isolated_mass": mass}
     for mass in ("spread", "self")
 ]
+# What needs to know which member came before which, and the rules that choose a set.
+LATTICES: list[dict[str, Any]] = [
+    {"visibility": v, "positions": p, "weighting": w}
+    for v, p, w in itertools.product(VISIBILITIES, POSITIONS, BY_QUERY)
+] + [
+    {"visibility": "visible", "weighting": "posterior", "isolated_layers": (10, 20)},
+    {"prune": 0.2},
+    {"prune": 0.2, "prune_by": "attention"},
+    {"weighting": "posterior", "prune": 0.2},
+    {"weighting": "posterior", "visibility": "visible", "prune": 0.3, "prune_by": "attention"},
+    {"weighting": "best_parent", "prune": 0.2},
+    {"threshold": 0.0, "top_k": 3},
+    {"threshold": 0.0, "top_p": 0.4, "max_width": 8},
+    {"threshold": 0.02, "top_p": 0.5, "min_p": 0.1},
+    {"schedule": (0.3, 0.06, 0.03)},
+    {"threshold": 0.0, "sample": 3},
+    {"weighting": "posterior", "threshold": 0.02, "sample": 4, "seed": 1},
+]
 # Both sides are float32. Each is up to 4e-5 in attention from float64, and partly in the same
 # direction.
-BOUNDS = {"probabilities": 1e-5, "logits": 1e-3, "attention": 5e-5, "kv": 2e-3}
+BOUNDS = {"probabilities": 1e-5, "logits": 1e-3, "attention": 5e-5, "kv": 2e-3, "links": 1e-4}
 # transformers computes softmax and norms in float32 even in a float64 model. So about 1e-6 is the
 # best there is.
 FLOAT64_BOUNDS = dict.fromkeys(BOUNDS, 1e-5) | {"logits": 1e-4, "kv": 1e-4}
-# name: (engine, oracle, one setting in how many, bounds)
-# The middle one only says how far float32 is from the truth. It has no bounds.
-COMPARISONS: dict[str, tuple[str, str, int, dict[str, float]]] = {
-    "float32": ("float32", "float32", 1, BOUNDS),
-    "float32 against float64": ("float32", "float64", 1, {}),
-    "float64": ("float64", "float64", 6, FLOAT64_BOUNDS),
+# name: (engine, oracle, settings, bounds)
+# The second one only says how far float32 is from the truth. It has no bounds.
+COMPARISONS: dict[str, tuple[str, str, list[dict[str, Any]], dict[str, float]]] = {
+    "float32": ("float32", "float32", SETTINGS, BOUNDS),
+    "float32 against float64": ("float32", "float64", SETTINGS, {}),
+    "float64": ("float64", "float64", SETTINGS[::6], FLOAT64_BOUNDS),
+    "posterior": ("float32", "float32", LATTICES, BOUNDS),
 }
 # Rounding may add or drop a token whose probability is this near the threshold.
 # It may exchange two tokens whose probabilities are this near each other.
@@ -69,7 +92,10 @@ def deviations(oracle: LanguageModel, run: Trace) -> dict[str, Any]:
     exact = tempo.reference.generate(oracle, **run.spec.model_dump())
     if run.sets != exact.sets:
         return {"same_sets": False, "from_a_tie": _from_a_tie(run, exact)}
+    if [step.dropped for step in run.steps] != [step.dropped for step in exact.steps]:
+        raise AssertionError(f"{run.spec!r} drops other members than the oracle's")
     pairs = list(zip(run.steps, exact.steps, strict=True))
+    links = [(a.links, b.links) for a, b in pairs[:-1] if a.links is not None]
     cached = [(getattr(run, n), getattr(exact, n)) for n in ("keys", "values", "raw_keys")]
     return {
         "same_sets": True,
@@ -78,6 +104,7 @@ def deviations(oracle: LanguageModel, run: Trace) -> dict[str, Any]:
         "logits": max(_largest_gap(a.logits, b.logits) for a, b in pairs),
         "attention": max(_largest_gap(a.attention, b.attention) for a, b in pairs),
         "kv": max(_largest_gap(a, b) for a, b in cached),
+        "links": max((_largest_gap(a, b) for a, b in links), default=0.0),
         "forbidden": _largest_forbidden(run),
     }
 
@@ -90,14 +117,20 @@ def _from_a_tie(run: Trace, exact: Trace) -> float:
     """How far the oracle is from a tie in the first step where the two differ, in probability.
 
     For tokens that only one of them has, it is the distance from the threshold. If only the order
-    differs, it is the distance between the tokens at the same place. It is infinite if no step
-    differs.
+    differs, it is the distance between the tokens at the same place. Under other rules than a
+    threshold it is how far the two distributions are apart, if each gives its set by the rules. It
+    is infinite if no step differs.
     """
-    for one, other in zip(run.steps, exact.steps, strict=False):
+    for k, (one, other) in enumerate(zip(run.steps, exact.steps, strict=False)):
         if one.tokens != other.tokens:
             p = other.distribution
+            rules = run.spec.rules(k, run.prompt_tokens)
+            if any(rules[name] is not None for name in ("top_p", "min_p", "sample")):
+                chosen = select(torch.from_numpy(one.distribution), **rules)
+                follows = chosen.tokens == one.tokens
+                return _largest_gap(one.distribution, p) if follows else float("inf")
             if only := sorted(set(one.tokens) ^ set(other.tokens)):
-                return float(np.abs(p[only] - run.spec.threshold).max())
+                return float(np.abs(p[only] - rules["threshold"]).max())
             return float(np.abs(p[one.tokens] - p[other.tokens]).max())
     return float("inf")
 
@@ -126,18 +159,18 @@ def main() -> int:
     )
     report |= {
         "prompts": prompts,
-        "settings": len(SETTINGS),
+        "settings": len(SETTINGS) + len(LATTICES),
         "steps": NUM_STEPS,
         "threshold": THRESHOLD,
     }
     beyond = 0
     for name in sys.argv[1:] or COMPARISONS:
-        engine, oracle, every, bounds = COMPARISONS[name]
+        engine, oracle, settings, bounds = COMPARISONS[name]
         with (
             tempo.load_model("smollm2-135m", dtype=engine) as lm,
             tempo.load_model("smollm2-135m", dtype=oracle) as exact,
         ):
-            found = measure(lm, exact, prompts, SETTINGS[::every], bounds)
+            found = measure(lm, exact, prompts, settings, bounds)
         report["comparisons"] = report.get("comparisons", {}) | {name: found}
         beyond += found["beyond_a_bound"]
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -159,9 +192,19 @@ def measure(
     for prompt in track(prompts, description=str(lm.dtype), disable=not sys.stderr.isatty()):
         runs = tempo.generate_batch(lm, specs(prompt, settings), max_rows=24)
         found += [deviations(oracle, run) for run in runs]
+    return {
+        "oracle": str(oracle.dtype).removeprefix("torch."),
+        **summary(found, bounds),
+        "seconds": round(time.perf_counter() - began),
+        **lm.provenance(),
+    }
+
+
+def summary(found: Sequence[Mapping[str, Any]], bounds: Mapping[str, float]) -> dict[str, Any]:
+    """The largest of each deviation, and how many runs break a bound."""
     matched = [f for f in found if f["same_sets"]]
     ties = [f["from_a_tie"] for f in found if not f["same_sets"]]
-    quantities = ("probabilities", "logits", "attention", "kv", "forbidden")
+    quantities = ("probabilities", "logits", "attention", "kv", "links", "forbidden")
     num_over = 0
     for f in matched:
         num_over += any(f[name] > bound for name, bound in bounds.items())
@@ -169,7 +212,6 @@ def measure(
     for name in quantities:
         largest[name] = max(f[name] for f in matched)
     return {
-        "oracle": str(oracle.dtype).removeprefix("torch."),
         "runs": len(found),
         "other_sets": len(ties),
         "other_sets_from_a_tie": max(ties, default=None),
@@ -178,8 +220,6 @@ def measure(
         "beyond_1e-5": sum(max(f["probabilities"], f["attention"]) > 1e-5 for f in matched),
         "bounds": dict(bounds),
         "beyond_a_bound": sum(tie > TIE for tie in ties) + num_over,
-        "seconds": round(time.perf_counter() - began),
-        **lm.provenance(),
     }
 
 

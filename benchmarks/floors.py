@@ -22,6 +22,7 @@ from fixtures.floors import FLOORS
 from fixtures.suite import suite_texts
 from tempo import LanguageModel, RunSpec, Trace
 from tempo.metrics import kl_divergence, total_variation
+from tempo.parsing import seal
 
 NUM_PROMPTS, NUM_STEPS, THRESHOLD = 20, 4, 0.05
 ROWS = 16
@@ -147,7 +148,7 @@ def main() -> None:
                 **lm.provenance(),
             }
         print(dtype, json.dumps(measured, indent=1), flush=True)
-    FLOORS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    FLOORS.write_text(json.dumps(seal(report), indent=1) + "\n", encoding="utf-8")
     print(f"written: {FLOORS}")
 
 

@@ -155,7 +155,7 @@ class Bench:
         self.cache.mkdir()
         (self.cache / "model.safetensors").write_bytes(bytes(range(256)) * 4)
         kept = {"model.safetensors": wheels._sha256(self.cache / "model.safetensors")}
-        record = seal({"name": "a", "gguf_sha256": HASH, "rope_theta": 1e4, "files": kept})
+        record = seal({"name": "a", "gguf_sha256": HASH, "rope_theta": 1e4, "sha256": kept})
         (self.cache / wheels.RECORD).write_text(json.dumps(record, indent=2))
         self.targets = list(self._targets())
         self.whole = [target.read()[0] for target in self.targets]

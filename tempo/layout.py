@@ -126,7 +126,7 @@ class Layout:
         return allowed(self.slot_set[self.start :], visibility or self.visibility)
 
     def bias(self, visibility: str | None = None) -> Tensor:
-        """The number added to each attention logit of the coming pass: float [w, N].
+        """The number added to each attention logit of the coming pass: float64 [w, N].
 
         Rows are queries, columns are keys. Keys of earlier sets carry their bias. Keys of the
         query's own set carry it only if all siblings see each other (`visible`), and none if
@@ -137,7 +137,8 @@ class Layout:
         """
         if self.ancestors is not None:
             return self._bias_by_query(self.ancestors)
-        keys = torch.tensor(self.slot_bias).expand(self.num_slots - self.start, -1)
+        keys = torch.tensor(self.slot_bias, dtype=torch.float64)
+        keys = keys.expand(self.num_slots - self.start, -1)
         if (visibility or self.visibility) == "visible":
             return keys
         sets = torch.tensor(self.slot_set)
@@ -151,14 +152,14 @@ class Layout:
         return bias
 
     def own_mass(self) -> Tensor:
-        """log n where a token of the coming pass attends to itself, else 0: float32 [w, N].
+        """log n where a token of the coming pass attends to itself, else 0: float64 [w, N].
 
         n is the width of the token's set. Its own key then counts for the whole set.
         """
         sets = torch.tensor(self.slot_set)
         widths = (sets[self.start :, None] == sets).sum(dim=1)
-        own = torch.zeros(self.num_slots - self.start, self.num_slots)
-        own[:, self.start :].diagonal().copy_(widths.log())
+        own = torch.zeros(self.num_slots - self.start, self.num_slots, dtype=torch.float64)
+        own[:, self.start :].diagonal().copy_(widths.double().log())
         return own
 
 

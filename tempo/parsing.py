@@ -42,7 +42,8 @@ def read_bytes(path: str | Path, most: int = MOST_BYTES) -> bytes:
     if seen.st_size > most:
         raise ValueError(f"it has {seen.st_size:,} bytes, expected at most {most:,}")
     with open(path, "rb") as file:
-        return file.read(most)
+        # as much as there is: memory for all that is asked for would be taken at once
+        return file.read(seen.st_size)
 
 
 def read_text(path: str | Path, most: int = MOST_BYTES) -> str:

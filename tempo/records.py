@@ -47,7 +47,7 @@ def read_findings(path: str | Path) -> Findings:
     Raises TraceError if the file is missing, or has another schema version.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists it takes any name
         raise TraceError(f"cannot read {path}: no such file; run pytest on the studies to make it")
     found: dict[tuple[str, str, str], Finding] = {}
     records, damaged = read_jsonl(path)

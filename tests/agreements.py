@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import tempo
 from tempo import LanguageModel, Trace
@@ -29,6 +30,7 @@ from tests.checks import (
     same,
     same_runs,
 )
+from tests.lattice_identities import RULES
 
 # Of free runs: sets of one to about eight tokens on the tiny models.
 THRESHOLD, STEPS = 0.05, 4
@@ -77,6 +79,24 @@ def a_free_run_equals_the_oracle(lm: LanguageModel, case: Case) -> None:
         near(getattr(run, name), getattr(oracle, name), STATES, name)
     for name in ("slot_token", "slot_position", "slot_step"):
         near(getattr(run, name), getattr(oracle, name), 0.0, name)
+    same_runs(run, oracle, "engine and oracle", rounded=True)
+
+
+def a_run_under_other_rules_equals_the_oracle(lm: LanguageModel, case: Case) -> None:
+    """Free runs under each selection rule and pruning choose and drop what tempo.reference does.
+
+    They also link their sets alike.
+    """
+    settings = {"max_steps": STEPS, "capture": ("logits", "attention"), **case.settings}
+    prunings: list[dict[str, Any]] = [{}]
+    if case.readout == "mixture":
+        prunings += [{"prune": 0.3}, {"prune": 0.3, "prune_by": "attention"}]
+    for i, rules in enumerate(RULES):
+        changed = settings | rules | prunings[(case.pick + i) % len(prunings)]
+        run = tempo.generate(lm, case.prompt, **changed)
+        same_runs(
+            run, tempo.reference.generate(lm, case.prompt, **changed), str(rules), rounded=True
+        )
 
 
 def a_replay_in_detail_equals_the_oracle(lm: LanguageModel, case: Case) -> None:
@@ -94,7 +114,8 @@ def a_replay_in_detail_equals_the_oracle(lm: LanguageModel, case: Case) -> None:
     kept = {"visibility": "visible", "isolated_layers": last, "isolated_mass": "self"}
     # weights that are given cannot be combined with those that posteriors give
     given = {} if case.weighting in BY_QUERY else {"replay_weights": weights}
-    for changes in ({"replay_positions": positions} | given, spread, kept | given):
+    linked = {"weighting": "posterior", "readout": "mixture", "replay_links": _some_links(case)}
+    for changes in ({"replay_positions": positions} | given, spread, kept | given, linked):
         run = forced(lm, case, **changes)
         oracle = tempo.reference.generate(lm, **run.spec.model_dump())
         for k, (step, other) in enumerate(zip(run.steps, oracle.steps, strict=True)):
@@ -105,6 +126,21 @@ def a_replay_in_detail_equals_the_oracle(lm: LanguageModel, case: Case) -> None:
             near(found, expected, WEIGHTS, f"{changes}: attention of set {k}")
         near(run.keys, oracle.keys, STATES, f"{changes}: keys")
         near(run.slot_position, oracle.slot_position, 0.0, f"{changes}: positions")
+
+
+def _some_links(case: Case) -> list[list[list[float]]]:
+    """Links through the case's sets that no model gave."""
+    links = []
+    for k, (members, of_next) in enumerate(zip(case.sets, case.sets[1:], strict=False)):
+        shares = [
+            [1 + (i + u + k + case.pick) % 3 for u, _ in enumerate(of_next)]
+            for i, _ in enumerate(members)
+        ]
+        totals = [sum(column) for column in zip(*shares, strict=True)]
+        links.append(
+            [[share / total for share, total in zip(row, totals, strict=True)] for row in shares]
+        )
+    return links
 
 
 def capture_never_changes_a_run(lm: LanguageModel, case: Case) -> None:

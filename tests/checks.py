@@ -97,6 +97,7 @@ BOUNDS = {
     "logits": LOGITS,
     "attention": WEIGHTS,
     "siblings": WEIGHTS,
+    "links": PROBABILITIES,
 }
 
 
@@ -118,6 +119,8 @@ def same_runs(found: Trace, expected: Trace, what: str, *, rounded: bool = False
     for k, (one, other) in enumerate(zip(found.steps, expected.steps, strict=True)):
         for name in ("probabilities", *STEP_ARRAYS):
             check(name, getattr(one, name), getattr(other, name), f" of step {k}")
+        gone, expected_gone = one.dropped, other.dropped
+        expect(gone == expected_gone, f"{what}: step {k} drops {gone}, expected {expected_gone}")
     for name in ("slot_token", "slot_position", "slot_step", "keys", "values", "raw_keys"):
         check(name, getattr(found, name), getattr(expected, name))
 
@@ -178,3 +181,34 @@ def violated(by: float = 1.0) -> Iterator[None]:
     with pytest.raises(Violation) as caught:
         yield
     assert caught.value.excess > by, f"{caught.value}: that is no more than {by:g} times the bound"
+
+
+def lets_in(
+    distribution: np.ndarray,
+    threshold: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+) -> list[int]:
+    """The tokens that docs/semantics.md lets into a set, each rule by itself and in plain Python.
+
+    They come by rank: falling probability, ties by lower token id.
+    """
+    values = distribution.tolist()
+    ranked = sorted(range(len(values)), key=lambda token: (-values[token], token))
+    admitted = [token for token in ranked if values[token] > 0]
+    admitted = [token for token in admitted if values[token] >= np.float32(threshold)]
+    if min_p is not None:
+        least = np.float32(min_p * values[ranked[0]])
+        admitted = [token for token in admitted if values[token] >= least]
+    if top_k is not None:
+        admitted = [token for token in admitted if token in ranked[:top_k]]
+    if top_p is not None:
+        nucleus, mass = [], 0.0
+        for token in ranked:
+            if mass >= top_p:
+                break
+            nucleus.append(token)
+            mass += values[token]
+        admitted = [token for token in admitted if token in nucleus]
+    return admitted or ranked[:1]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tempo import LanguageModel
 from tempo.spec import BY_QUERY, POSITIONS, READOUTS, VISIBILITIES, WEIGHTINGS
 from tests import agreements, identities
+from tests import lattice_identities as lattices
 from tests.checks import Case
 from tests.tiny_models import TWINS, VOCAB, gpt_oss, llama, mistral
 
@@ -87,6 +88,20 @@ CHECKS = {
         Check(identities.sets_are_what_reaches_the_threshold),
         Check(identities.the_cache_holds_the_prompt_and_every_sibling),
         Check(identities.cached_keys_stand_at_their_positions),
+        Check(lattices.one_wide_set_is_replayed_with_the_readers_posterior),
+        Check(lattices.width_one_is_the_plain_run_in_every_setting),
+        Check(lattices.copies_under_posterior_weigh_like_one),
+        Check(lattices.best_parents_make_plain_text),
+        Check(lattices.links_of_zero_and_one_make_plain_text),
+        Check(lattices.links_are_bayes_rule),
+        Check(lattices.paths_are_all_paths_by_share),
+        Check(lattices.a_best_path_is_as_probable_as_plain_text),
+        Check(lattices.dropped_slots_get_no_attention),
+        Check(lattices.dropped_is_what_falls_below_the_bound),
+        Check(lattices.a_bound_that_nobody_falls_under_changes_no_bit),
+        Check(lattices.sets_are_what_all_rules_let_in),
+        Check(lattices.a_draw_depends_on_nothing_but_its_seed),
+        Check(lattices.other_seeds_draw_other_sets),
         Check(agreements.outputs_equal_float64),
         Check(agreements.outputs_equal_float64, mistral),
         Check(agreements.captured_attention_equals_float64),
@@ -94,6 +109,8 @@ CHECKS = {
         Check(agreements.a_free_run_equals_the_oracle),
         Check(agreements.a_free_run_equals_the_oracle, mistral),
         Check(agreements.a_free_run_equals_the_oracle, gpt_oss),
+        Check(agreements.a_run_under_other_rules_equals_the_oracle),
+        Check(agreements.a_run_under_other_rules_equals_the_oracle, mistral),
         Check(agreements.a_replay_in_detail_equals_the_oracle),
         Check(agreements.a_replay_in_detail_equals_the_oracle, mistral),
         Check(agreements.capture_never_changes_a_run),
@@ -123,7 +140,8 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 # Every check meets these cases under every fault, where drawing cases would take too long.
-# They have all modes, both kinds of positions, all weightings, and a wide set after a wide set.
+# They have all modes, both kinds of positions, all weightings, a wide set after a wide set, and
+# three sets of one width after each other.
 # Their widths make slots, positions and list indices all differ.
 FIXED_CASES = (
     Case((3, 17, 8, 42, 5), ((11,), (7, 30, 2), (9, 44), (21,))),
@@ -143,5 +161,18 @@ FIXED_CASES = (
         readout="last",
         weighting="count",
         pick=2,
+    ),
+    Case(
+        (7, 51, 22),
+        ((13, 45), (19, 6), (58, 24)),
+        weighting="posterior",
+        pick=4,
+    ),
+    Case(
+        (31, 12, 48, 9),
+        ((20,), (5, 37, 26), (43, 11)),
+        visibility="visible",
+        weighting="best_parent",
+        pick=3,
     ),
 )

@@ -15,10 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tempo import attention, engine, trace
+from tempo import attention, engine, lattice, selection, trace
 from tempo import run as one_run
 from tempo.cache import SlotCache, SlotLayer
+from tempo.lattice import Lattice
 from tempo.layout import Layout
+from tempo.spec import RunSpec
 from tests.planting import at_other_positions, change_attention, change_pass, under_one_mask
 from tests.tiny_models import THETA, gpt_oss, llama, mistral
 
@@ -85,17 +87,21 @@ def positions_by_slot(patch: pytest.MonkeyPatch) -> None:
 
 def last_sibling_only_in_the_cache(patch: pytest.MonkeyPatch) -> None:
     """(earlier) Only the last member of each set is fed to the model and read."""
-    append, read_out = Layout.append_set, one_run.read_out
+    append, extend, read_out = Layout.append_set, Lattice.extend, one_run.read_out
 
     def append_last(layout: Layout, tokens: Any, probabilities: Any) -> None:
         # their rows are as long as the whole set
         layout.replay_positions = layout.replay_weights = None
         append(layout, tokens[-1:], probabilities[-1:])
 
+    def extend_by_last(lattice: Lattice, logits: Any, tokens: Any, links: Any = None) -> Any:
+        return extend(lattice, logits, tokens[-1:])
+
     def read_last(logits: Any, probabilities: Any, readout: str) -> Any:
         return read_out(logits, [1.0], readout)
 
     patch.setattr(Layout, "append_set", append_last)
+    patch.setattr(Lattice, "extend", extend_by_last)
     patch.setattr(one_run, "read_out", read_last)
 
 
@@ -379,6 +385,234 @@ def prompt_taken_over_without_its_keys(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SlotCache, "copy", lambda cache, source, target, num_slots: None)
 
 
+def links_transposed(patch: pytest.MonkeyPatch) -> None:
+    """The kernel between two sets is read by row instead of by column."""
+    original = lattice.link
+
+    def link(*args: Any) -> tuple[Tensor, Tensor]:
+        links, log_weights = original(*args)
+        return links.T.reshape(links.shape), log_weights
+
+    patch.setattr(lattice, "link", link)
+
+
+def parents_weigh_alike(patch: pytest.MonkeyPatch) -> None:
+    """Bayes' rule is taken without the weights of the members that it asks about."""
+    original = lattice.link
+
+    def link(logits: Tensor, log_weights: Tensor, tokens: Any) -> tuple[Tensor, Tensor]:
+        return original(logits, torch.zeros_like(log_weights), tokens)
+
+    patch.setattr(lattice, "link", link)
+
+
+def kernels_multiplied_in_the_wrong_order(patch: pytest.MonkeyPatch) -> None:
+    """The kernel of the newest set comes first where it can, instead of last."""
+    original = Lattice.extend
+
+    @wraps(original)
+    def extend(self: Lattice, *args: Any) -> Tensor:
+        before = self.ancestors
+        links = original(self, *args)
+        if before is not None and len(before) and len(links) == links.shape[1] > 1:
+            kernel, width = self.ancestors[-len(links) :], len(links)
+            # the rows of the set before last; it must be as wide for the product to exist
+            if len(before) > width:
+                self.ancestors[-2 * width : -width] = kernel @ before[-width:]
+        return links
+
+    patch.setattr(Lattice, "extend", extend)
+
+
+def weights_by_query(patch: pytest.MonkeyPatch, change: Callable[[Layout, Tensor], Tensor]) -> None:
+    """Let `change(layout, bias)` alter what posteriors add to attention logits, [w, N]."""
+    original = Layout._bias_by_query
+
+    @wraps(original)
+    def changed(layout: Layout, ancestors: Tensor) -> Tensor:
+        return change(layout, original(layout, ancestors))
+
+    patch.setattr(Layout, "_bias_by_query", changed)
+
+
+def lone_members_weighted(patch: pytest.MonkeyPatch) -> None:
+    """A set of one weighs its probability, as if the tokens that did not join were there."""
+    original = Layout._bias
+
+    @wraps(original)
+    def changed(layout: Layout, step: int, probabilities: Any) -> list[float]:
+        if layout.weighting == "probability" and layout.replay_weights is None:
+            return [float(np.log(max(share, 1e-30))) for share in probabilities]
+        return original(layout, step, probabilities)
+
+    patch.setattr(Layout, "_bias", changed)
+
+
+def last_set_not_weighted(patch: pytest.MonkeyPatch) -> None:
+    """Posteriors reach older sets only, and not the one before the query."""
+
+    def change(layout: Layout, bias: Tensor) -> Tensor:
+        own = layout.slot_set[layout.start]
+        before = [slot for slot, of_set in enumerate(layout.slot_set) if of_set == own - 1]
+        bias[:, before] = 0.0
+        return bias
+
+    weights_by_query(patch, change)
+
+
+def older_sets_not_weighted(patch: pytest.MonkeyPatch) -> None:
+    """Posteriors reach the set before the query, and no older one."""
+
+    def change(layout: Layout, bias: Tensor) -> Tensor:
+        own = layout.slot_set[layout.start]
+        older = [slot for slot, of_set in enumerate(layout.slot_set) if of_set < own - 1]
+        bias[:, older] = 0.0
+        return bias
+
+    weights_by_query(patch, change)
+
+
+def posterior_by_key(patch: pytest.MonkeyPatch) -> None:
+    """Every member of a set gets the same posterior: the mean over its members."""
+    weights_by_query(
+        patch, lambda layout, bias: bias.exp().mean(dim=0, keepdim=True).log().expand_as(bias)
+    )
+
+
+def own_set_in_the_posterior(patch: pytest.MonkeyPatch) -> None:
+    """The members' own set is weighted too, by -log n."""
+
+    def change(layout: Layout, bias: Tensor) -> Tensor:
+        bias[:, layout.start :] = -np.log(layout.num_slots - layout.start)
+        return bias
+
+    weights_by_query(patch, change)
+
+
+def least_probable_parent(patch: pytest.MonkeyPatch) -> None:
+    """`best_parent` takes the least probable one."""
+    original = lattice.best_parents
+    patch.setattr(lattice, "best_parents", lambda links: original(-links))
+
+
+def most_probable_parent_of_the_set(patch: pytest.MonkeyPatch) -> None:
+    """`best_parent` takes one parent for the whole set."""
+    original = lattice.best_parents
+
+    def best_parents(links: Tensor) -> Tensor:
+        return original(links.sum(dim=1, keepdim=True).expand_as(links).contiguous())
+
+    patch.setattr(lattice, "best_parents", best_parents)
+
+
+def most_probable_pruned(patch: pytest.MonkeyPatch) -> None:
+    """Pruning drops the most probable members and keeps the least probable one."""
+    original = one_run.dropped
+
+    def dropped(shares: Any, seen: Any, least: float) -> Any:
+        return original(shares.max() + shares.min() - shares, seen, least)
+
+    patch.setattr(one_run, "dropped", dropped)
+
+
+def pruned_one_step_late(patch: pytest.MonkeyPatch) -> None:
+    """A member is dropped one step after the trace says so."""
+    original = one_run.Run._append
+    waiting: dict[int, Any] = {}
+
+    @wraps(original)
+    def late(run: one_run.Run, chosen: Any, gone: Any) -> None:
+        before = waiting.get(id(run), [])
+        waiting[id(run)] = gone
+        original(run, chosen, before if run.slots else [])
+
+    patch.setattr(one_run.Run, "_append", late)
+
+
+def pruned_members_come_back(patch: pytest.MonkeyPatch) -> None:
+    """A member is dropped for one step only."""
+    original = one_run.Run._append
+
+    @wraps(original)
+    def forgetful(run: one_run.Run, chosen: Any, gone: Any) -> None:
+        run.layout.dropped = []
+        original(run, chosen, gone)
+
+    patch.setattr(one_run.Run, "_append", forgetful)
+
+
+def lattices_never_part(patch: pytest.MonkeyPatch) -> None:
+    """Runs of the same sets share passes, whatever came before whom and whatever is dropped."""
+    original = one_run.Run._note
+
+    @wraps(original)
+    def note(run: one_run.Run, start: int, mode: object) -> None:
+        layout, kept = run.layout, (run.layout.ancestors, run.layout.dropped)
+        layout.ancestors, layout.dropped = None, []
+        original(run, start, mode)
+        layout.ancestors, layout.dropped = kept
+
+    patch.setattr(one_run.Run, "_note", note)
+
+
+def a_rule_ignored(patch: pytest.MonkeyPatch, name: str) -> None:
+    original = one_run.select
+
+    def select(distribution: Any, **rules: Any) -> Any:
+        return original(distribution, **rules | {name: None})
+
+    patch.setattr(one_run, "select", select)
+
+
+def top_p_ignored(patch: pytest.MonkeyPatch) -> None:
+    """The nucleus is accepted and chooses nothing."""
+    a_rule_ignored(patch, "top_p")
+
+
+def top_k_ignored(patch: pytest.MonkeyPatch) -> None:
+    """`top_k` is accepted and chooses nothing."""
+    a_rule_ignored(patch, "top_k")
+
+
+def min_p_ignored(patch: pytest.MonkeyPatch) -> None:
+    """`min_p` is accepted and chooses nothing."""
+    a_rule_ignored(patch, "min_p")
+
+
+def schedule_starts_over(patch: pytest.MonkeyPatch) -> None:
+    """Every step gets the first threshold of the schedule."""
+    original = RunSpec.rules
+    patch.setattr(RunSpec, "rules", lambda spec, step, prompt: original(spec, 0, prompt))
+
+
+def drawn_with_replacement(patch: pytest.MonkeyPatch) -> None:
+    """A draw may take one token several times."""
+
+    def draw(probabilities: Any, tokens: Any, vocab_size: int, num_drawn: int, seed: int) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.multinomial(probabilities, num_drawn, True, generator=generator)
+        return drawn.sort().values
+
+    patch.setattr(selection, "_draw", draw)
+
+
+def drawn_from_one_stream(patch: pytest.MonkeyPatch) -> None:
+    """Draws come from one stream of random numbers, so they depend on what was run before."""
+    original, drawn = selection._draw, [0]
+
+    def draw(probabilities: Any, tokens: Any, vocab_size: int, num_drawn: int, seed: int) -> Any:
+        drawn[0] += 1
+        return original(probabilities, tokens, vocab_size, num_drawn, drawn[0])
+
+    patch.setattr(selection, "_draw", draw)
+
+
+def seed_ignored(patch: pytest.MonkeyPatch) -> None:
+    """Every run of a prompt draws the same."""
+    original = RunSpec.rules
+    patch.setattr(RunSpec, "rules", lambda spec, *step: original(spec, *step) | {"seed": 0})
+
+
 def raw_keys_not_saved(patch: pytest.MonkeyPatch) -> None:
     """One of the arrays is left out of the file."""
     original = trace.Trace._arrays
@@ -427,5 +661,26 @@ FAULTS: dict[str, Plant] = {
         shared_passes_are_not_written,
         prompt_taken_over_without_its_keys,
         raw_keys_not_saved,
+        links_transposed,
+        parents_weigh_alike,
+        kernels_multiplied_in_the_wrong_order,
+        lone_members_weighted,
+        last_set_not_weighted,
+        older_sets_not_weighted,
+        posterior_by_key,
+        own_set_in_the_posterior,
+        least_probable_parent,
+        most_probable_parent_of_the_set,
+        most_probable_pruned,
+        pruned_one_step_late,
+        pruned_members_come_back,
+        lattices_never_part,
+        top_p_ignored,
+        top_k_ignored,
+        min_p_ignored,
+        schedule_starts_over,
+        drawn_with_replacement,
+        drawn_from_one_stream,
+        seed_ignored,
     )
 }

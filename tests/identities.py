@@ -155,12 +155,14 @@ def copies_under_count_weigh_like_one(
     case: Case,
     visibilities: Sequence[str] = ("isolated", "visible"),
     weighting: str = "count",
+    readout: str | None = None,
 ) -> None:
     """n ids of one embedding, each with -log n, have the effect of the one token."""
     k = case.first_wide
     before, after = case.sets[:k], case.sets[k + 1 :]
     for visibility in visibilities:
         common = {"visibility": visibility, "positions": "shared", "weighting": weighting}
+        common["readout"] = readout or case.readout
         width = len(case.sets[k])
         copies = forced(lm, case, replay=(*before, TWINS[:width], *after), **common)
         single = forced(lm, case, replay=(*before, TWINS[:1], *after), **common)

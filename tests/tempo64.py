@@ -93,7 +93,7 @@ def replay(
         # a set's own queries are biased only where all siblings see each other
         biased = (key_set < query_set) | (visibility == "visible")
         bias = np.where(biased, key_bias, 0.0)
-        if weighting in ("posterior", "best_parent"):
+        if weighting in BY_QUERY:
             bias = _bias_by_query(slots, len(prompt), sets[:k], predicted, weighting)
         out = model(slots.tokens, slots.positions, allowed(slots, visibility, window), bias)
         members = out.logits[slots.slots(k - 1, len(prompt))]
@@ -119,14 +119,33 @@ def all_paths(predicted: Sequence[np.ndarray], sets: Sequence[Sequence[int]]) ->
     return paths[0]
 
 
-def came_before(paths: np.ndarray, j: int, k: int) -> np.ndarray:
-    """Which member of set j is on a path to each member of set k: shares [w_j, w_k], j < k.
+def came_before(
+    predicted: Sequence[np.ndarray], sets: Sequence[Sequence[int]], j: int
+) -> np.ndarray:
+    """How probably each member of set j came before each member of the last set, [w_j, w_k].
 
-    Paths are summed over all other sets.
+    It is the share of the paths to the latter that lead through the former.
     """
-    others = tuple(axis for axis in range(paths.ndim) if axis not in (j, k))
+    paths = all_paths(predicted, sets)
+    others = tuple(axis for axis in range(paths.ndim - 1) if axis != j)
     together = paths.sum(axis=others)
     return together / together.sum(axis=0)
+
+
+def on_best_path(
+    predicted: Sequence[np.ndarray], sets: Sequence[Sequence[int]], j: int
+) -> np.ndarray:
+    """1 for the member of set j to which the best parents of each member of the last set lead."""
+    found = np.zeros((len(sets[j]), len(sets[-1])))
+    for u in range(len(sets[-1])):
+        member = u
+        for k in range(len(sets) - 1, j, -1):
+            member = int(came_before(predicted, sets[: k + 1], k - 1)[:, member].argmax())
+        found[member, u] = 1.0
+    return found
+
+
+BY_QUERY = {"posterior": came_before, "best_parent": on_best_path}
 
 
 def _bias_by_query(
@@ -138,31 +157,15 @@ def _bias_by_query(
 ) -> np.ndarray:
     """The log of how probably each key came before each query, [N, N]; 0 where none is asked."""
     shares = np.ones((len(slots.tokens),) * 2)
+    before = BY_QUERY[weighting]
     for k in range(1, len(sets)):
-        # paths that go on after set k say nothing of what its members knew
-        paths = all_paths(predicted, sets[: k + 1])
-        of_set = slots.slots(k, num_prompt)
+        queries = slots.slots(k, num_prompt)
         for j in range(k):
-            found = came_before(paths, j, k)
-            if weighting == "best_parent":
-                found = _of_best_parents(predicted, sets[: k + 1], j)
-            shares[np.ix_(of_set, slots.slots(j, num_prompt))] = found.T
+            # sets after set k say nothing of what its members knew
+            of_set = before(predicted, sets[: k + 1], j)
+            shares[np.ix_(queries, slots.slots(j, num_prompt))] = of_set.T
     with np.errstate(divide="ignore"):
         return np.log(shares)
-
-
-def _of_best_parents(
-    predicted: Sequence[np.ndarray], sets: Sequence[Sequence[int]], j: int
-) -> np.ndarray:
-    """1 for the member of set j to which the best parents of each member of the last set lead."""
-    found = np.zeros((len(sets[j]), len(sets[-1])))
-    for u in range(len(sets[-1])):
-        member = u
-        for k in range(len(sets) - 1, j, -1):
-            paths = all_paths(predicted, sets[: k + 1])
-            member = int(came_before(paths, k - 1, k)[:, member].argmax())
-        found[member, u] = 1.0
-    return found
 
 
 def _bias(weights: np.ndarray, weighting: str) -> list[float]:

@@ -9,6 +9,7 @@ from benchmarks import architectures
 from benchmarks.architectures import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, build, compare, measure
 from tempo import attention
 from tempo.attention import PassContext
+from tempo.layout import Layout
 from tempo.support import read_registry
 from tests.planting import under_one_mask
 
@@ -66,7 +67,12 @@ def without(name):
     return broken
 
 
+def posterior_ignored(layout, ancestors, original=Layout._bias_by_query):
+    return torch.zeros_like(original(layout, ancestors))
+
+
 FAULTS = {
+    "posterior ignored": ("gpt_oss", Layout, "_bias_by_query", posterior_ignored),
     "layers recorded under one mask": ("cohere2", attention.Recording, "take", under_one_mask),
     "window by slot": ("mistral", PassContext, "mask", window_by_slot),
     "window ignored": ("gemma3_text", PassContext, "mask", window_ignored),

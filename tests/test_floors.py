@@ -6,10 +6,33 @@ import pytest
 
 import tempo
 from benchmarks.floors import CAPTURE, VARIANTS, differences, in_batches, other_mode
+from fixtures import floors
 from fixtures.floors import FLOORS, SLACK, rounding
 from fixtures.suite import suite_texts
+from tempo.errors import TraceError
+from tempo.parsing import seal
 
 QUANTITIES = ("tv", "kl", "probability", "logit", "attention", "kv")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"tv": 5.24e-06', '"tv": 5.24e-02', "checksum"),
+        ('"tv": 5.24e-06', '"tv": 50', "no rounding"),
+    ],
+)
+def test_a_changed_floor_is_seen(tmp_path, monkeypatch, old, new, said):
+    """It would excuse any difference; one whose checksum fits is still no rounding."""
+    text = FLOORS.read_text()
+    assert old in text
+    path = tmp_path / "floors.json"
+    path.write_text(text.replace(old, new))
+    if said != "checksum":
+        path.write_text(json.dumps(seal(json.loads(path.read_text()))))
+    monkeypatch.setattr(floors, "FLOORS", path)
+    with pytest.raises(TraceError, match=said):
+        floors._floors.__wrapped__()
 
 
 @pytest.fixture(scope="module")

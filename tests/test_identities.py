@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import tempo
 from tests import identities as identity
+from tests import lattice_identities as lattice
 from tests.agreements import STEPS, THRESHOLD, a_free_run_equals_the_oracle, outputs_equal_float64
 from tests.checks import forced, violated
 from tests.exactness import CHECKS, FIXED_CASES, SETTINGS, cases
@@ -88,6 +89,28 @@ OUTSIDE = [
     Outside(identity.a_mixture_is_the_truncated_marginal, visibility="visible"),
     Outside(identity.a_mixture_is_the_truncated_marginal, readout="mean_logits"),
     Outside(identity.a_mixture_is_the_truncated_marginal, sets_later=1),
+    Outside(lattice.one_wide_set_is_replayed_with_the_readers_posterior, rolled=1),
+    Outside(
+        lattice.one_wide_set_is_replayed_with_the_readers_posterior, DEEP, visibilities=("visible",)
+    ),
+    Outside(lattice.width_one_is_the_plain_run_in_every_setting, capped=2),
+    Outside(lattice.copies_under_posterior_weigh_like_one, visibilities=("visible",)),
+    Outside(lattice.copies_under_posterior_weigh_like_one, weightings=("none",)),
+    Outside(lattice.best_parents_make_plain_text, visibility="visible"),
+    Outside(lattice.best_parents_make_plain_text, weighting="none"),
+    Outside(lattice.best_parents_make_plain_text, weighting="posterior"),
+    Outside(lattice.links_of_zero_and_one_make_plain_text, visibility="visible"),
+    Outside(lattice.links_of_zero_and_one_make_plain_text, blurred=0.5),
+    Outside(lattice.links_are_bayes_rule, turned=1),
+    Outside(lattice.paths_are_all_paths_by_share, num_left_out=2),
+    Outside(lattice.a_best_path_is_as_probable_as_plain_text, weighting="none"),
+    Outside(lattice.a_best_path_is_as_probable_as_plain_text, visibility="visible"),
+    Outside(lattice.dropped_slots_get_no_attention, steps_early=1),
+    Outside(lattice.dropped_is_what_falls_below_the_bound, bound=1.0, judged_at=lattice.NOBODY),
+    Outside(lattice.a_bound_that_nobody_falls_under_changes_no_bit, bound=1.0),
+    Outside(lattice.sets_are_what_all_rules_let_in, but={"max_width": 2}),
+    Outside(lattice.a_draw_depends_on_nothing_but_its_seed, seeds=(0, 1)),
+    Outside(lattice.other_seeds_draw_other_sets, seeds=(0, 0)),
     Outside(
         identity.cached_keys_stand_at_their_positions, positions="shared", read_as="sequential"
     ),

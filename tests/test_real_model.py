@@ -11,12 +11,21 @@ import pytest
 import torch
 
 import tempo
-from benchmarks.conformance import BOUNDS, SETTINGS, TIE, _from_a_tie, deviations, specs
+from benchmarks.conformance import (
+    BOUNDS,
+    LATTICES,
+    SETTINGS,
+    TIE,
+    _from_a_tie,
+    deviations,
+    specs,
+)
 from fixtures.floors import rounding
 from fixtures.suite import suite_texts
 
 PROMPTS = suite_texts()
 STEPS = 8  # of greedy decoding
+ALL = SETTINGS + LATTICES
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +65,9 @@ def test_without_the_cap_it_is_not_greedy(real, greedy_by_transformers):
 
 
 # Here each setting meets one prompt; `make conformance` lets each meet twenty.
-@pytest.mark.parametrize("index", range(0, len(SETTINGS), 4))
+@pytest.mark.parametrize("index", range(0, len(ALL), 4))
 def test_engine_equals_oracle(real, index):
-    chosen = specs(PROMPTS[index % len(PROMPTS)], SETTINGS[index : index + 4])
+    chosen = specs(PROMPTS[index % len(PROMPTS)], ALL[index : index + 4])
     for run in tempo.generate_batch(real, chosen):
         found = deviations(real, run)
         assert found["same_sets"], run.spec
@@ -79,9 +88,29 @@ def test_engine_equals_oracle(real, index):
 )
 def test_only_a_tie_excuses_another_set_than_the_oracles(tokens, exact, is_a_tie):
     distribution = np.array([0.5, 0.2, 0.2 - 1e-6, 0.1 - 1e-6], np.float32)
-    threshold = SimpleNamespace(threshold=0.1)
-    run = SimpleNamespace(steps=[SimpleNamespace(tokens=tokens)], spec=threshold)
+    spec = tempo.RunSpec(prompt="a", threshold=0.1)
+    run = SimpleNamespace(steps=[SimpleNamespace(tokens=tokens)], spec=spec, prompt_tokens=[1])
     oracle = SimpleNamespace(steps=[SimpleNamespace(tokens=exact, distribution=distribution)])
+    assert (_from_a_tie(run, oracle) <= TIE) == is_a_tie
+
+
+@pytest.mark.parametrize(
+    ("found", "tokens", "is_a_tie"),
+    [
+        ([0.4, 0.3, 0.2, 0.1], [0, 1], True),  # the oracle needs three to reach 0.7
+        ([0.4, 0.3, 0.2, 0.1], [0, 1, 2], False),  # it does not follow from what was found
+        ([0.5, 0.3, 0.1, 0.1], [0, 1], False),  # what was found is not what the oracle has
+    ],
+)
+def test_another_rule_excuses_another_set_only_if_the_distributions_are_the_same(
+    found, tokens, is_a_tie
+):
+    exact = np.array([0.4, 0.3 - 2e-6, 0.2, 0.1], np.float32)
+    step = SimpleNamespace(tokens=tokens, distribution=np.array(found, np.float32))
+    spec = tempo.RunSpec(prompt="a", threshold=0.0, top_p=0.7 - 1e-6)
+    run = SimpleNamespace(steps=[step], spec=spec, prompt_tokens=[1])
+    other = [0, 1, 2] if tokens == [0, 1] else [0, 1]
+    oracle = SimpleNamespace(steps=[SimpleNamespace(tokens=other, distribution=exact)])
     assert (_from_a_tie(run, oracle) <= TIE) == is_a_tie
 
 

@@ -276,7 +276,11 @@ def test_an_unknown_format_and_a_missing_png_are_errors_before_anything_is_writt
     report = read_report(results)
     with pytest.raises(SpecError, match="format='gif', expected one of svg, png"):
         publish([report], out, format="gif")
-    (results / "exp2_logits/figures/a-map.png").unlink()
+    raster = results / "exp2_logits/figures/a-map.png"
+    raster.write_bytes(raster.read_bytes() + b"<script>alert(1)</script>")
+    with pytest.raises(ResultsError, match="is not the figure that was recorded; publish"):
+        publish([report], out, format="png")
+    raster.unlink()
     with pytest.raises(ResultsError, match="publish the figures as svg instead"):
         publish([report], out, format="png")
     assert not out.exists()
@@ -420,7 +424,7 @@ def test_a_damaged_record_is_told_with_what_to_do_and_the_rest_is_kept(tmp_path,
     report = read_report(results)
     assert len(report.sections) == len(whole.sections) - 1
     assert "pytest on the studies" in report.damaged[0]
-    assert "could not be read" in report_html(report)
+    assert "Damaged and left out" in report_html(report)
     said = CliRunner().invoke(app, ["report", "--results", str(results), "--out", str(tmp_path)])
     assert said.exit_code == 0 and "Warning: " in said.stderr
 
@@ -891,6 +895,13 @@ def test_conclusions_about_other_models_in_the_folder_stay(tmp_path):
     write_session(results, Session("tiny", {}))  # of a study that draws none
     shorts = [report.conclusions.in_short for report in read_reports([results])]
     assert shorts == ["1 refuted", "Well"]
+
+
+def test_that_conclusions_about_other_models_are_lost_is_said(tmp_path):
+    assert write_session(tmp_path, Session("one", {})) == ""
+    (tmp_path / "report.json").write_text("{")
+    assert "conclusions about other models are lost" in write_session(tmp_path, Session("two", {}))
+    assert write_session(tmp_path, Session("two", {})) == ""
 
 
 def test_conclusions_drawn_from_other_findings_are_left_out_and_that_is_said(tmp_path):

@@ -13,6 +13,7 @@ from scipy.stats import chisquare
 
 from tempo.selection import SMALLEST_PROBABILITY, member_weights, read_out, select
 from tempo.spec import READOUTS
+from tests.checks import lets_in
 
 # float32 softmax of logits up to 30 against float64: ten times the largest difference seen.
 ROUNDING = 1e-6
@@ -45,26 +46,9 @@ def numpy_read_out(logits, probabilities, readout):
     }[readout]
 
 
-def by_definition(distribution, threshold=0.0, max_width=None, top_k=None, top_p=None, min_p=None):
-    """The set of docs/semantics.md, without a sort of torch's: each rule by itself, then all."""
-    values = distribution.tolist()
-    ranked = sorted(range(len(values)), key=lambda token: (-values[token], token))
-    admitted = [token for token in ranked if values[token] > 0]
-    admitted = [token for token in admitted if values[token] >= np.float32(threshold)]
-    if min_p is not None:
-        least = np.float32(min_p * values[ranked[0]])
-        admitted = [token for token in admitted if values[token] >= least]
-    if top_k is not None:
-        admitted = [token for token in admitted if token in ranked[:top_k]]
-    if top_p is not None:
-        nucleus, mass = [], 0.0
-        for token in ranked:
-            if mass >= top_p:
-                break
-            nucleus.append(token)
-            mass += values[token]
-        admitted = [token for token in admitted if token in nucleus]
-    return (admitted or ranked[:1])[:max_width]
+def by_definition(distribution, threshold=0.0, max_width=None, **rules):
+    """The set of docs/semantics.md, without a sort of torch's."""
+    return lets_in(distribution, threshold, **rules)[:max_width]
 
 
 def test_a_probability_at_the_threshold_is_in_and_one_below_is_not():

@@ -441,6 +441,15 @@ def test_a_damaged_case_is_named_by_its_line_and_measured_again(folder):
     assert result.ret == 0
 
 
+def test_a_damaged_finding_of_another_run_is_a_notice_and_stands_in_the_report(folder):
+    assert run(folder, "--suite", "prompts.txt").ret == 0
+    findings = folder.path / "results/findings.jsonl"
+    findings.write_bytes(b'{"claim": "torn' + b"\n" + findings.read_bytes())
+    result = run(folder, "--suite", "prompts.txt")
+    result.stdout.fnmatch_lines(["tempo: *findings.jsonl line 1 is damaged*"])
+    assert result.ret == 0 and "Damaged and left out" in page(folder)
+
+
 def test_two_configs_of_one_name_or_one_results_folder_are_refused(folder):
     """Not run as one, with the numbers of the first under the claims of the second."""
     write(folder, "a/x.yaml", CONFIG)

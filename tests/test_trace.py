@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tempo
-from tempo.errors import TempoError, TraceError
+from tempo.errors import SpecError, TempoError, TraceError
 from tempo.parsing import seal
 from tempo.spec import CAPTURES, RunSpec
 from tempo.trace import FORMAT, STEP_ARRAYS, Step, Trace, load_trace, slot_steps
@@ -41,7 +41,8 @@ def differences(one, other):
             for name in STEP_ARRAYS
             if bits(getattr(a, name)) != bits(getattr(b, name))
         ]
-        names = ("tokens", "probabilities", "position", "slots", "texts", "ended", "seconds")
+        names = ("tokens", "probabilities", "position", "slots", "texts", "ended", "dropped")
+        names = (*names, "seconds")
         found += [f"{name}_{k}" for name in names if getattr(a, name) != getattr(b, name)]
     return found
 
@@ -136,6 +137,98 @@ def test_the_comparison_sees_one_bit_of_any_array(traces, tmp_path):
     assert differences(replace(trace, seconds=np.nextafter(trace.seconds, 9)), loaded) == [
         "seconds"
     ]
+
+
+def linked():
+    """A trace by hand of three sets, with links and probabilities that are easily multiplied."""
+    trace = make_trace(sets=(("a", "b"), ("c", "d"), ("e",)), ended=((), (), ()))
+    links = [np.array([[0.9, 0.2], [0.1, 0.8]]), np.array([[0.5], [0.5]]), None]
+    probabilities = [[0.5, 0.25], [0.25, 0.25], [0.125]]
+    steps = [
+        replace(step, links=link, probabilities=chosen)
+        for step, link, chosen in zip(trace.steps, links, probabilities, strict=True)
+    ]
+    return replace(trace, steps=steps)
+
+
+def test_the_best_path_goes_back_from_the_most_probable_last_member():
+    trace = linked()
+    assert trace.best_path == [10, 20, 30]
+    assert trace.best_text == "ace"
+    other = [trace.steps[0], replace(trace.steps[1], links=np.array([[0.4], [0.6]]))]
+    assert replace(trace, steps=[*other, trace.steps[2]]).best_text == "bde"
+    assert [trace.parents(1), trace.parents(2)] == [[0, 1], [0]]
+
+
+def test_paths_have_shares_and_the_probability_of_their_text():
+    paths = linked().paths()
+    assert [path.text for path in paths] == ["ace", "bde", "ade", "bce"]
+    assert np.allclose([path.share for path in paths], [0.45, 0.4, 0.1, 0.05])
+    together = 0.75 * 0.5 * 0.125
+    for path in paths:
+        assert np.isclose(np.exp(path.log_probability), path.share * together)
+    assert linked().paths(2) == paths[:2]
+    assert (paths[1].members, paths[1].tokens) == ([1, 1, 0], [11, 21, 30])
+
+
+def test_of_one_set_every_member_is_a_path(tiny):
+    trace = tempo.generate(tiny, "The cat", threshold=0.03, max_steps=1)
+    assert trace.widths[0] > 1
+    assert [path.members for path in trace.paths()] == [[i] for i in range(trace.widths[0])]
+    for path, probability in zip(trace.paths(), trace.steps[0].probabilities, strict=True):
+        assert np.isclose(np.exp(path.log_probability), probability)
+    assert trace.best_path == trace.sets[0][:1]
+
+
+@pytest.mark.parametrize("num_paths", [0, -1])
+def test_no_number_of_paths_is_refused(num_paths):
+    with pytest.raises(SpecError, match=f"num_paths is {num_paths}; expected how many paths"):
+        linked().paths(num_paths)
+    assert len(linked().paths(1)) == 1
+
+
+@pytest.mark.parametrize("step", [-1, 0, 3])
+def test_parents_are_refused_where_there_are_none(step):
+    with pytest.raises(SpecError, match=f"step {step} has no set before it .*expected 1 to 2"):
+        linked().parents(step)
+
+
+@pytest.mark.parametrize("readout", ["mean_logits", "first", "last"])
+def test_a_path_of_a_run_that_is_no_mixture_is_refused(tiny, readout):
+    trace = tempo.generate(tiny, "The cat", threshold=0.03, max_steps=3, readout=readout)
+    asked = (
+        lambda: trace.best_path,
+        lambda: trace.best_text,
+        trace.paths,
+        lambda: trace.parents(1),
+    )
+    for ask in asked:
+        with pytest.raises(SpecError, match=f"readout '{readout}'.*with readout='mixture'"):
+            ask()
+
+
+def test_a_trace_that_was_saved_before_links_were_kept_says_so(tiny, tmp_path):
+    trace = tempo.generate(tiny, "The cat", threshold=0.03, max_steps=3)
+    steps = [replace(step, links=None) for step in trace.steps]
+    folder = replace(trace, steps=steps).save(tmp_path / "trace")
+    recorded = json.loads((folder / "trace.json").read_text())["steps"]
+    for step in recorded:
+        del step["dropped"]
+    edit(folder, steps=recorded)
+    loaded = load_trace(folder)
+    assert loaded.sets == trace.sets
+    assert [step.dropped for step in loaded.steps] == [[]] * 3
+    with pytest.raises(SpecError, match="saved by an older tempo; run it again"):
+        loaded.best_path  # noqa: B018
+
+
+def test_what_was_dropped_is_saved(tiny, tmp_path):
+    trace = tempo.generate(tiny, "The cat", threshold=0.03, max_steps=4, prune=0.9)
+    assert any(step.dropped for step in trace.steps)
+    loaded = load_trace(trace.save(tmp_path / "trace"))
+    assert differences(trace, loaded) == []
+    steps = [*trace.steps[:-1], replace(trace.steps[-1], dropped=[99])]
+    assert differences(replace(trace, steps=steps), loaded) == [f"dropped_{len(steps) - 1}"]
 
 
 def test_strange_numbers_and_texts_survive(tmp_path):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from tempo.harness.execute import (
 )
 from tempo.harness.expectations import circumstances
 from tempo.harness.plan import Plan, family_sizes
-from tempo.harness.prompts import Suite
 from tempo.harness.runs import Prompt
 from tempo.harness.store import Store
 from tempo.harness.study import ClaimTest
@@ -134,7 +133,7 @@ class Evidence:
             texts = dict.fromkeys(prompt.text for plan in plans for prompt in plan.prompts)
             measured = tuple(prompt for prompt in suite.prompts if prompt.text in texts)
             lengths = [self._length(prompt.text) for prompt in measured] if measured else []
-            said.append(Suite(measured, suite.source, suite.language).describe(lengths))
+            said.append(replace(suite, prompts=measured).describe(lengths))
             if len(texts) > len(measured):
                 said[-1] += ", and each config's own prompt"
         return "; ".join(said) or "each config's own prompt only"
@@ -170,7 +169,7 @@ class Evidence:
         for task, key in zip(tasks, keys, strict=True):
             try:
                 self._check_files(task, stored[key])
-                found[key] = _read(readers[task.plan.name], stored[key].get("case"))
+                found[key] = _read(readers[task.plan.name], stored[key]["case"])
             except (KeyError, ValidationError, ResultsError) as error:
                 if key in stored:
                     why = " ".join(str(error).split())
@@ -201,7 +200,9 @@ class Evidence:
         for task, key in zip(tasks, keys, strict=True):
             if task.plan.name in self.failures:
                 continue
-            self.cases.setdefault(task.plan.name, []).append(found[key])
+            cases = self.cases.setdefault(task.plan.name, [])
+            if task.plan.judges(task.prompt.text):
+                cases.append(found[key])
             if task.prompt.store:
                 self.own_case[task.plan.name] = found[key]
 
@@ -278,12 +279,14 @@ class Evidence:
                 "dtype": self.lm.provenance()["dtype"],
                 "variant": plan.variant,
                 "n_prompts": len(cases),
+                "drawn": plan.suite.drawn if plan.suite else "",
                 "model_sha256": self.model_sha256,
                 "fingerprint": self.fingerprints[plan.study.name],
             }
             for claim in plan.claims:
                 try:
-                    findings.append(judge(claim.claim, cases, context))
+                    dated = context | {"registered": claim.claim.registered}
+                    findings.append(judge(claim.claim, cases, dated))
                 # of one claim's statistic: the findings of the others are not lost for it
                 except Exception as error:
                     self.unjudged[plan.name, claim.id] = f"{type(error).__name__}: {error}"

@@ -45,6 +45,13 @@ class Plan:
         every = self.study.claims.values()
         return [claim for claim in every if self.config.suite or claim.test == "always"]
 
+    def judges(self, text: str) -> bool:
+        """Whether a prompt counts as evidence: one of the suite, if there is a suite.
+
+        The config's own prompt is a picture. It was known when the config was written.
+        """
+        return self.suite is None or text in self.suite.texts
+
     @property
     def slug(self) -> str:
         """The name as a test id, which other plugins put into pages as it is: no markup in it."""

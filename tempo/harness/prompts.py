@@ -7,13 +7,14 @@ import difflib
 import hashlib
 import io
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tempo.claims import moment
 from tempo.errors import SpecError
 from tempo.parsing import parse_json, parse_yaml, read_text
 
@@ -41,6 +42,12 @@ class Suite:
     prompts: tuple[SuitePrompt, ...]
     source: str
     language: str = ""
+    drawn: str = ""  # when, as an ISO date or time; "" if the suite does not say
+
+    @cached_property
+    def texts(self) -> frozenset[str]:
+        """The texts of its prompts."""
+        return frozenset(prompt.text for prompt in self.prompts)
 
     @property
     def sha256(self) -> str:
@@ -86,7 +93,8 @@ def read_suite(source: str) -> Suite:
 
     .txt: a prompt a line; .csv and .jsonl: a column or key `prompt`, and `category` and
     `language` if there are any; .yaml: a list of prompts, or a list for each category, or these
-    under `prompts:` beside `language:`. Repeated prompts count once.
+    under `prompts:` beside `language:` and `drawn:` (when, as an ISO date or time: what a
+    finding's standing depends on). Repeated prompts count once.
     """
     if source.startswith("hf:"):
         return _suite(_from_hub(source), source)
@@ -110,16 +118,25 @@ Row = Mapping[str, Any]
 
 
 def _suite(rows: Iterable[Row], source: str) -> Suite:
-    """A suite from rows with the keys prompt, category and language."""
+    """A suite from rows with the keys prompt, category, language and drawn."""
     prompts: dict[str, SuitePrompt] = {}
-    languages: Counter[str] = Counter()
+    languages: set[str] = set()
+    drawn: set[str] = set()
     for row in rows:
         text = row["prompt"]
         prompts.setdefault(text, SuitePrompt(text, str(row.get("category") or "")))
-        languages[str(row.get("language") or "")] += 1
+        languages.add(str(row.get("language") or ""))
+        drawn.add(str(row.get("drawn") or ""))
     if not prompts:
         raise SpecError(f"the suite {source} holds no prompt; expected one at least")
-    return Suite(tuple(prompts.values()), source, ", ".join(filter(None, sorted(languages))))
+    if strange := [when for when in drawn if when and moment(when) is None]:
+        raise SpecError(
+            f"the suite {source} was drawn {strange[0]!r}; expected an ISO date or time, such as "
+            "2026-11-28"
+        )
+    # Of parts drawn at several times the first counts. Of one that does not say, nothing is known.
+    first = "" if "" in drawn else min(drawn, key=lambda when: str(moment(when)))
+    return Suite(tuple(prompts.values()), source, ", ".join(filter(None, sorted(languages))), first)
 
 
 def _lines(text: str, source: str) -> list[Row]:
@@ -159,16 +176,17 @@ def _yaml(text: str, source: str) -> list[Row]:
         found = parse_yaml(text)
     except ValueError as error:
         raise SpecError(f"{source}: {error}") from None
-    language = ""
+    of_all = {}
     if isinstance(found, dict) and "prompts" in found:
-        language, found = found.get("language", ""), found["prompts"]
+        of_all = {name: str(found.get(name, "")) for name in ("language", "drawn")}
+        found = found["prompts"]
     by_category = found if isinstance(found, dict) else {"": found}
     rows = []
     for category, texts in by_category.items():
         if not isinstance(texts, list):
             raise SpecError(f"{source}: {category or 'the file'} holds no list of prompts")
         for text in texts:
-            row = {"prompt": text, "category": category, "language": language}
+            row = {"prompt": text, "category": category, **of_all}
             rows.append(_checked(row, f"{source}, {category or 'list'}"))
     return rows
 

@@ -41,7 +41,7 @@ def write(session: Session) -> list[str]:
     for section in sections:
         records.write_section(evidence.results, section)
     session.conclusions, problems = _conclude(session)
-    records.write_session(
+    lost = records.write_session(
         evidence.results,
         records.Session(
             model=evidence.lm.name,
@@ -52,8 +52,10 @@ def write(session: Session) -> list[str]:
             tests=tuple(map(_row, session.tests)),
         ),
     )
-    page = report_html(*records.read_reports([evidence.results]))
-    _write(option.findings, "--findings", page)
+    reports = records.read_reports([evidence.results])
+    damaged = [line for report in reports for line in report.damaged]
+    session.notices[:0] = [lost, *damaged] if lost else damaged
+    _write(option.findings, "--findings", report_html(*reports))
     unjudged = [f"{id} ({name}) could not be judged" for name, id in evidence.unjudged]
     failed = [f"{name} could not be measured: {why}" for name, why in evidence.failures.items()]
     found = [finding for _, finding in session.asked]

@@ -12,6 +12,7 @@ from tempo.reporting.findings import ROLES, alarms, counts, deciding, role
 from tempo.reporting.report import Report
 from tempo.text import number
 
+MOST_DAMAGED = 3  # damaged parts that a report names
 ROLE_MEANS = {
     "confirmatory": "fixed before the data that decide them; p Holm-corrected over their whole "
     "family, run or not",
@@ -65,10 +66,11 @@ def alarms_of(report: Report) -> list[str]:
     """What makes the report doubtful, before anything it says."""
     lines = alarms(report.findings)
     if report.damaged:
+        more = len(report.damaged) - MOST_DAMAGED
         lines.append(
-            f"Not all of {report.root}/ could be read: {len(report.damaged)} damaged parts are "
-            f"left out. The first: {report.damaged[0]}. 'tempo doctor --repair' says how to get "
-            "them back."
+            f"Damaged and left out of {report.root}/: {'; '.join(report.damaged[:MOST_DAMAGED])}"
+            f"{f' and {more} more' if more > 0 else ''}. 'tempo doctor --repair' says how to get "
+            "it back."
         )
     if report.outdated:
         lines.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +110,13 @@ def _figures(report: Report, prefix: str, format: str) -> list[Picture]:
                 raster = report.root / section.folder / FIGURES / f"{picture.name}.png"
                 if not raster.is_file():
                     raise ResultsError(f"there is no {raster}; publish the figures as svg instead")
-                named = replace(named, png=raster.read_bytes())
+                content = raster.read_bytes()
+                if hashlib.sha256(content).hexdigest() != section.rasters.get(picture.name):
+                    raise ResultsError(
+                        f"{raster} is not the figure that was recorded; publish the figures as svg "
+                        "instead, or run pytest on the studies to draw it again"
+                    )
+                named = replace(named, png=content)
             found.append(named)
     return found
 

@@ -39,6 +39,7 @@ class Section:
 
     config: the name of its file. settings: its values. text: the sets of the config's own prompt.
     files: raw results beside this record. problem: why there are no pictures.
+    rasters: a hash of the PNG of each picture, by its name.
     folder: where the record lies, under the results folder.
     """
 
@@ -56,6 +57,7 @@ class Section:
     files: tuple[str, ...] = ()
     fingerprint: str = ""
     problem: str = ""
+    rasters: Mapping[str, str] = field(default_factory=dict)
     folder: str = ""
 
     @property
@@ -150,6 +152,9 @@ def write_section(results: Path, section: Section) -> None:
     record["pictures"] = [
         {name: getattr(picture, name) for name in _PICTURE} for picture in pictures
     ]
+    record["rasters"] = {
+        picture.name: hashlib.sha256(picture.png).hexdigest() for picture in pictures
+    }
     contents = {f"{FIGURES}/{name}": content for name, content in contents_of(pictures).items()}
     contents[RECORD] = _text(record).encode()
     try:
@@ -158,12 +163,16 @@ def write_section(results: Path, section: Section) -> None:
         raise _cannot_write(folder, error) from None
 
 
-def write_session(results: Path, session: Session) -> None:
-    """Keep what a session knows. Conclusions about other models in the same folder stay."""
+def write_session(results: Path, session: Session) -> str:
+    """Keep what a session knows. Conclusions about other models in the same folder stay.
+
+    Returns a line if an earlier record was damaged, so that those are lost; else an empty text.
+    """
+    lost = ""
     try:
         before = _session(results)
-    except TraceError:  # damaged: nothing of it can be kept
-        before = _Record()
+    except TraceError as error:
+        before, lost = _Record(), f"conclusions about other models are lost: {error}"
     conclusions, drawn_from = dict(before.conclusions), dict(before.drawn_from)
     conclusions.pop(session.model, None)
     if session.conclusions:
@@ -177,6 +186,7 @@ def write_session(results: Path, session: Session) -> None:
         files.write(results / RECORD, _text(record))
     except OSError as error:
         raise _cannot_write(results / RECORD, error) from None
+    return lost
 
 
 def findings_of(results: Path, model: str) -> list[Finding]:
