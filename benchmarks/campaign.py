@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import tempo
-from benchmarks import writing
+from benchmarks import fuzzing, writing
 from tempo import files
 
 TARGET = Path(__file__).resolve().parent.parent / "reports/published"
@@ -68,8 +68,26 @@ def write_faults(say: Say, options: argparse.Namespace) -> list[Row]:
     ]
 
 
+def read_faults(say: Say, options: argparse.Namespace) -> list[Row]:
+    """Flipped bits, malformed records, YAML and arrays of any make."""
+    rows = []
+    for kind, counts in fuzzing.fuzz().items():
+        ended = {
+            "refused in words": counts.refused + counts.told,
+            "went on": counts.harmless + counts.accepted,
+        }
+        found = (counts.lost, counts.wrong, counts.raw + counts.slow, counts.left_over)
+        details = [f"{kind} {number}: {how}" for number, how in counts.failures]
+        rows.append(Row("reading", kind, counts.cases, ended, *found, details=details))
+        say(f"{kind}: {counts.cases} cases")
+    return rows
+
+
 # Each part gives rows. Another part is another function here.
-PARTS: dict[str, Callable[[Say, argparse.Namespace], list[Row]]] = {"writing": write_faults}
+PARTS: dict[str, Callable[[Say, argparse.Namespace], list[Row]]] = {
+    "writing": write_faults,
+    "reading": read_faults,
+}
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -80,7 +98,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         "Made by `make campaign`. Faults strike at every file operation of what writes: the "
         "process is killed, a write is cut short, the disk is full from there on, the system "
         "refuses. Then the same is done again undisturbed, and all must be as if nothing had "
-        "happened. Ended: how the disturbed process ended.",
+        "happened. Readers are given damaged and forged files. Ended: how the disturbed process, or "
+        "the reading, ended.",
         "",
         "| part | what | operations | tries | killed | refused in words | went on | lost "
         "| silently wrong | raw exceptions | left over |",
