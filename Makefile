@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: experiments test wheel compat browser conformance architectures floors speed calibration
-.PHONY: setup lint typecheck format docs coverage clean
+.PHONY: campaign setup lint typecheck format docs coverage clean
 
 experiments: setup  ## run all experiments on the default real model; writes reports/findings.html
 	$(BIN)/python -m pytest test_experiments
@@ -71,6 +71,9 @@ compat: setup  ## exactness with the other transformers releases that are suppor
 
 calibration: setup  ## how often verdicts are false, after make experiments; writes reports/published/calibration.json and .md
 	$(BIN)/python -m benchmarks.calibration
+
+campaign: setup  ## faults at every file operation, kills, several writers; writes reports/published/campaign.json and .md
+	$(BIN)/python -m benchmarks.campaign
 
 lint: setup
 	$(BIN)/ruff check .

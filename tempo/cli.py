@@ -186,6 +186,7 @@ def generate(
     from tempo.reporting import terminal
 
     spec = _spec(context, config)
+    _check_places([save] if save else [])
     with tempo.load_model(model, dtype, device) as lm:
         trace = _run(lm, [spec])[0]
         shown = escaped(spec.prompt if isinstance(spec.prompt, str) else lm.decode(spec.prompt))
@@ -244,6 +245,7 @@ def compare(
         raise typer.BadParameter(
             f"{config} replays sets, so no mode can choose its own", param_hint="--free"
         )
+    _check_places([save / mode for mode in VISIBILITIES] if save else [])
     with tempo.load_model(model, dtype, device) as lm:
         if not free and not spec.replay:
             spec = spec.but(replay=_run(lm, [spec.but(visibility="isolated", capture=())])[0])
@@ -417,7 +419,7 @@ def report(
 
     Several models stand side by side. Writes findings.html, findings.md, findings.svg (of several
     models findings-<model>.svg), every figure under figures/, and with --against comparison.md.
-    A photo of yours in that folder stays: only what an earlier report wrote is replaced.
+    Files of yours in that folder stay: only what an earlier report wrote is replaced.
     """
     from tempo.reporting import terminal
     from tempo.reporting.comparison import compare_findings
@@ -446,6 +448,15 @@ def report(
     beside = [path for path in written if path.parent == out]
     others = f"{len(written) - len(beside)} files under {escaped(str(out))}/figures/"
     _write(f"written: {', '.join(escaped(str(path)) for path in beside)}, and {others}\n")
+
+
+def _check_places(folders: Sequence[Path]) -> None:
+    """A place where no trace can be saved is said before a model runs."""
+    from tempo import files
+    from tempo.trace import check_place
+
+    for folder in map(check_place, folders):
+        files.check_folder(folder if folder.exists() else folder.parent, "--save")
 
 
 @app.command()

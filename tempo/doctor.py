@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from tempo import files
 from tempo.errors import ModelError, ResultsError, TempoError, TraceError
 from tempo.parsing import CHECKSUM, parse_json, read_bytes, unseal
 from tempo.records import reason
@@ -65,13 +66,19 @@ def repair(folder: str | Path) -> list[Damage]:
         ResultsError: if something cannot be written; then nothing of that file was changed.
     """
     found = look(folder)
-    for damage in found:
-        try:
-            _set_aside(damage.path)
-        except OSError as error:
-            raise ResultsError(
-                f"cannot repair {damage.path}: {error.strerror or error}; nothing of it was changed"
-            ) from None
+    if not found:
+        return []
+    at = Path(folder)
+    try:
+        with files.locked(folder, "wait for it"):  # lines that a session adds meanwhile would go
+            for at in (damage.path for damage in found):
+                _set_aside(at)
+    except ResultsError:
+        raise
+    except OSError as error:
+        raise ResultsError(
+            f"cannot repair {at}: {files.reason(error)}; nothing of it was changed"
+        ) from None
     return found
 
 
@@ -125,18 +132,13 @@ def _set_aside(path: Path) -> None:
     lines = {number for number, _ in _damaged(path)}
     if lines == {0}:
         whole = path.parent if path.name == "trace.json" else path
-        whole.rename(_free(whole.with_name(whole.name + ASIDE)))
+        files.move(whole, _free(whole.with_name(whole.name + ASIDE)))
         return
     every = list(enumerate(path.read_bytes().split(b"\n"), start=1))
     kept = b"".join(line + b"\n" for number, line in every if number not in lines and line.strip())
     damaged = b"".join(line + b"\n" for number, line in every if number in lines)
-    with path.with_name(path.name + ASIDE).open("ab") as aside:
-        aside.write(damaged)
-        aside.flush()
-        os.fsync(aside.fileno())
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
-    fresh.write_bytes(kept)
-    os.replace(fresh, path)
+    files.append(path.with_name(path.name + ASIDE), damaged)
+    files.write(path, kept)
 
 
 def _free(path: Path) -> Path:

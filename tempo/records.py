@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from tempo import files
 from tempo.claims import SCHEMA, Estimand, Finding, Test
-from tempo.errors import TraceError
+from tempo.errors import ResultsError, TraceError
 from tempo.parsing import parse_json, read_bytes, seal, unseal
 from tempo.text import escaped
 
@@ -123,28 +124,21 @@ def _first(error: Exception) -> str:
 
 
 def append_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Append one line per record, each with its checksum, and force them to disk.
+    """Append one line per record, each with its checksum; several processes may.
 
     Half a line left by a killed run is dropped first. NumPy values, paths and dataclasses become
-    plain JSON. NaN and infinity become null, since JSON has neither. Only one process may write at
-    a time.
-    Raises TypeError before anything is written if a record holds something else.
+    plain JSON. NaN and infinity become null, since JSON has neither.
+    Raises TypeError before anything is written if a record holds something else, and ResultsError
+    if the file cannot be written: what it held is whole.
     """
     lines = [json.dumps(seal(plain(record)), allow_nan=False) + "\n" for record in records]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        if not _ends_with_newline(file):
-            file.seek(0)
-            content = file.read()
-            tail = content.rpartition(b"\n")[2]
-            if _is_object(tail):
-                lines.insert(0, "\n")
-            else:
-                file.truncate(len(content) - len(tail))
-        file.write("".join(lines).encode())
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        files.append(path, "".join(lines).encode(), _is_object)
+    except OSError as error:
+        raise ResultsError(
+            f"cannot write {path}: {files.reason(error)}; its earlier lines are untouched. "
+            "Free some space, or choose another folder with --results"
+        ) from None
 
 
 def read_jsonl(path: str | Path) -> Lines:
@@ -220,14 +214,6 @@ def plain(value: Any) -> Any:
         f"cannot record a {type(value).__name__} as JSON; pass numbers, strings, lists, dicts or "
         "arrays"
     )
-
-
-def _ends_with_newline(file: BinaryIO) -> bool:
-    """Whether the file is empty or its last line is complete. Reads one byte: records are long."""
-    if file.seek(0, os.SEEK_END) == 0:
-        return True
-    file.seek(-1, os.SEEK_END)
-    return file.read() == b"\n"
 
 
 def _is_object(line: bytes) -> bool:

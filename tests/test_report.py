@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from tempo import files
 from tempo.claims import Finding
 from tempo.cli import app
 from tempo.errors import ResultsError, SpecError, TraceError
+from tempo.files import MANIFEST
 from tempo.parsing import seal
 from tempo.records import append_jsonl
 from tempo.reporting import figures, sidebyside
@@ -27,7 +29,7 @@ from tempo.reporting.comparison import (
 from tempo.reporting.figures.drawing import SVG_TAGS, check_svg
 from tempo.reporting.findings import CONFIRMATORY, findings_markdown, findings_table
 from tempo.reporting.page import POLICY, report_html
-from tempo.reporting.publish import MANIFEST, publish, report_markdown
+from tempo.reporting.publish import publish, report_markdown
 from tempo.reporting.report import (
     Report,
     Section,
@@ -204,7 +206,44 @@ def test_a_publication_removes_what_an_earlier_one_wrote_and_nothing_else(tmp_pa
     publish([replace(report, sections=())], out, format="png")
     assert [path for path in [*own, changed] if not path.exists()] == []
     assert {path.name for path in out.rglob("*.svg")} == {"findings-of-mine.svg", changed.name}
-    assert json.loads((out / MANIFEST).read_text()).keys() == {"findings.png"}
+    assert listed(out) == {"findings.html", "findings.md", "findings.png"}
+
+
+def listed(out):
+    return set(json.loads((out / MANIFEST).read_text())["files"])
+
+
+@pytest.mark.parametrize("name", ["findings.md", "findings.svg", "figures/exp2-logits-a-map.svg"])
+def test_a_file_that_no_manifest_lists_is_never_replaced(tmp_path, name):
+    """Whoever has a findings.md of their own keeps it, and nothing else is written."""
+    results, out = keep(tmp_path / "results"), tmp_path / "out"
+    (out / "figures").mkdir(parents=True)
+    (out / name).write_text("mine")
+    with pytest.raises(ResultsError, match="not from an earlier report; choose another folder"):
+        publish([read_report(results)], out)
+    assert (out / name).read_text() == "mine"
+    assert [path for path in out.rglob("*") if path.is_file()] == [out / name]
+    (out / name).unlink()
+    publish([read_report(results)], out)
+    publish([read_report(results)], out)
+
+
+def test_a_page_that_pytest_wrote_is_replaced_and_another_page_is_not(tmp_path):
+    results, out = keep(tmp_path / "results"), tmp_path / "out"
+    out.mkdir()
+    (out / "findings.html").write_text(report_html(Report((finding(),), "older")))
+    publish([read_report(results)], out)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/findings.html").write_text("<title>my thesis</title>")
+    with pytest.raises(ResultsError, match="not from an earlier report"):
+        publish([read_report(results)], tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["../x.svg", "/etc/x.svg", "a/../../x.svg", "a\0b.svg", ""])
+def test_no_file_is_published_outside_of_its_folder(tmp_path, name):
+    with pytest.raises(ResultsError, match="no name of a file in a report"):
+        files.publish(tmp_path / "out", {name: b"x"}, "choose another")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("name", ["../x.svg", "figures/../../x.svg", "TMP/x.svg", "notes.txt"])
@@ -213,19 +252,23 @@ def test_a_manifest_cannot_make_a_publication_remove_anything_else(tmp_path, nam
     (out / "figures").mkdir(parents=True)
     name = name.replace("TMP", str(tmp_path))
     (out / name).write_text("mine")
-    (out / MANIFEST).write_text(json.dumps({name: 4}))
+    hashes = [hashlib.sha256(b"mine").hexdigest()]
+    (out / MANIFEST).write_text(json.dumps({"files": {name: hashes if ".." in name else [4]}}))
     publish([read_report(results)], out)
     assert (out / name).exists()
 
 
-@pytest.mark.parametrize("manifest", ["{", "[]", "[1]", "3"])
+DAMAGED = ["{", "[]", "[1]", "3", '{"files": 3}', '{"files": {"x": 3}}']
+
+
+@pytest.mark.parametrize("manifest", DAMAGED)
 def test_of_a_damaged_manifest_nothing_is_believed(tmp_path, manifest):
     results, out = keep(tmp_path / "results"), tmp_path / "out"
     publish([read_report(results)], out)
     (out / MANIFEST).write_text(manifest)
     publish([read_report(results)], out, format="png")
     assert (out / "findings.svg").exists()
-    assert set(json.loads((out / MANIFEST).read_text())) >= {"findings.png"}
+    assert "findings.png" in listed(out)
 
 
 def test_an_unknown_format_and_a_missing_png_are_errors_before_anything_is_written(tmp_path):
@@ -329,10 +372,15 @@ def test_hostile_names_make_no_path_outside(tmp_path):
         "exp2", "t", "../../x", "tiny", 1, (picture("../../etc/\x00passwd"),), folder="exp2_logits"
     )
     write_section(tmp_path / "results", section)
-    files = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
-    assert files == [
+    written = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
+    assert written == [
         f"results/exp2_logits/{name}"
-        for name in ("figures/etc-x00passwd.png", "figures/etc-x00passwd.svg", "report.json")
+        for name in (
+            MANIFEST,
+            "figures/etc-x00passwd.png",
+            "figures/etc-x00passwd.svg",
+            "report.json",
+        )
     ]
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from itertools import combinations
@@ -290,8 +291,8 @@ def test_a_folder_below_a_file_cannot_be_made(tmp_path):
     assert (tmp_path / "file").read_text() == "x"
 
 
-def half_a_write(path, **arrays):
-    Path(path).write_bytes(b"PK\x03\x04 half of it")
+def half_a_write(file, **arrays):
+    file.write(b"PK\x03\x04 half of it")
     raise FULL_DISK
 
 
@@ -299,19 +300,20 @@ def full_disk(*args, **kwargs):
     raise FULL_DISK
 
 
-def second_rename(self, target, original=Path.rename):
-    """The earlier trace moves away, then the new one cannot take its place."""
-    if self.name.endswith(".new"):
+def second_rename(source, target, original=os.replace):
+    """The new arrays are there, and the record that names them cannot take its place."""
+    if target.name == "trace.json":
         raise FULL_DISK
-    return original(self, target)
+    return original(source, target)
 
 
+# Every other operation fails in turn in tests/test_campaign.py.
 FAULTS = {
     "arrays": (np, "savez", half_a_write),
-    "folder": (Path, "mkdir", full_disk),
-    "record": (Path, "write_text", full_disk),
-    "any rename": (Path, "rename", full_disk),
-    "second rename": (Path, "rename", second_rename),
+    "record": (tempo.files, "write", full_disk),
+    "any rename": (os, "replace", full_disk),
+    "second rename": (os, "replace", second_rename),
+    "lock": (tempo.files, "locked", full_disk),
 }
 
 
@@ -351,12 +353,64 @@ def test_a_record_that_is_no_json_leaves_the_earlier_trace(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["trace"]
 
 
-def test_saving_clears_what_a_killed_save_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempo.trace.os, "getpid", lambda: 4711)
-    (tmp_path / ".trace.4711.new").mkdir()
-    (tmp_path / ".trace.4711.new" / "arrays.npz").write_bytes(b"half")
+def test_a_save_killed_between_arrays_and_record_is_no_trace_and_is_cleared(tmp_path):
+    """Case 14: what is half there hides nothing, and the next save needs no advice."""
+    folder = tmp_path / "trace"
+    make_trace().save(folder)
+    (folder / "arrays-2.npz").write_bytes(b"whole, but no record names it")
+    assert differences(load_trace(folder), make_trace()) == []
+    (folder / "trace.json").unlink()
+    with pytest.raises(TraceError, match="no trace in"):
+        load_trace(folder)
+    later = make_trace(seconds=0.2)
+    later.save(folder)
+    assert differences(load_trace(folder), later) == []
+    later.save(folder)
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_saving_through_a_link_replaces_what_it_points_to(tmp_path):
+    (tmp_path / "disk").mkdir()
+    make_trace().save(tmp_path / "disk/trace")
+    (tmp_path / "link").symlink_to(tmp_path / "disk/trace")
+    later = make_trace(seconds=0.2)
+    later.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert differences(load_trace(tmp_path / "disk/trace"), later) == []
+
+
+def test_what_else_lies_in_a_traces_folder_stays(tmp_path):
     make_trace().save(tmp_path / "trace")
-    assert [path.name for path in tmp_path.iterdir()] == ["trace"]
+    (tmp_path / "trace/notes.txt").write_text("mine")
+    make_trace(seconds=0.2).save(tmp_path / "trace")
+    assert (tmp_path / "trace/notes.txt").read_text() == "mine"
+
+
+def test_a_trace_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    folder = tmp_path / "trace"
+    make_trace().save(folder)
+    later, real, times = make_trace(seconds=0.2), tempo.trace._sha256, []
+
+    def replaced_first(path):
+        times.append(path.name)
+        if len(times) == 1:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(tempo.trace, "_sha256", real)
+                later.save(folder)
+        return real(path)
+
+    monkeypatch.setattr(tempo.trace, "_sha256", replaced_first)
+    assert differences(load_trace(folder), later) == []
+    assert times == ["arrays.npz", "arrays-2.npz"]
+
+
+def test_a_record_cannot_name_arrays_elsewhere(tmp_path):
+    make_trace().save(tmp_path / "other")
+    make_trace(seconds=0.2).save(tmp_path / "trace")
+    edit(tmp_path / "trace", arrays="../other/arrays.npz")
+    (tmp_path / "trace/arrays.npz").unlink()
+    with pytest.raises(TraceError, match="no trace in"):
+        load_trace(tmp_path / "trace")
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,22 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 import tempo
+from tempo import files
 from tempo.claims import Finding, correct, judge
 from tempo.errors import ResultsError
 from tempo.harness.checks import case_class
-from tempo.harness.execute import Failure, Task, code_fingerprint, execute
+from tempo.harness.execute import (
+    Failure,
+    Task,
+    code_fingerprint,
+    execute,
+    prompts_at_once,
+    windows_of,
+)
 from tempo.harness.expectations import circumstances
 from tempo.harness.plan import Plan, family_sizes
 from tempo.harness.runs import Prompt
-from tempo.harness.store import Store, check_writable
+from tempo.harness.store import Store
 from tempo.harness.study import ClaimTest
 from tempo.identity import maker_sha256
 from tempo.models import LanguageModel
@@ -59,7 +68,8 @@ class Evidence:
         ResultsError if the results cannot be written.
         """
         began = time.perf_counter()
-        check_writable(self.results)
+        files.check_folder(self.results, "--results")
+        self._sweep()
         # The weights are read for both, so each is asked for once.
         self.model_sha256, maker = self.lm.sha256, maker_sha256(self.lm)
         # one for each study: its cases do not depend on which others are selected
@@ -69,6 +79,11 @@ class Evidence:
         self._measure(progress)
         self._judge()
         self.seconds = time.perf_counter() - began
+
+    def _sweep(self) -> None:
+        """Remove what killed sessions left in the folders that this one writes to."""
+        for plan in self.plans:
+            files.sweep(self.results / plan.folder, self.results / plan.folder / "figures")
 
     def store(self, plan: Plan) -> Store:
         """Where the raw results of a plan's own prompt are kept."""
@@ -144,26 +159,38 @@ class Evidence:
         readers = {plan.name: TypeAdapter(case_class(plan.study)) for plan in self.plans}
         stored = self._stored()
         found: dict[str, Any] = {}
-        missing: list[Task] = []
         key_of = {
             (task.plan.name, task.prompt.text): key for task, key in zip(tasks, keys, strict=True)
         }
+
+        def own_key(task: Task) -> str:
+            return key_of[task.plan.name, task.prompt.text]
+
         for task, key in zip(tasks, keys, strict=True):
             try:
                 self._check_files(task, stored[key])
                 found[key] = _read(readers[task.plan.name], stored[key]["case"])
             except (KeyError, ValidationError, ResultsError) as error:
-                missing.append(task)
                 if key in stored:
                     why = " ".join(str(error).split())
                     self.notes.append(f"{task.plan}, {task.prompt.text!r:.40}: {why}")
-        self.num_reused = len(tasks) - len(missing)
-        with progress(missing, self.num_reused, self.notes) as report:
-            for task, outcome in execute(self.lm, missing):
-                key = key_of[task.plan.name, task.prompt.text]
+        on_disk = dict(found)
+        windows = []
+        for window in windows_of(tasks, prompts_at_once(self.lm)):
+            together = _measured_together(list(map(own_key, window)), stored, set(on_disk))
+            windows.append([task for task in window if own_key(task) in together])
+        to_do = [task for window in windows for task in window]
+        name_of = {own_key(t): _name(map(own_key, window)) for window in windows for t in window}
+        self.num_reused = len(tasks) - len(to_do)
+        with progress(to_do, self.num_reused, self.notes) as report:
+            measured = execute(self.lm, windows, lambda task: own_key(task) not in on_disk)
+            for task, outcome in measured:
+                key = own_key(task)
                 try:
                     # as it will be read back
-                    found[key] = self._keep(task, key, outcome, readers[task.plan.name])
+                    found[key] = self._keep(
+                        task, key, outcome, readers[task.plan.name], name_of[key], stored.get(key)
+                    )
                 except (TypeError, ValueError) as error:
                     outcome = Failure(f"its case cannot be kept: {' '.join(str(error).split())}")
                 if isinstance(outcome, Failure):
@@ -195,18 +222,30 @@ class Evidence:
         """
         if task.prompt.store is None:
             return
-        files = record.get("files")
-        if not isinstance(files, dict):
+        written = record.get("files")
+        if not isinstance(written, dict):
             raise ResultsError("its record does not say which raw results belong to it")
-        for name, digest in files.items():
+        for name, digest in written.items():
             if task.prompt.store.sha256(name) != digest:
                 raise ResultsError(
                     f"{task.prompt.store.folder / name} is missing, or of another run; it is "
                     "measured again"
                 )
 
-    def _keep(self, task: Task, key: str, outcome: Any, reader: TypeAdapter[Any]) -> Any:
-        """Keep a case and read it again. Raises TypeError or ValueError if it is not plain."""
+    def _keep(
+        self,
+        task: Task,
+        key: str,
+        outcome: Any,
+        reader: TypeAdapter[Any],
+        window: str,
+        stored: Any,
+    ) -> Any:
+        """Keep a case and read it again. Raises TypeError or ValueError if it is not plain.
+
+        window: the name of all tasks that it was measured with. stored: its record of an
+        interrupted session, to which nothing is added if it says the same.
+        """
         if isinstance(outcome, Failure):
             return None
         case = plain(outcome)
@@ -215,10 +254,14 @@ class Evidence:
             "key": key,
             "prompt": task.prompt.text,
             "category": task.prompt.category,
+            "window": window,
             "case": case,
         }
         if task.prompt.store:
             record["files"] = dict(task.prompt.store.written)
+        known = {name: (stored or {}).get(name) for name in ("case", "window", "files")}
+        if known == {name: record.get(name) for name in known}:
+            return read
         append_jsonl(self.results / task.plan.folder / "cases.jsonl", [record])
         return read
 
@@ -251,6 +294,28 @@ class Evidence:
         append_jsonl(
             self.results / "findings.jsonl", [finding.record() for finding in self.findings]
         )
+
+
+def _name(keys: Iterable[str]) -> str:
+    """A name for the tasks of these keys, in any order."""
+    return hashlib.sha256(" ".join(sorted(keys)).encode()).hexdigest()[:16]
+
+
+def _measured_together(
+    keys: Sequence[str], stored: Mapping[str, Any], on_disk: set[str]
+) -> set[str]:
+    """Which tasks of a window to measure: those not on disk, and those that belong to them.
+
+    A killed session leaves a part of a window. The rest alone would have batches of other shapes,
+    and so other last bits. So all that was to be measured together is measured together again. What
+    a session before that measured without them stays as it is.
+    """
+    missing = {key for key in keys if key not in on_disk}
+    for name in {stored[key].get("window") for key in keys if key in on_disk} if missing else ():
+        begun = {key for key in keys if key in on_disk and stored[key].get("window") == name}
+        if _name(missing | begun) == name:
+            return missing | begun
+    return missing
 
 
 def _read(reader: TypeAdapter[Any], case: Any) -> Any:

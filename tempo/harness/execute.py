@@ -9,7 +9,7 @@ import importlib.util
 import json
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,13 @@ def failure_of(error: Exception) -> Failure:
     return Failure(f"{type(error).__name__}: {error} ({where})")
 
 
-def execute(lm: LanguageModel, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
+def execute(
+    lm: LanguageModel, windows: Sequence[Sequence[Task]], is_wanted: Callable[[Task], bool]
+) -> Iterator[tuple[Task, Any]]:
     """(task, case or Failure) of every task as it ends, a window of prompts at a time.
+
+    windows: the tasks that are measured together, see `windows_of`.
+    is_wanted: whether a task's case is not on disk. A window that has none of them is left out.
 
     Free runs that several studies share are computed once. Forced runs are batched by mode: as
     every study replays the same sets in each mode it compares, the modes' batches have the same
@@ -102,10 +107,13 @@ def execute(lm: LanguageModel, tasks: Sequence[Task]) -> Iterator[tuple[Task, An
     models: dict[str | None, LanguageModel] = {None: lm}
     budget = memory_budget()  # once, so that batches of equal runs have equal shapes
     failed: set[str] = set()
-    for window in _windows(tasks, prompts_at_once(lm)):
+    for window in windows:
+        going_on = [task for task in window if task.plan.name not in failed]
+        if not any(map(is_wanted, going_on)):
+            continue
         under_way = []
-        for task in window:
-            if task.plan.name not in failed and task.plan.study.measurement:
+        for task in going_on:
+            if task.plan.study.measurement:
                 under_way.append(_Open(task, task.plan.study.measurement(task.prompt)))
         for each in under_way:
             each.advance(None)
@@ -130,8 +138,12 @@ def prompts_at_once(lm: LanguageModel) -> int:
     return max(FEWEST_AT_ONCE, min(PROMPTS_AT_ONCE, VOCABULARY_AT_ONCE // lm.vocab_size))
 
 
-def _windows(tasks: Sequence[Task], at_once: int) -> Iterator[list[Task]]:
-    """Tasks in groups of a few prompts, all studies of a prompt together."""
+def windows_of(tasks: Sequence[Task], at_once: int) -> Iterator[list[Task]]:
+    """Tasks in groups of a few prompts, all studies of a prompt together.
+
+    A window is the unit of batching: the cases of one are equal to the bit only if all of its tasks
+    are measured together.
+    """
     by_prompt: dict[str, list[Task]] = {}
     for task in tasks:
         by_prompt.setdefault(task.prompt.text, []).append(task)

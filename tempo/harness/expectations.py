@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from tempo import files
 from tempo.claims import Finding, Verdict
-from tempo.errors import SpecError
+from tempo.errors import ResultsError, SpecError
 from tempo.parsing import dump_yaml
 from tempo.spec import Strict, load_yaml
 from tempo.text import slug
@@ -251,7 +252,7 @@ def update(
 
     circumstances_of: those of each config. A finding whose control misbehaves, or a broken
     invariant, becomes no expectation. Raises SpecError where a part of the suite would replace
-    more of it.
+    more of it, ResultsError if the file cannot be written.
     """
     known = read(path) or Expectations(model=model)
     families = {name: family.model_dump() for name, family in known.families.items()}
@@ -312,9 +313,12 @@ def _expectation(finding: Finding, old: Mapping[str, Any] | None) -> dict[str, A
 
 
 def _write(path: Path, expectations: Expectations) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
     content = {"version": expectations.version, **expectations.model_dump(exclude_defaults=True)}
     text = dump_yaml(content, width=140)
-    fresh.write_text(HEADER.format(model=expectations.model) + text, encoding="utf-8")
-    fresh.replace(path)
+    try:
+        files.write(path, HEADER.format(model=expectations.model) + text)
+    except OSError as error:
+        raise ResultsError(
+            f"cannot write {_shown(path)}: {files.reason(error)}; make that folder writable, or "
+            "copy the studies to one that is"
+        ) from None

@@ -97,6 +97,21 @@ def pytest_configure(config: pytest.Config) -> None:
                 "--update-expectations is for the configs beside the studies; leave out --config"
             )
 
+    if not hasattr(config, "workerinput"):
+        _check_other_outputs(config)
+
+
+def _check_other_outputs(config: pytest.Config) -> None:
+    """What other plugins would only find out at the end, with a traceback that hides the report."""
+    for option, name in (("htmlpath", "--html"), ("xmlpath", "--junitxml")):
+        if path := config.getoption(option, None):
+            from tempo.files import check_file
+
+            try:
+                check_file(os.path.expanduser(os.path.expandvars(path)), name)
+            except TempoError as error:
+                raise pytest.UsageError(str(error)) from None
+
 
 def _session(config: pytest.Config) -> Session | None:
     """What the session knows of studies, None if no module that was collected has one."""
@@ -138,6 +153,33 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config) -> None:
     if config.getoption("config") and not _session(config):
         raise pytest.UsageError("--config: no study was collected; name the folder of the studies")
+
+
+# Under pytest-xdist each worker is a session of its own, which would measure everything again.
+ALONE = (
+    "tempo measures once for all tests of a session, which several processes cannot share; "
+    "leave out -n, or say -n 0, to run the studies ({})"
+)
+refused_key = pytest.StashKey[str]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of pytest-xdist has ended: whether it left studies out."""
+    if left_out := getattr(node, "workeroutput", {}).get("tempo"):
+        node.config.stash[refused_key] = left_out
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if refused_key in session.config.stash:
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if refused_key in config.stash:
+        line = f"ERROR: {ALONE.format(config.stash[refused_key])}"
+        terminalreporter.write_line(line, red=True)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tempo
+from tempo import files
 from tempo.errors import ResultsError
 from tempo.harness.evidence import Evidence
 from tempo.harness.plan import Plan
@@ -54,17 +55,19 @@ def write(session: Session) -> list[str]:
     reports = records.read_reports([evidence.results])
     damaged = [line for report in reports for line in report.damaged]
     session.notices[:0] = [lost, *damaged] if lost else damaged
-    _replace(option.findings, report_html(*reports))
+    _write(option.findings, "--findings", report_html(*reports))
     unjudged = [f"{id} ({name}) could not be judged" for name, id in evidence.unjudged]
     failed = [f"{name} could not be measured: {why}" for name, why in evidence.failures.items()]
     found = [finding for _, finding in session.asked]
     wrong = [*failed, *unjudged, *session.failures]
     summary = findings_summary(found, wrong, session.notices)
     if option.summary:
-        _replace(option.summary, summary)
+        _write(option.summary, "--summary", summary)
     if job := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(job).open("a", encoding="utf-8") as file:  # GitHub's steps share one file
-            file.write(summary)
+        try:
+            files.append(job, summary.encode())  # GitHub's steps share one file
+        except OSError as error:
+            problems.append(f"no summary in {job}: {files.reason(error)}")
     problems += [f"no pictures of {s.config}: {s.problem}" for s in sections if s.problem]
     return problems
 
@@ -163,16 +166,14 @@ def _about(session: Session, evidence: Evidence) -> dict[str, str]:
     }
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole, or leave what was there."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+def _write(path: Path, option: str, text: str) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
+        files.write(path, text)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise ResultsError(f"cannot write {path}: {error.strerror}; choose another file") from None
+        raise ResultsError(
+            f"cannot write {path}: {files.reason(error)}; choose another file with {option}. "
+            "What was measured is kept: 'tempo report' makes the page again"
+        ) from None
 
 
 def summarise(session: Session, terminal: Any) -> None:

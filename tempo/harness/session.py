@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 import pytest
 
 import tempo
+from tempo import files
 from tempo.claims import POWER, Finding, num_needed
-from tempo.errors import TempoError
+from tempo.errors import ResultsError, TempoError
 from tempo.harness.config import StudyConfig
 from tempo.harness.evidence import Evidence, measured_prompts
 from tempo.harness.execute import failure_of
@@ -28,7 +31,6 @@ from tempo.harness.items import ClaimItem, line_of, marks_of
 from tempo.harness.plan import Plan, check_together, family_sizes, plans_of
 from tempo.harness.progress import Progress
 from tempo.harness.prompts import Suite, read_suite
-from tempo.harness.store import check_replaceable, check_writable
 from tempo.harness.study import ClaimTest, Study
 from tempo.spec import load_yaml
 from tempo.text import escaped
@@ -54,6 +56,7 @@ class Session:
         self.tests: list[pytest.TestReport] = []
         self.expectations: dict[Path, Expectations | None] = {}
         self.studies: set[str] = set()  # names of all that were collected
+        self.held = ExitStack()  # the lock of the results folder, until the session ends
         self.suite: Suite | None = None
         self.suite_is_sound = True
         try:
@@ -142,10 +145,16 @@ class Session:
         for item in items:
             if plan := _plan_of(item):
                 item.add_marker(plan.study.name)
+        if hasattr(self.config, "workerinput"):  # of pytest-xdist; its controller says so
+            self._leave_out(items, [item for item in items if _needs_evidence(item)])
+            worker: Any = self.config
+            worker.workeroutput["tempo"] = ", ".join(sorted(self.studies))
         if chosen:  # only the studies that a given file names are run
-            left_out = [item for item in items if self._module_plans(item) == []]
-            self.config.hook.pytest_deselected(items=left_out)
-            items[:] = [item for item in items if item not in left_out]
+            self._leave_out(items, [item for item in items if self._module_plans(item) == []])
+
+    def _leave_out(self, items: list[pytest.Item], left_out: list[pytest.Item]) -> None:
+        self.config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
     def _module_plans(self, item: pytest.Item) -> list[Plan] | None:
         """The plans of the module that a test stands in, None if that has no study."""
@@ -204,11 +213,10 @@ class Session:
         if not plans or stopped or option.collectonly:
             return
         try:
+            self._check_outputs()
+            lock = files.locked(option.results, "wait for it, or choose another with --results")
+            self.held.enter_context(lock)
             lm = tempo.load_model(option.model, option.dtype, option.device)
-            check_writable(option.results)
-            check_replaceable(option.findings, "--findings")
-            if option.summary:
-                check_replaceable(option.summary, "--summary")
             evidence = Evidence(lm, plans, option.results, option.chat)
             evidence.gather(
                 lambda tasks, reused, notes: Progress(self.config, tasks, reused, notes)
@@ -216,6 +224,22 @@ class Session:
         except Exception as error:
             raise pytest.UsageError(_one_line(failure_of(error).why)) from None
         self.evidence = evidence
+
+    def _check_outputs(self) -> None:
+        """Whatever cannot be written is said before a model runs."""
+        option = self.config.option
+        files.check_folder(option.results, "--results")
+        files.check_file(option.findings, "--findings")
+        if option.summary:
+            files.check_file(option.summary, "--summary")
+        if job := os.environ.get("GITHUB_STEP_SUMMARY"):
+            try:
+                files.append(job, b"")
+            except OSError as error:
+                raise ResultsError(
+                    f"cannot write to {job}, which the variable GITHUB_STEP_SUMMARY names: "
+                    f"{files.reason(error)}; name a file that can be written, or unset it"
+                ) from None
 
     def finding(self, plan: Plan, claim: ClaimTest) -> Finding | str:
         """What the data said about a claim, or why there is nothing to say."""
@@ -265,10 +289,16 @@ class Session:
         if report.when == "call" or report.outcome != "passed":
             self.tests.append(report)
 
-    @pytest.hookimpl(trylast=True)
+    @pytest.hookimpl(tryfirst=True)  # what another plugin raises here takes no result along
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Expectations are rewritten, then the records, the report and the summary written."""
         if self.evidence is None:
+            return
+        if session.exitstatus == pytest.ExitCode.INTERRUPTED:
+            self.report_problems = [
+                f"interrupted: {self.config.option.findings} was left as it is; what was measured "
+                "is kept, and 'tempo report' makes a page of it"
+            ]
             return
         if self.config.getoption("update_expectations") and self.asked:
             session.exitstatus = self._update() or session.exitstatus
@@ -301,6 +331,7 @@ class Session:
             report.summarise(self, terminalreporter)
 
     def pytest_unconfigure(self) -> None:
+        self.held.close()
         if self.evidence is not None:
             self.evidence.lm.close()
 
@@ -316,6 +347,11 @@ def _plan_of(item: pytest.Item) -> Plan | None:
         return item.plan
     found = getattr(getattr(item, "callspec", None), "params", {}).get("plan")
     return found if isinstance(found, Plan) else None
+
+
+def _needs_evidence(item: pytest.Item) -> bool:
+    """Whether a test reads what was measured."""
+    return _plan_of(item) is not None or "lm" in getattr(item, "fixturenames", ())
 
 
 def _nobodys(path: Path, studies: Iterable[str]) -> str:

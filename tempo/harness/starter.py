@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tempo import files
 from tempo.errors import ResultsError, SpecError
 
 MODULE = '''\
@@ -118,10 +119,15 @@ def new(name: str, folder: Path = Path()) -> list[Path]:
     for path in texts:
         if path.exists():
             raise ResultsError(f"{path} exists already; choose another name, or remove it")
+    written: list[Path] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
-            path.write_text(text, encoding="utf-8")
+            files.write(path, text)
+            written.append(path)
     except OSError as error:
-        raise ResultsError(f"cannot write to {folder}: {error.strerror}") from None
-    return list(texts)
+        for path in written:  # half an experiment would be in the way of the next try
+            files.remove(path)
+        raise ResultsError(
+            f"cannot write to {folder}: {files.reason(error)}; choose another with --folder"
+        ) from None
+    return written

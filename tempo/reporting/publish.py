@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from tempo import files
 from tempo.claims import Finding
 from tempo.errors import ResultsError, SpecError
 from tempo.reporting.answers import Answer, brief, evidence
 from tempo.reporting.certainty import alarms_of, certainty, roles
 from tempo.reporting.comparison import Comparison, comparison_markdown
-from tempo.reporting.figures.drawing import FORMATS, Picture, save
+from tempo.reporting.figures.drawing import FORMATS, Picture, contents_of
 from tempo.reporting.figures.forest import forest
 from tempo.reporting.findings import (
     SIGNS,
@@ -29,7 +29,9 @@ from tempo.reporting.sidebyside import side_by_side_markdown
 from tempo.text import number, slug
 
 MAIN = "findings"  # the picture that a README shows
-MANIFEST = ".published.json"  # name and size of each figure that a publication wrote
+ELSEWHERE = "choose another folder with --out"
+PAGES = ("comparison.md", "findings.md", "findings.html")  # the last one is moved last
+HEAD = 4096  # bytes at the begin of a page that hold its title
 
 
 def publish(
@@ -41,8 +43,10 @@ def publish(
     figures/.
     Of several models each has figures of its own, whose names hold the model's:
     findings-<model>.svg.
-    Figures of an earlier publication are removed, and nothing else is.
-    Raises SpecError if there is no such format, ResultsError if a file cannot be written.
+    Only files that the manifest of an earlier publication lists are replaced or removed, and a
+    findings.html that pytest wrote. All are written aside first, and the page takes its place last.
+    Raises SpecError if there is no such format, ResultsError if a file cannot be written, or if a
+    file of somebody else's has the name of one.
     """
     if format not in FORMATS:
         raise SpecError(f"format={format!r}, expected one of {', '.join(FORMATS)}")
@@ -51,29 +55,27 @@ def publish(
     pictures: list[Picture] = []
     for report, prefix in zip(reports, prefixes, strict=True):
         pictures += _figures(report, prefix, format)
-    pages = {
-        "findings.html": report_html(*reports, against=against),
-        "findings.md": report_markdown(reports, mains, format),
-    }
+    contents = contents_of(mains, [format])
+    contents |= {f"{FIGURES}/{name}": c for name, c in contents_of(pictures, [format]).items()}
     if against:
-        pages["comparison.md"] = comparison_markdown(against)
+        contents["comparison.md"] = comparison_markdown(against).encode()
+    contents["findings.md"] = report_markdown(reports, mains, format).encode()
+    contents["findings.html"] = report_html(*reports, against=against).encode()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in pages.items():
-            (out / name).write_text(text, encoding="utf-8")
-        _remove_earlier(out)
-        figures: list[Path] = []
-        for folder, shown in ((out, mains), (out / FIGURES, pictures)):
-            for picture in shown:
-                figures += save(picture, folder, [format])
-        sizes = {path.relative_to(out).as_posix(): path.stat().st_size for path in figures}
-        manifest = json.dumps(sizes, indent=1, sort_keys=True)
-        (out / MANIFEST).write_text(f"{manifest}\n", encoding="utf-8")
+        written = files.publish(out, contents, ELSEWHERE, _is_page)
+    except ResultsError:
+        raise
     except OSError as error:
-        raise ResultsError(
-            f"cannot write to {out}: {error.strerror}; choose another folder with --out"
-        ) from None
-    return [*(out / name for name in pages), *figures]
+        raise ResultsError(f"cannot write to {out}: {files.reason(error)}; {ELSEWHERE}") from None
+    shown = [path for path in written if path.suffix not in (".svg", ".png")]
+    return shown[::-1] + [path for path in written if path not in shown]
+
+
+def _is_page(path: Path) -> bool:
+    """Whether this is a page of tempo's that no manifest lists: pytest writes one, for example."""
+    if path.name == "findings.html" and b"<title>tempo: " in path.read_bytes()[:HEAD]:
+        return True
+    return path.name in PAGES and (path.parent / files.MANIFEST).exists()
 
 
 def main_picture(report: Report, prefix: str = "") -> Picture:
@@ -117,22 +119,6 @@ def _figures(report: Report, prefix: str, format: str) -> list[Picture]:
                 named = replace(named, png=content)
             found.append(named)
     return found
-
-
-def _remove_earlier(out: Path) -> None:
-    """Remove the figures of an earlier publication. One that was changed since then stays."""
-    path = out / MANIFEST
-    try:
-        sizes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError:  # damaged, so that nobody knows what is ours
-        return
-    for name, size in sizes.items() if isinstance(sizes, dict) else ():
-        figure = out / name
-        # The manifest is a file as any other: it cannot lead out of the folder, or to a page.
-        ours = PurePosixPath(name).parent.as_posix() in (".", FIGURES)
-        ours = ours and figure.suffix.removeprefix(".") in FORMATS
-        if ours and figure.is_file() and figure.stat().st_size == size:
-            figure.unlink()
 
 
 def report_markdown(

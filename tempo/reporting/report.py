@@ -18,15 +18,17 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tempo import files
 from tempo.claims import Finding
 from tempo.errors import ResultsError, TraceError
 from tempo.parsing import seal
 from tempo.records import plain, read_findings, read_record, validated
 from tempo.reporting.answers import Conclusions, verdicts_alone
-from tempo.reporting.figures.drawing import Picture, check_svg, save
+from tempo.reporting.figures.drawing import Picture, check_svg, contents_of
 from tempo.text import slug
 
 RECORD = "report.json"
+ELSEWHERE = "choose another folder with --results"
 FIGURES = "figures"
 _PICTURE = ("name", "title", "caption", "alt", "svg")
 
@@ -139,20 +141,12 @@ class _Record(BaseModel):
 
 
 def write_section(results: Path, section: Section) -> None:
-    """Keep a section: `report.json` and its pictures as SVG and PNG, in the section's folder."""
+    """Keep a section: `report.json` and its pictures as SVG and PNG, in the section's folder.
+
+    Pictures of an earlier session are removed. What else lies there stays.
+    """
     folder = results / section.folder
     pictures = unlike_names(section.pictures)
-    figures = folder / FIGURES
-    try:
-        for old in figures.glob("*") if figures.is_dir() else ():
-            if old.suffix in (".svg", ".png"):
-                old.unlink()
-        for picture in pictures:
-            save(picture, figures)
-    except OSError as error:
-        raise ResultsError(
-            f"cannot write to {figures}: {error.strerror}; choose another folder with --results"
-        ) from None
     record = asdict(section)
     del record["folder"]
     record["pictures"] = [
@@ -161,7 +155,12 @@ def write_section(results: Path, section: Section) -> None:
     record["rasters"] = {
         picture.name: hashlib.sha256(picture.png).hexdigest() for picture in pictures
     }
-    _write(folder / RECORD, record)
+    contents = {f"{FIGURES}/{name}": content for name, content in contents_of(pictures).items()}
+    contents[RECORD] = _text(record).encode()
+    try:
+        files.publish(folder, contents, ELSEWHERE, is_replaceable=lambda path: True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
 
 
 def write_session(results: Path, session: Session) -> str:
@@ -183,7 +182,10 @@ def write_session(results: Path, session: Session) -> str:
         "conclusions": {model: drawn.record() for model, drawn in conclusions.items()},
         "drawn_from": {model: drawn_from.get(model, "") for model in conclusions},
     }
-    _write(results / RECORD, record)
+    try:
+        files.write(results / RECORD, _text(record))
+    except OSError as error:
+        raise _cannot_write(results / RECORD, error) from None
     return lost
 
 
@@ -326,13 +328,12 @@ def _section(path: Path, results: Path) -> Section:
     return section
 
 
-def _write(path: Path, record: object) -> None:
-    fresh = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(seal(plain(record)), indent=1), encoding="utf-8")
-        fresh.replace(path)
-    except OSError as error:
-        raise ResultsError(
-            f"cannot write {path}: {error.strerror}; choose another folder with --results"
-        ) from None
+def _text(record: object) -> str:
+    return json.dumps(seal(plain(record)), indent=1)
+
+
+def _cannot_write(path: Path, error: OSError) -> ResultsError:
+    """What to say of a record that cannot be written; what was refused in words stays as it is."""
+    if isinstance(error, ResultsError):
+        return error
+    return ResultsError(f"cannot write {path}: {files.reason(error)}; {ELSEWHERE}")

@@ -12,7 +12,7 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
+from tempo import files
 from tempo.errors import TraceError
 from tempo.text import html_text, printable, slug
 
@@ -164,19 +165,20 @@ def to_html(picture: Picture, at: str = "") -> str:
 
 
 def save(picture: Picture, folder: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write `<folder>/<name>.svg` and `.png`, or only one of both; the paths written.
+    """Write `<folder>/<name>.svg` and `.png`, or only one of both; the paths written."""
+    contents = contents_of([picture], formats)
+    for name, content in contents.items():
+        files.write(Path(folder) / name, content)
+    return [Path(folder) / name for name in contents]
 
-    A picture that was read from a record has no PNG.
-    """
-    contents = {"svg": _standing_alone(picture).encode(), "png": picture.png}
-    written = []
-    for kind in formats:
-        path = Path(folder) / f"{picture.name}.{kind}"
-        if contents[kind]:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(contents[kind])
-            written.append(path)
-    return written
+
+def contents_of(pictures: Iterable[Picture], formats: Sequence[str] = FORMATS) -> dict[str, bytes]:
+    """What the files of these pictures hold, by name. One read from a record has no PNG."""
+    contents = {}
+    for picture in pictures:
+        kinds = {"svg": _standing_alone(picture).encode(), "png": picture.png}
+        contents |= {f"{picture.name}.{kind}": kinds[kind] for kind in formats if kinds[kind]}
+    return contents
 
 
 def _standing_alone(picture: Picture) -> str:
