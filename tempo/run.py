@@ -21,7 +21,7 @@ from tempo.cache import SlotCache
 from tempo.capture import Spool, trace_bytes
 from tempo.errors import ModelError, SpecError
 from tempo.lattice import Lattice, dropped
-from tempo.layout import Layout
+from tempo.layout import MAX_NEW_TOKENS, Layout
 from tempo.models import LanguageModel
 from tempo.selection import Selection, read_out, select
 from tempo.spec import BY_QUERY, RunSpec
@@ -153,7 +153,7 @@ class Run:
     @property
     def num_new(self) -> int:
         """How many tokens the coming pass forwards."""
-        return self.layout.num_slots - self.layout.start
+        return self.layout.end - self.layout.start
 
     @property
     def num_read(self) -> int:
@@ -164,7 +164,7 @@ class Run:
         run needs none, unless logits are captured.
         """
         if self.layout.new_tokens_are_prompt():
-            return 1
+            return int(self.layout.end == self.num_prompt)
         return 0 if self.stop_reason and "logits" not in self.spec.capture else self.num_new
 
     @property
@@ -244,7 +244,10 @@ class Run:
             attention: The weights of the whole pass, [L, H, w of the pass, N - first_column].
         """
         if "logits" in self.spec.capture:
-            self.steps[-1]["logits"] = self._keep(logits.float().numpy())
+            kept = logits.float()
+            if self.spool is None and kept.untyped_storage().nbytes() > kept.nbytes:
+                kept = kept.clone()  # a view would hold the logits of all runs of the pass
+            self.steps[-1]["logits"] = self._keep(kept.numpy())
         if attention is not None:
             new, first = self.layout.start, self.first_column
             own = attention[:, :, slots.start - new : slots.stop - new, : slots.stop - first]
@@ -342,6 +345,8 @@ class Run:
             # The last set is among them even if nothing of it is captured. What is captured must
             # not change the shape of the pass.
             for tokens in self.spec.replay[len(self.slots) :]:
+                if self.layout.num_slots - start + len(tokens) > MAX_NEW_TOKENS:
+                    break  # these sets are the next pass
                 self._append_set(tokens, [1.0] * len(tokens))
         self.layout.start = start
 
