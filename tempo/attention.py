@@ -64,6 +64,8 @@ class AttentionCall(NamedTuple):
         num_key_value_heads: Hkv, the number of key heads.
         key_size: D, the size of a key.
         value_size: V, the size of a value.
+        forms_weights: Whether all weights are in memory at once: torch has no fused attention for
+            caps, sinks, and values of another size than keys.
     """
 
     module: nn.Module
@@ -73,6 +75,7 @@ class AttentionCall(NamedTuple):
     num_key_value_heads: int
     key_size: int
     value_size: int
+    forms_weights: bool = False
 
 
 @dataclass

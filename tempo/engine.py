@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tempo.attention import PassContext, Recording, installed
 from tempo.cache import SlotCache
-from tempo.capture import Spool, check_budget, raw_keys, rows_that_fit
+from tempo.capture import Spool, check_files, raw_keys, rows_that_fit
 from tempo.errors import ModelError, SpecError
 from tempo.layout import MAX_NEW_TOKENS
 from tempo.models import LanguageModel
@@ -37,7 +37,7 @@ from tempo.spec import (
     spell_checked,
 )
 from tempo.store import TraceStore
-from tempo.trace import Trace
+from tempo.trace import Trace, check_writable
 
 # Runs that share a forward pass. On a CPU more rows add little speed and take more memory.
 # Traces do not depend on it beyond rounding.
@@ -229,7 +229,11 @@ def generate_batch(
         True
     """
     specs = _checked(specs, max_rows)
-    check_budget(lm, specs, [len(lm.encode(spec.prompt)) for spec in specs], memory_budget, spool)
+    runs = [Run(lm, index, spec) for index, spec in enumerate(specs)]
+    prompts = [run.num_prompt for run in runs]
+    max_rows = rows_that_fit(lm, specs, prompts, max_rows, memory_budget, spool, keep_all=True)
+    if spool:
+        check_files(len(specs), spool)
     traces = dict(
         stream(lm, specs, max_rows=max_rows, memory_budget=memory_budget, spool=spool, store=store)
     )
@@ -292,6 +296,8 @@ def stream(
             yield run.index, trace
     if not runs:
         return
+    if store:
+        check_writable(store)
     num_rows = rows_that_fit(
         lm,
         [run.spec for run in runs],
@@ -300,6 +306,8 @@ def stream(
         memory_budget,
         spool,
     )
+    if spool:
+        check_files(num_rows, spool)
     # In a pass every row is as long as the longest, so runs of like length go together.
     waiting = deque(sorted(runs, key=_longest_first))
     runs.clear()  # a run that is over must not be held
@@ -397,7 +405,8 @@ def _forward_in_parts(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) 
         first = 0 if run.records_all_attention else start
         shape = lm.num_layers, lm.num_heads, run.num_new, layout.num_slots - first
         whole = np.zeros(shape, np.float32)
-    for layout.start, layout.part_end in layout.parts(MAX_NEW_TOKENS):
+    for part in layout.parts(MAX_NEW_TOKENS):
+        layout.start, layout.part_end = part
         _forward(lm, cache, runs)
         assert run.new_logits is not None
         logits.append(run.new_logits)

@@ -33,6 +33,7 @@ from tempo.support import (
     eos_token_ids,
     layer_windows,
     rotary_tables,
+    token_width,
     unwrapped,
 )
 from tempo.text import escaped
@@ -64,6 +65,7 @@ class LanguageModel:
         context_length: The most positions that a run may use.
         eos_token_ids: The tokens that end a text.
         layer_windows: The sliding window of each layer in positions; None for a full layer.
+        token_width: About how many numbers one token takes on its way through a layer, at most.
         has_plain_keys: Whether "kv" can be captured: every layer caches keys and values of its own,
             all of one size.
 
@@ -99,12 +101,13 @@ class LanguageModel:
         self.attention_modules = tuple(dict.fromkeys(call.module for call in self.attention_calls))
         self._check_calls()
         first = self.attention_calls[0]
-        self.num_heads, self.num_key_value_heads, self.head_dim, self.value_dim = first[3:]
+        self.num_heads, self.num_key_value_heads, self.head_dim, self.value_dim = first[3:7]
         plain = [
             (call.num_key_value_heads, call.key_size, call.value_size)
             for call in self.attention_calls
         ]
         same_size = len(set(plain)) == 1
+        self.token_width = token_width(model)
         self.has_plain_keys = same_size and self.key_value_sizes == (plain[0],) * self.num_layers
 
     @property

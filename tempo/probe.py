@@ -193,6 +193,8 @@ def _probe_attention(
             num_key_value_heads=key.shape[1],
             key_size=key.shape[-1],
             value_size=value.shape[-1],
+            forms_weights=key.shape[-1] != value.shape[-1]
+            or any(kwargs.get(name) is not None for name in ("softcap", "s_aux")),
         )
     )
     return value.new_zeros(value.shape[0], length, num_heads, value.shape[-1]), None

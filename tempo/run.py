@@ -144,8 +144,10 @@ class Run:
             )
 
     def _num_positions(self) -> int:
-        """How many positions the run may take, one for each step unless a replay gives others."""
+        """How many positions the run takes at least: one for each step, unless a replay says."""
         num_positions = self.num_prompt + self.num_steps
+        if self.spec.replay and self.spec.positions == "sequential":
+            num_positions = self.num_prompt + sum(map(len, self.spec.replay))
         for positions in self.spec.replay_positions or ():
             num_positions = max(num_positions, *(position + 1 for position in positions))
         return num_positions

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -520,6 +521,22 @@ def made_folder(folder: str | Path) -> Path:
             "name one that exists or can be made"
         ) from None
     return folder
+
+
+def check_writable(folder: str | Path) -> None:
+    """None if a file can be made in the folder, which is made if need be.
+
+    Raises:
+        TraceError: if not. A caller asks before a run.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=made_folder(folder)):
+            pass
+    except OSError as error:
+        raise TraceError(
+            f"nothing can be written to {folder} ({error.strerror}); name a folder that is yours, "
+            "on a disk that is not read-only"
+        ) from None
 
 
 def _sha256(path: Path) -> str:
