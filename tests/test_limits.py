@@ -174,6 +174,7 @@ def test_wide_sets_and_long_prompts_in_parts_give_what_one_pass_gives(make, repl
     ]
     specs += [base.but(capture="siblings", visibility=mode) for mode in modes]
     specs += [base.but(visibility="visible", isolated_layers=(0, 1), isolated_mass="self")]
+    specs += [base.but(weighting="posterior"), base.but(prune=0.05, prune_by="attention")]
     lm = make()
     if replayed:
         specs = [spec.but(replay=tempo.generate_batch(lm, [spec])[0].sets) for spec in specs]
