@@ -204,7 +204,8 @@ class Run:
         """
         assert self.new_logits is not None
         new_logits, self.new_logits = self.new_logits, None
-        self._check_finite("logits", new_logits)
+        # -inf masks a token, which a model may do, unless it masks them all
+        self._check_finite("logits", new_logits.amax(dim=-1))
         if self.slots:
             sets = self.slots[self.num_forwarded :]
         else:
@@ -230,12 +231,21 @@ class Run:
     def _check_finite(self, what: str, found: Tensor) -> None:
         if found.numel() and not all(map(math.isfinite, torch.aminmax(found))):
             where = f"after set {len(self.steps) - 1}" if self.steps else "after the prompt"
-            dtype = str(self.lm.dtype).removeprefix("torch.")
             raise ModelError(
                 f"{self.lm.name} gave {what} that are not finite {where} of run {self.index} "
-                f"(prompt {self.spec.prompt!r:.60}); the model runs in {dtype}: try float32, and "
-                "check its weights"
+                f"(prompt {self.spec.prompt!r:.60}); {self._why_not_finite()}"
             )
+
+    def _why_not_finite(self) -> str:
+        """What made a pass give numbers that are not finite, and what to do about it."""
+        lm = self.lm
+        for name, weight in lm.model.named_parameters():
+            if not bool(weight.isfinite().all()):
+                return f"its weight {name} is not finite: the checkpoint is damaged, get it again"
+        dtype = str(lm.dtype).removeprefix("torch.")
+        wider = {"float16": "float32", "bfloat16": "float32", "float32": "float64"}.get(dtype)
+        remedy = f"load it in {wider}" if wider else "look for a hook or a layer that makes them"
+        return f"all its weights are finite and it runs in {dtype}, so that it overflows: {remedy}"
 
     def _record(self, slots: range, logits: Tensor, attention: np.ndarray | None) -> None:
         """Keep what the members of the last set gave in the pass that forwarded them.
