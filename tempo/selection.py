@@ -173,7 +173,7 @@ def at_least(bound: float) -> float:
         True
     """
     nearest = np.float32(bound)
-    return float(nearest if nearest >= bound else np.nextafter(nearest, np.float32(np.inf)))
+    return float(nearest if float(nearest) >= bound else np.nextafter(nearest, np.float32(np.inf)))
 
 
 def _draw(
