@@ -21,6 +21,7 @@ from tempo.attention import PassContext, Recording, installed
 from tempo.cache import SlotCache
 from tempo.capture import Spool, check_files, raw_keys, rows_that_fit
 from tempo.errors import ModelError, SpecError
+from tempo.inputs import checked, model, optional, place, seen, whole
 from tempo.layout import MAX_NEW_TOKENS
 from tempo.models import LanguageModel
 from tempo.run import Prefix, Run
@@ -34,7 +35,6 @@ from tempo.spec import (
     RunSpec,
     Visibility,
     Weighting,
-    spell_checked,
 )
 from tempo.store import TraceStore
 from tempo.trace import Trace, check_writable
@@ -42,9 +42,11 @@ from tempo.trace import Trace, check_writable
 # Runs that share a forward pass. On a CPU more rows add little speed and take more memory.
 # Traces do not depend on it beyond rounding.
 MAX_ROWS = 16
+# What these arguments take, see `tempo.inputs`.
+BYTES, FOLDER = optional(whole(0)), optional(place)
 
 
-@spell_checked
+@checked(lm=model, memory_budget=BYTES, spool=FOLDER, store=FOLDER)
 def generate(
     lm: LanguageModel,
     prompt: Prompt,
@@ -193,6 +195,7 @@ def generate(
     return generate_batch(lm, [spec], memory_budget=memory_budget, spool=spool, store=store)[0]
 
 
+@checked(lm=model, max_rows=whole(1), memory_budget=BYTES, spool=FOLDER, store=FOLDER)
 def generate_batch(
     lm: LanguageModel,
     specs: Iterable[RunSpec],
@@ -228,7 +231,7 @@ def generate_batch(
         >>> isolated.sets[0] == visible.sets[0]  # no wide set has been read yet
         True
     """
-    specs = _checked(specs, max_rows)
+    specs = _listed(specs)
     runs = [Run(lm, index, spec) for index, spec in enumerate(specs)]
     prompts = [run.num_prompt for run in runs]
     max_rows = rows_that_fit(lm, specs, prompts, max_rows, memory_budget, spool, keep_all=True)
@@ -240,6 +243,7 @@ def generate_batch(
     return [traces[index] for index in range(len(specs))]
 
 
+@checked(lm=model, max_rows=whole(1), memory_budget=BYTES, spool=FOLDER, store=FOLDER)
 def stream(
     lm: LanguageModel,
     specs: Iterable[RunSpec],
@@ -285,7 +289,7 @@ def stream(
         1 [1, 1]
         0 [1, 1, 1, 1]
     """
-    specs = _checked(specs, max_rows)
+    specs = _listed(specs)
     runs = [
         Run(lm, index, spec, Spool(spool) if spool else None) for index, spec in enumerate(specs)
     ]
@@ -357,18 +361,15 @@ def _longest_first(run: Run) -> tuple[int, list[int], int]:
     return -run.num_prompt, run.prompt, -sum(map(len, run.spec.replay or ()))
 
 
-def _checked(specs: Iterable[RunSpec], max_rows: int) -> list[RunSpec]:
-    """The specs as a list; SpecError if they are no specs, or `max_rows` is no number of rows."""
+def _listed(specs: Iterable[RunSpec]) -> list[RunSpec]:
+    """The specs as a list; SpecError if they are none."""
     if isinstance(specs, RunSpec):
         raise SpecError("specs is one RunSpec; expected a list of tempo.RunSpec, such as [spec]")
+    if isinstance(specs, str | bytes) or not isinstance(specs, Iterable):
+        raise SpecError(f"specs is {seen(specs)}; expected a list of tempo.RunSpec")
     listed = list(specs)
     if strange := [spec for spec in listed if not isinstance(spec, RunSpec)]:
-        raise SpecError(f"specs holds {strange[0]!r:.80}; expected a list of tempo.RunSpec")
-    if not isinstance(max_rows, int) or max_rows < 1:
-        raise SpecError(
-            f"max_rows is {max_rows!r}; expected a whole number from 1, "
-            "how many runs may be under way at once"
-        )
+        raise SpecError(f"specs holds {seen(strange[0])}; expected a list of tempo.RunSpec")
     return listed
 
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tempo.arrays import read_arrays
 from tempo.errors import SpecError, TraceError
+from tempo.inputs import checked, place
 from tempo.parsing import parse_json, read_bytes, seal, unseal
 from tempo.paths import Path as SetPath
 from tempo.paths import best_members, most_probable
@@ -272,6 +273,7 @@ class Trace:
     def _best_members(self) -> list[int]:
         return best_members(self._links(), np.array(self.steps[-1].probabilities))
 
+    @checked(folder=place)
     def save(self, folder: str | Path) -> Path:
         """The folder, once the trace is written there, whole or not at all.
 
@@ -336,6 +338,7 @@ class Trace:
         }
 
 
+@checked(folder=place)
 def load_trace(folder: str | Path) -> Trace:
     """The trace that `Trace.save` wrote to `folder`, equal to the last bit.
 
