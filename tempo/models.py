@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
-from tempo.errors import ModelError, SpecError
+from tempo.errors import ChoiceError, ModelError, SpecError
 from tempo.inputs import checked, conform, model_name, optional, place, seen, several, text, whole
 from tempo.probe import probe
 from tempo.spec import Prompt, plain_prompt
@@ -382,6 +382,7 @@ def load_model(
 
     Raises:
         ModelError: if the model cannot be had or cannot run TEMPO, with what to do.
+        ChoiceError: a ModelError, if there is no such model, dtype or device.
 
     Example:
         >>> import tempo
@@ -406,19 +407,19 @@ def load_model(
         folder = ensure_gguf(path, cache_dir)
         model, tokenizer = _from_pretrained(folder, dtype, local=True)
     elif path.is_file():
-        raise ModelError(f"{shown} is a file; expected a .gguf file, or a folder with safetensors")
+        raise ChoiceError(f"{shown} is a file; expected a .gguf file, or a folder with safetensors")
     elif name.startswith((".", "/", "~")):
-        raise ModelError(
+        raise ChoiceError(
             f"there is no folder {shown!r}; expected config.json and safetensors there"
         )
     elif "/" not in name and (near := _near(name)):
-        raise ModelError(
+        raise ChoiceError(
             f"there is no model {name!r}; did you mean {near!r}? Known: {', '.join(KNOWN_MODELS)}"
         )
     else:
         hub_id, at, pinned = name.partition("@")
         if at and not pinned:
-            raise ModelError(f"{shown!r} ends in '@'; expected a commit, tag or branch after it")
+            raise ChoiceError(f"{shown!r} ends in '@'; expected a commit, tag or branch after it")
         model, tokenizer = _from_pretrained(hub_id, dtype, local=False, revision=pinned or None)
     model = model.requires_grad_(False).to(device)
     lm = LanguageModel(model, tokenizer, name)
@@ -474,7 +475,7 @@ def wrap_model(
 def _check_dtype(dtype: str | torch.dtype) -> torch.dtype:
     found = DTYPES.get(str(dtype).removeprefix("torch."))
     if found is None:
-        raise ModelError(f"dtype is {seen(dtype)}; expected one of {', '.join(DTYPES)}")
+        raise ChoiceError(f"dtype is {seen(dtype)}; expected one of {', '.join(DTYPES)}")
     return found
 
 
@@ -484,9 +485,9 @@ def _check_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError, ValueError):
         found = None
     if found is None or found.type not in ("cpu", "cuda"):
-        raise ModelError(f"device is {seen(device)}; expected 'cpu', 'cuda' or 'cuda:<n>'")
+        raise ChoiceError(f"device is {seen(device)}; expected 'cpu', 'cuda' or 'cuda:<n>'")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ModelError(
+        raise ChoiceError(
             f"device is {str(device)!r} but torch {torch.__version__} sees "
             f"{torch.cuda.device_count()} CUDA devices; use device='cpu', or install a CUDA build "
             "of torch and a driver"
@@ -506,7 +507,7 @@ def _path(name: str) -> Path:
         path.exists()
     except (OSError, RuntimeError) as error:  # too long, or of a user who is not known
         reason = getattr(error, "strerror", None) or error
-        raise ModelError(
+        raise ChoiceError(
             f"{seen(name)} is no name of a model ({reason}); expected one of "
             f"{', '.join(KNOWN_MODELS)}, a folder, a .gguf file or a hub id"
         ) from None
