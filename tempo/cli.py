@@ -125,7 +125,10 @@ StopAtEos = Annotated[
 ]
 ModelName = Annotated[
     str,
-    typer.Option("--model", help="A name from 'tempo models', a folder, a .gguf file or a hub id."),
+    typer.Option(
+        "--model",
+        help="A name from 'tempo models', a folder, a .gguf file, or a hub id (ID@COMMIT pins it).",
+    ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float64.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<n>.")]

@@ -392,6 +392,11 @@ def load_model(
     dtype, device = _check_dtype(dtype), _check_device(device)
     cache_dir = None if cache_dir is None else Path(cache_dir)
     if revision is not None:
+        if name in KNOWN_MODELS or _path(name).exists():
+            raise ChoiceError(
+                f"revision is {seen(revision)}, but {seen(name)} is on this machine; leave revision "
+                "out, it is for a hub id"
+            )
         name = f"{name}@{revision}"
     known = KNOWN_MODELS.get(name)
     path = _path(name)

@@ -112,7 +112,8 @@ def _items(row: Any) -> list[Any]:
 
 def _integer(item: Any) -> Any:
     """An integer of any library as int; anything else is left for pydantic to refuse."""
-    if isinstance(item, bool):  # Python takes True for 1; in a prompt it is a mistake
+    # Python takes True for 1; in a prompt it is a mistake. So is NumPy's.
+    if isinstance(item, bool) or type(item).__name__ in ("bool", "bool_"):
         return item
     try:
         return operator.index(item)

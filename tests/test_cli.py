@@ -557,7 +557,8 @@ def test_as_a_process_it_tells_errors_and_minds_no_closed_pipe() -> None:
     closed = start("-m", "tempo.cli", "models")
     unguarded = start(
         "-c",
-        "import sys; from tempo import cli; cli._write = sys.stdout.write; cli.app(['models'])",
+        "import contextlib as c, sys; from tempo import cli; cli._write = sys.stdout.write; "
+        "cli._standard_output = c.nullcontext; cli.app(['models'])",
     )
     with failing, closed, unguarded:
         closed.stdout.close()
