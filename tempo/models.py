@@ -394,8 +394,7 @@ def load_model(
     if revision is not None:
         if name in KNOWN_MODELS or _path(name).exists():
             raise ChoiceError(
-                f"revision is {seen(revision)}, but {seen(name)} is on this machine; leave revision "
-                "out, it is for a hub id"
+                f"revision is {seen(revision)}, but {seen(name)} is no hub id; leave revision out"
             )
         name = f"{name}@{revision}"
     known = KNOWN_MODELS.get(name)
