@@ -13,7 +13,7 @@ siblings' slots, as many and in the same mode. Layers L, heads H, set width w, v
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,7 +164,7 @@ def _effect_of_company(prompt: Prompt, isolated: Trace, visible: Trace) -> Steps
     members = isolated.steps[step].tokens
     before = [token for each in isolated.steps[:step] for token in each.tokens]
     alone = RunSpec(
-        prompt=(*isolated.prompt_tokens, *before), replay=(members,), capture=("logits",)
+        prompt=(*isolated.prompt_tokens, *before), replay=(tuple(members),), capture=("logits",)
     )
     others, rng = np.setdiff1d(np.arange(lm.vocab_size), members), prompt.rng(STRANGERS_SEED)
     asked = [_apart(alone)]
@@ -191,7 +191,7 @@ def _apart(spec: RunSpec) -> RunRequest:
     return run(spec, batch="company")
 
 
-def _mean_kl(ones: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
+def _mean_kl(ones: Iterable[np.ndarray], others: Iterable[np.ndarray]) -> float:
     """KL(one || other) in nats, mean over the members: each of `ones` and `others` is [V]."""
     return float(np.mean(list(map(kl_divergence, ones, others))))
 

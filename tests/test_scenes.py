@@ -11,7 +11,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 import tempo
 from fixtures.claims import nearer
 from fixtures.rows import at_members
-from fixtures.scenes import LAGS, ExactScene, draw, exact_scene, first_scene
+from fixtures.scenes import LAGS, NUM_READERS, ExactScene, draw, exact_scene, first_scene
 from fixtures.truth import Branches
 from tempo.harness import Planned, Prompt, RunRequest, Study, StudyConfig
 from tempo.metrics import kl_divergence, total_variation
@@ -79,8 +79,8 @@ def test_all_three_experiments_have_the_same_settings_and_share_their_runs(tiny)
         keys.append({spec.key() for spec in itertools.chain(*specs[2:])})
     # branches, the three shared cells, and the isolated sequential one
     assert len(keys[0] & keys[1]) == case.width + 4
-    # branches, and sets as they are: isolated, random and dropped
-    assert len(keys[0] & keys[2]) == case.width + 3
+    # branches, three ways to read the text, and five in which all readers read
+    assert len(keys[0] & keys[2]) == case.width + 3 + 5
 
 
 def test_a_scene_is_the_first_wide_set_and_a_text_drawn_from_its_branches(prompt, tiny):
@@ -95,6 +95,8 @@ def test_a_scene_is_the_first_wide_set_and_a_text_drawn_from_its_branches(prompt
     assert len(set(scene.strangers) - set(scene.members)) == scene.width - 1
     again, _ = drive(tiny, exact_scene(prompt))
     assert again.continuation == scene.continuation and again.strangers == scene.strangers
+    assert again.readers == scene.readers and scene.readers[0] == scene.reader
+    assert len(set(scene.readers)) == NUM_READERS
     traces = run_branches(tiny, scene.branches)
     assert total_variation(scene.branches.truth(traces, 1), scene.mixture) < ROUNDING
     # the rest of the text is what one branch would greedily say
@@ -166,7 +168,8 @@ def gemma():
 
 def scene_of(members, text, weights):
     """A scene after a fixed prefix, with no more of the truth than the members' weights."""
-    return ExactScene((5, 9, 2), members, text, np.array(weights), 1.0, np.zeros(1), ())
+    weights, mixture = np.array(weights), np.zeros(1)
+    return ExactScene((5, 9, 2), members, text, weights, 1.0, mixture, (), text[:1], members[0])
 
 
 @pytest.mark.parametrize("model", [llama, gemma])
@@ -250,7 +253,7 @@ def test_nearer_compares_three_arms_and_says_so_in_words():
         ("set", "top", "none"),
         planned=Planned(-0.1, 0.1, "a guess"),
         share=2 / 3,
-        only=lambda case: "left_out" not in case.far,
+        part=lambda case: None if "left_out" in case.far else case,
         note="; some",
     )
     case = Known(set=0.5, top=0.3, none=0.9)
