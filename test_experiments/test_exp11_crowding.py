@@ -86,7 +86,8 @@ IN_CURVES = dict(list(ARMS.items())[:6])  # the others would hide them
 TRIED = ("probability", *(name for name in ARMS if name.startswith("posterior")), "late_branch")
 IN_PANELS = (*IN_CURVES, "posterior_square", "ape", "mixture_of_inputs", "heads", "unread")
 
-study = Study("exp11", title="Crowding or contradiction?")
+# Older claims were written for one reader, on 2026-11-24. With five they are other statistics.
+study = Study("exp11", title="Crowding or contradiction?", registered="2026-11-28T10:15Z")
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,8 @@ TYPICAL = Planned(0.1, sd=0.2, source=TAIL)
 HALF_OF_SEEN = "half of the 0.26 nats that all sets of the suite showed, with a pilot's spread"
 SEEN_ALREADY = Planned(0.13, sd=0.33, source=HALF_OF_SEEN)
 
+PLACEBO = "2026-11-28T10:15Z"  # when the claims about company were written
+
 # What each member of the first wide set sees in its siblings' slots.
 COMPANY = {
     "siblings": "its siblings",
@@ -74,7 +76,12 @@ COMPANY = {
     "difference": "siblings against random tokens",
 }
 
-study = Study("exp3", title="Cross-parallel attention", captures=("attention", "logits"))
+study = Study(
+    "exp3",
+    title="Cross-parallel attention",
+    captures=("attention", "logits"),
+    registered="2026-11-23",
+)
 
 
 @dataclass(frozen=True)
@@ -297,7 +304,7 @@ def test_does_something_typically(case: Case, kl: str = "kl") -> float | None:
     return case.mean(kl)
 
 
-@study.claim(more_than=BFLOAT16_KL, planned=SEEN_ALREADY, control="nobody")
+@study.claim(more_than=BFLOAT16_KL, planned=SEEN_ALREADY, control="nobody", registered=PLACEBO)
 def test_does_something_at_once(case: Case, company: str = "siblings") -> float | None:
     """Seeing siblings changes what the members of the first wide set predict, after equal texts.
 
@@ -307,7 +314,9 @@ def test_does_something_at_once(case: Case, company: str = "siblings") -> float 
     return case.company_kl.get(company)
 
 
-@study.claim(more_than=BFLOAT16_KL, planned=SEEN_ALREADY, control="other_strangers")
+@study.claim(
+    more_than=BFLOAT16_KL, planned=SEEN_ALREADY, control="other_strangers", registered=PLACEBO
+)
 def test_siblings_do_more_than_strangers(case: Case, company: str = "siblings") -> float | None:
     """Seeing siblings changes what a member predicts more than seeing random tokens does.
 
@@ -318,7 +327,7 @@ def test_siblings_do_more_than_strangers(case: Case, company: str = "siblings") 
     return minus(case.company_kl.get(company), case.company_kl.get("strangers"))
 
 
-@study.claim(more_than=BFLOAT16_KL, planned=SEEN_ALREADY, control="nobody")
+@study.claim(more_than=BFLOAT16_KL, planned=SEEN_ALREADY, control="nobody", registered=PLACEBO)
 def test_it_matters_who_is_seen(case: Case, what: str = "difference") -> float | None:
     """What a member predicts depends on who its siblings are, and not only on how many.
 

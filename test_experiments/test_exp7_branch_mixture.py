@@ -60,7 +60,11 @@ BY_DEPTH = {name: ARMS[name] for name in ("isolated", "visible", "probability")}
 BY_DEPTH |= {"top_path": "path of the top members", "last_path": "path of the last members"}
 KEPT = ("truth", "isolated", "visible", "top_branch")
 
-study = Study("exp7", title="Fidelity to the exact branch mixture")
+# Distances at the reader were written for one reader at first, on 2026-11-24. With five they are
+# other statistics of the same prompts.
+FIRST, FIVE_READERS = "2026-11-24", "2026-11-28T10:15Z"
+
+study = Study("exp7", title="Fidelity to the exact branch mixture", registered=FIVE_READERS)
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ def _in_a_row(scene: ExactScene) -> list[list[int]]:
     return [list(range(start, end)), [end] * len(scene.readers)]
 
 
-@study.claim(always=True, control="visible")
+@study.claim(always=True, control="visible", registered=FIRST)
 def test_exact_where_theory_says(case: Case, arm: str = "isolated") -> bool | None:
     """Right after the first wide set, the mixture of isolated siblings is the exact branch mixture.
 
@@ -262,7 +266,9 @@ test_better_than_random = _better_than("random", "random siblings of the top tok
 test_better_than_dropped = _better_than("dropped", "no set at all")
 
 
-@study.claim(less_than=SLOPE, planned=Planned(0.0, 0.09, NO_GROWTH), control="planted")
+@study.claim(
+    less_than=SLOPE, planned=Planned(0.0, 0.09, NO_GROWTH), control="planted", registered=FIRST
+)
 def test_error_does_not_grow_with_depth(case: Case, way: str = "isolated") -> float | None:
     """The distance to the truth does not grow with the number of consecutive wide sets.
 

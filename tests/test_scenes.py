@@ -262,7 +262,8 @@ def test_nearer_compares_three_arms_and_says_so_in_words():
     assert claim(Known(set=0.5)) is None, "nothing to compare with"
     assert claim(Known(set=0.5, top=0.3, left_out=1)) is None
     assert claim.id == "compared.set-is-nearer"
-    assert claim.claim.statistic == "TV(truth, the set) - 2/3 TV(truth, the top one) at lag 2; some"
+    said = "TV(truth, the set) - 2/3 TV(truth, the top one) at lag 2, mean over readers; some"
+    assert claim.claim.statistic == said
     assert claim.claim.control_statement == "nothing, in the place of the set"
 
 
