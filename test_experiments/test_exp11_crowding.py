@@ -490,8 +490,8 @@ def _all_arms(cases: Sequence[Case], far: str) -> Picture:
         f"the top branch alone. Copies as they are stand {copies:.3f} away from the single token: "
         "crowding without any contradiction. On other prompts, APE was tuned to a temperature of "
         f"{numbers['temperature']:g} and a scale of {numbers['scale']:g}. The weights of each head "
-        f"were fitted for {numbers['num_steps']:g} steps from the posterior, until other texts "
-        "gained nothing more."
+        f"were fitted for {numbers['num_steps']:g} steps from the posterior, as many as were best "
+        "on further texts."
     )
     title = "Crowding or contradiction: sets, and what their members weigh"
     return intervals(rows, far, title, caption, notes, rows[ARMS["top_branch"]][0])

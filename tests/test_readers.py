@@ -181,6 +181,7 @@ def test_rivals_are_tuned_where_no_suite_looks():
 def test_tuned_rivals_are_no_worse_than_untuned_ones_where_they_were_tuned(tiny):
     found = tuned(tiny, specs())
     assert found.tv["ape"] <= found.tv["none"] and found.tv["heads"] <= found.tv["posterior"]
+    assert (found.num_steps == 0) == (found.tv["heads"] == found.tv["posterior"])
     assert found is tuned(tiny, specs()), "once for each model"
     narrow = tuple(spec.but(threshold=1.0) for spec in specs())
     untuned = tuned(tiny, narrow)
