@@ -306,7 +306,7 @@ closer = partial(nearer, study, ARMS)
 test_probability_weighting_helps = closer(
     "probability_weighting_helps",
     "Siblings that weigh what they were chosen with are read nearer to the truth than as they are.",
-    ("probability", "isolated", "reversed"),
+    ("probability", "isolated", "heavier"),
     less_than=FREE,
     planned=Planned(-0.05, 0.15, "somewhat less than a pilot's -0.069, and most of its spread"),
     family=CONFIRMATORY,
@@ -329,7 +329,7 @@ test_mostly_crowding = closer(
 test_probability_removes_a_third = closer(
     "probability_removes_a_third",
     "Weighting by probability removes at least a third of the error.",
-    ("probability", "isolated", "reversed"),
+    ("probability", "isolated", "heavier"),
     share=2 / 3,
     because="a remedy that leaves more than two thirds of the harm is none",
     planned=Planned(-0.03, 0.12, "between no gain beyond a third and half of the error removed"),

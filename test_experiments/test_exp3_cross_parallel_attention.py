@@ -73,7 +73,7 @@ COMPANY = {
     "strangers": "random tokens",
     "other_strangers": "other random tokens",
     "nobody": "nobody, twice (rounding)",
-    "difference": "siblings against random tokens",
+    "difference": "siblings against random",
 }
 
 study = Study(
