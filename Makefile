@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: experiments test wheel compat browser conformance architectures floors speed calibration
-.PHONY: campaign setup lint typecheck format docs coverage clean
+.PHONY: campaign setup lock lowest lint typecheck format docs coverage clean
 
 experiments: setup  ## run all experiments on the default real model; writes reports/findings.html
 	$(BIN)/python -m pytest test_experiments
@@ -100,11 +100,34 @@ coverage: setup  ## which lines of tempo the tests run; writes reports/coverage/
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+# Every package by its hash. Where the index has no torch for the CPU, the build with CUDA is taken.
+LOCKS := requirements.txt requirements-torch-cpu.txt requirements-torch-cuda.txt
+FETCH := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
+
+$(READY): pyproject.toml $(LOCKS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,dev]"
+	$(FETCH) --require-hashes -r requirements-torch-cpu.txt 2> /dev/null || \
+	  $(FETCH) --require-hashes -r requirements-torch-cuda.txt
+	$(FETCH) --require-hashes -r requirements.txt
+	$(FETCH) --no-build-isolation -e .
+	$(BIN)/pip check
 	touch $(READY)
 
+lock: setup  ## pins and hashes anew, and their licences; after a change of pyproject.toml or constraints.txt
+	$(BIN)/python .ci/lock.py
+	$(BIN)/python docs/licences.py
+
+# The oldest versions that pyproject.toml allows, in an environment of their own.
+LOWEST := .lowest
+
+lowest: setup  ## a part of the tests with the oldest versions of what pyproject.toml asks for
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra test --resolution lowest-direct \
+	  --python-version 3.11 --output-file $(LOWEST).txt
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python -r $(LOWEST).txt
+	PYTHONPATH=$(CURDIR) $(LOWEST)/bin/python -m pytest -q -p tempo.harness.plugin \
+	  tests/test_spec.py tests/test_selection.py tests/test_trace.py tests/test_engine.py \
+	  tests/test_metrics.py tests/test_api_inputs.py
+
 clean:
-	rm -rf $(VENV) $(PEERS) $(WHEEL) dist .compat results reports/findings.html
+	rm -rf $(VENV) $(PEERS) $(WHEEL) $(LOWEST) dist .compat results reports/findings.html

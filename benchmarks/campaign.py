@@ -98,8 +98,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         "Made by `make campaign`. Faults strike at every file operation of what writes: the "
         "process is killed, a write is cut short, the disk is full from there on, the system "
         "refuses. Then the same is done again undisturbed, and all must be as if nothing had "
-        "happened. Readers are given damaged and forged files. Ended: how the disturbed process "
-        "ended, or the reading.",
+        "happened. Readers are given damaged and forged files. Ended: how the process, or "
+        "the reading, ended.",
         "",
         "| part | what | operations | tries | killed | refused in words | went on | lost "
         "| silently wrong | raw exceptions | left over |",

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from tempo.errors import (
+    ChoiceError,
     MemoryBudgetError,
     ModelError,
     ResultsError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChoiceError",
     "LanguageModel",
     "MemoryBudgetError",
     "ModelError",

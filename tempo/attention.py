@@ -64,6 +64,8 @@ class AttentionCall(NamedTuple):
         num_key_value_heads: Hkv, the number of key heads.
         key_size: D, the size of a key.
         value_size: V, the size of a value.
+        forms_weights: Whether all weights are in memory at once: torch has no fused attention for
+            caps, sinks, and values of another size than keys.
     """
 
     module: nn.Module
@@ -73,6 +75,7 @@ class AttentionCall(NamedTuple):
     num_key_value_heads: int
     key_size: int
     value_size: int
+    forms_weights: bool = False
 
 
 @dataclass
@@ -84,14 +87,17 @@ class Recording:
 
     Attributes:
         parts: The cache row of each run that records, and its array [L, H, w, N] float32.
-        own: One array [L, R, H, w, w] float32 for all runs, instead of `parts`. It takes only the
+        own: One array [L, R, H, w, c] float32 for all runs, instead of `parts`. It takes only the
             weights that the pass's own tokens give each other.
-        own_slots: The slots of the pass's own tokens, [R, w].
+        own_slots: The slots of the pass's own tokens, [R, c]. They are w, and more if the pass is
+            the later part of a set.
+        width: w, the most tokens of one run.
     """
 
     parts: Sequence[tuple[int, np.ndarray]]
     own: np.ndarray | None
     own_slots: Tensor
+    width: int
     # [R, Hkv, G*w, N] of the layers that wait for their softmax
     _products: list[Tensor] = field(default_factory=list)
     # the scale and the mask of all layers that wait
@@ -136,10 +142,9 @@ class Recording:
         num_layers, num_rows, _, _, num_slots = weights.shape
         layers = slice(self._num_kept, self._num_kept + num_layers)
         self._num_kept = layers.stop
-        width = self.own_slots.shape[1]
-        weights = weights.reshape(num_layers, num_rows, -1, width, num_slots)
+        weights = weights.reshape(num_layers, num_rows, -1, self.width, num_slots)
         if self.own is not None:
-            columns = self.own_slots[:, None, None].expand(*weights.shape[:4], width)
+            columns = self.own_slots[:, None, None].expand(*weights.shape[:4], -1)
             self.own[layers] = weights.gather(-1, columns).cpu().numpy()
             return
         kept = weights.cpu().numpy()

@@ -139,13 +139,18 @@ class SlotCache(Cache):
         return [layer for layer in layers if layer.is_initialized]
 
 
+def capacity(num_slots: int) -> int:
+    """C, the room that a cache makes for this many slots."""
+    room = FIRST_CAPACITY
+    while room < num_slots:
+        room *= 2
+    return room
+
+
 def _grown(held: Tensor, num_slots: int) -> Tensor:
     """`held` [R, Hkv, C, D] itself, or with C doubled until `num_slots` fit."""
-    capacity = held.shape[2]
-    if num_slots <= capacity:
+    if num_slots <= held.shape[2]:
         return held
-    while capacity < num_slots:
-        capacity *= 2
-    larger = held.new_zeros(*held.shape[:2], capacity, held.shape[3])
+    larger = held.new_zeros(*held.shape[:2], capacity(num_slots), held.shape[3])
     larger[:, :, : held.shape[2]] = held
     return larger

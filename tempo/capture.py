@@ -6,6 +6,7 @@ N slots at the end, D key size, Dv value size, V vocabulary, P prompt.
 
 from __future__ import annotations
 
+import errno
 import math
 import shutil
 import tempfile
@@ -20,10 +21,18 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from tempo.attention import WAITING
+from tempo.cache import capacity
 from tempo.errors import MemoryBudgetError, ModelError, TraceError
+from tempo.layout import MAX_NEW_TOKENS
 from tempo.models import LanguageModel
-from tempo.spec import CAPTURES, RunSpec
-from tempo.trace import STEP_ARRAYS, made_folder
+from tempo.spec import BY_QUERY, CAPTURES, RunSpec
+from tempo.trace import STEP_ARRAYS, check_writable
+
+try:
+    import resource
+except ImportError:  # Windows, which has no such limit
+    resource = None
 
 # The probabilities of a float32 softmax may sum to slightly more than one. One more token can then
 # reach the threshold.
@@ -32,6 +41,8 @@ SUM_SLACK = 1e-5
 FREE_MEMORY_SHARE = 0.5
 # The arrays that go to a spool: those recorded at each step, but for the small ones.
 SPOOLED = tuple(name for name in STEP_ARRAYS if name != "links")
+# Files that are left to the rest of the process: libraries, models, the user's own.
+SPARE_FILES = 16
 
 
 def widest_set(spec: RunSpec, vocab_size: int) -> int:
@@ -67,28 +78,142 @@ def trace_bytes(
         num_prompt: P, the number of prompt tokens.
         widths: The width of each set. If not given, those of the replay, or the widest possible.
     """
-    if widths is None and spec.replay:
-        widths = [len(tokens) for tokens in spec.replay]
-    elif widths is None:
-        widths = [widest_set(spec, lm.vocab_size)] * spec.max_steps
-    slots = num_prompt + np.cumsum(np.asarray(widths, dtype=np.int64))
+    widths = _widths(lm, spec) if widths is None else np.asarray(widths, dtype=np.int64)
+    slots = num_prompt + np.cumsum(widths)
     num_slots = int(slots[-1])
-    # how many numbers one slot takes, over all layers
-    keys = sum(num_heads * key_size for num_heads, key_size, _ in lm.key_value_sizes)
-    values = sum(num_heads * value_size for num_heads, _, value_size in lm.key_value_sizes)
+    keys, values = _numbers_a_slot(lm)
     sizes = {
         "distribution": len(widths) * lm.vocab_size * 4,
         "links": int(np.dot(widths[:-1], widths[1:])) * 4 * (spec.readout == "mixture"),
         "cache": (keys + values) * num_slots * lm.dtype.itemsize,
         "attention": lm.num_layers * lm.num_heads * int(np.dot(widths, slots)) * 4,
         "siblings": lm.num_layers * lm.num_heads * int(np.dot(widths, widths)) * 4,
-        "logits": sum(widths) * lm.vocab_size * 4,
+        "logits": int(widths.sum()) * lm.vocab_size * 4,
         "kv": (2 * keys + values) * num_slots * 4,
     }
     # distribution, links and cache are held whatever is captured
     return {
         name: size for name, size in sizes.items() if name not in CAPTURES or name in spec.capture
     }
+
+
+def _widths(lm: LanguageModel, spec: RunSpec) -> np.ndarray:
+    """The width of each set of a replay; of a free run the widest possible."""
+    if spec.replay:
+        return np.array([len(tokens) for tokens in spec.replay], dtype=np.int64)
+    return np.full(spec.max_steps, widest_set(spec, lm.vocab_size), dtype=np.int64)
+
+
+def _numbers_a_slot(lm: LanguageModel) -> tuple[int, int]:
+    """How many numbers the keys and the values of one slot take, over all layers."""
+    keys = sum(num_heads * key_size for num_heads, key_size, _ in lm.key_value_sizes)
+    values = sum(num_heads * value_size for num_heads, _, value_size in lm.key_value_sizes)
+    return keys, values
+
+
+class _Demand(NamedTuple):
+    """What one run may ask of memory.
+
+    Attributes:
+        kept: Bytes of each array of its trace that is kept in memory, by name.
+        spooled: Bytes that go to the spool.
+        num_slots: N at the end.
+        part: The most tokens that it gives to one pass.
+        sets_part: The same of sets alone.
+        read: The most tokens whose logits are in memory at once.
+        spec: Its settings.
+    """
+
+    kept: dict[str, int]
+    spooled: int
+    num_slots: int
+    part: int
+    sets_part: int
+    read: int
+    spec: RunSpec
+
+
+def _demand(lm: LanguageModel, spec: RunSpec, num_prompt: int, spool: object) -> _Demand:
+    sizes, widths = trace_bytes(lm, spec, num_prompt), _widths(lm, spec)
+    del sizes["cache"]  # counted by rows, see `_working_bytes`
+    spooled = sum(sizes.pop(name, 0) for name in SPOOLED) if spool else 0
+    read = int(widths.max())
+    if spec.replay:  # its sets share passes
+        read = max(read, min(int(widths.sum()), MAX_NEW_TOKENS))
+    # only members that all see each other cannot be forwarded in parts
+    sets_part = read if spec.visibility == "visible" else min(read, MAX_NEW_TOKENS)
+    part = max(sets_part, min(num_prompt, MAX_NEW_TOKENS))
+    return _Demand(sizes, spooled, num_prompt + int(widths.sum()), part, sets_part, read, spec)
+
+
+def _working_bytes(lm: LanguageModel, demands: Sequence[_Demand], num_rows: int) -> dict[str, int]:
+    """Bytes that any `num_rows` of these runs take while they are under way, beside what is kept.
+
+    An upper bound, by name: the cache as it grows, and what the largest pass needs at its peak. All
+    rows of a pass are as long as the longest, and a pass of several runs has at most
+    `MAX_NEW_TOKENS` tokens.
+    """
+    specs = [demand.spec for demand in demands]
+    captured = {name for spec in specs for name in spec.capture}
+    itemsize, wide = lm.dtype.itemsize, max(lm.dtype.itemsize, 4)
+    num_slots = max(demand.num_slots for demand in demands)
+    width = max(demand.part for demand in demands)  # w, of prompts too
+    sets = max(demand.sets_part for demand in demands)
+    read = max(demand.read for demand in demands)
+    keys, values = _numbers_a_slot(lm)
+    # all rows have room for the longest run, and one layer is copied as it grows
+    slots_held = num_rows * capacity(num_slots)
+    layers = lm.num_layers
+    cache = (keys + values) * itemsize * slots_held * (layers + 1) // layers
+    # logits of one pass as the model gives them and once more, as capping or joining needs; then
+    # one set's in float32 and their softmax
+    logits = 2 * min(num_rows * read, max(MAX_NEW_TOKENS, read)) * wide + read * 8
+    # which member of a set led to which of the next one, in float64; and to them from any slot
+    links = 5 * 8 * read**2 * any(spec.readout == "mixture" for spec in specs)
+    if any(spec.weighting in BY_QUERY or spec.prune is not None for spec in specs):
+        links += 3 * 8 * num_rows * read * num_slots
+    groups = max(call.num_heads // call.num_key_value_heads for call in lm.attention_calls)
+    kinds = len({call.window for call in lm.attention_calls})
+    isolates = any(spec.isolated_layers for spec in specs)
+    # For each query and key: the finished mask of each kind of layer, by group; the steps in which
+    # it is made; flags and bias of all rows, and of the row that is being made.
+    pair = (1 + isolates) * kinds * groups * itemsize + 2 * itemsize + 24 + 9 * isolates
+    masks = (num_rows * pair + 40) * width * num_slots
+    packed = min(num_rows * width, max(MAX_NEW_TOKENS, width))
+    head = max(max(call.key_size, call.value_size) for call in lm.attention_calls)
+    attention = 4 * num_rows * width * lm.num_heads * head * itemsize
+    if any(call.forms_weights for call in lm.attention_calls):
+        attention += 4 * num_rows * width * lm.num_heads * num_slots * wide
+    recording = 0
+    if any(spec.prune_by == "attention" for spec in specs):
+        captured.add("attention")
+    if captured & {"attention", "siblings"}:
+        # products that wait, joined, and their softmax; then the arrays of one pass
+        recording = 3 * (WAITING + num_rows * lm.num_heads * sets * num_slots) * wide
+        columns = num_rows * sets * max(sets, read)
+        if "attention" in captured:
+            columns = min(num_rows * read, max(MAX_NEW_TOKENS, read)) * num_slots
+        recording += layers * lm.num_heads * columns * 4
+    if "kv" in captured:
+        recording += (3 * keys + values) * num_slots * 4  # joined when a run ends
+    return {
+        "cache": cache,
+        "logits of a pass": logits * lm.vocab_size + links,
+        "masks of a pass": masks,
+        "attention of a pass": attention + recording,
+        "layers": packed * lm.token_width * itemsize,
+    }
+
+
+def _needed(
+    lm: LanguageModel, demands: Sequence[_Demand], kept: Sequence[_Demand], num_rows: int
+) -> dict[str, int]:
+    """Bytes by name of the traces `kept` and of any `num_rows` of these runs under way."""
+    parts = _working_bytes(lm, demands, num_rows)
+    for demand in kept:
+        for name, size in demand.kept.items():
+            parts[name] = parts.get(name, 0) + size
+    return parts
 
 
 def rows_that_fit(
@@ -98,8 +223,10 @@ def rows_that_fit(
     max_rows: int,
     budget: int | None = None,
     spool: str | Path | None = None,
+    *,
+    keep_all: bool = False,
 ) -> int:
-    """How many of these runs, at most `max_rows`, fit into memory at once, whichever they are.
+    """How many of these runs, at most `max_rows`, can be under way at once, whichever they are.
 
     Args:
         lm: The model.
@@ -108,23 +235,35 @@ def rows_that_fit(
         max_rows: At most this many runs are under way at once.
         budget: Bytes that the runs may take. None means a share of the free memory.
         spool: The folder for the arrays of each step, if they go to disk.
+        keep_all: Whether the traces of all runs are kept, not only of those under way.
 
     Raises:
-        MemoryBudgetError: if not even one run fits.
+        MemoryBudgetError: if not even one run fits, or if the spool's disk has no room. It names
+            what would fit.
     """
     budget = memory_budget(budget)
-    sizes = [
-        _needed(lm, spec, num_prompt, spool)
+    if not specs:
+        return max_rows
+    demands = [
+        _demand(lm, spec, num_prompt, spool)
         for spec, num_prompt in zip(specs, num_prompts, strict=True)
     ]
     # the worst case: the largest runs are under way together
-    largest = sorted(range(len(specs)), key=lambda i: -sizes[i])[:max_rows]
-    fitting = int((np.cumsum([sizes[i] for i in largest]) <= budget).sum())
-    together = largest[: max(1, fitting)]
-    check_budget(
-        lm, [specs[i] for i in together], [num_prompts[i] for i in together], budget, spool
-    )
-    return fitting
+    largest = sorted(demands, key=lambda demand: -sum(demand.kept.values()))
+    for num_rows in range(min(max_rows, len(specs)), 0, -1):
+        kept = demands if keep_all else largest[:num_rows]
+        if sum(_needed(lm, demands, kept, num_rows).values()) <= budget:
+            if spool:
+                _check_disk(len(kept), sum(demand.spooled for demand in kept), spool)
+            return num_rows
+    together = specs, num_prompts
+    if not keep_all:  # the one run that asks for most
+        first = max(
+            range(len(specs)),
+            key=lambda i: sum(_needed(lm, [demands[i]], [demands[i]], 1).values()),
+        )
+        together = [specs[first]], [num_prompts[first]]
+    raise _over_budget(lm, *together, budget, spool)
 
 
 def memory_budget(given: int | None = None) -> int:
@@ -132,10 +271,24 @@ def memory_budget(given: int | None = None) -> int:
     return int(psutil.virtual_memory().available * FREE_MEMORY_SHARE) if given is None else given
 
 
-def _needed(lm: LanguageModel, spec: RunSpec, num_prompt: int, spool: str | Path | None) -> int:
-    """Bytes that one run takes in memory, without what goes to the spool."""
-    sizes = trace_bytes(lm, spec, num_prompt)
-    return sum(size for name, size in sizes.items() if not (spool and name in SPOOLED))
+def needed_bytes(
+    lm: LanguageModel,
+    specs: Sequence[RunSpec],
+    num_prompts: Sequence[int],
+    num_rows: int = 1,
+    spool: str | Path | None = None,
+) -> dict[str, int]:
+    """Bytes by name that these runs may take if all traces are kept: an upper bound.
+
+    Args:
+        lm: The model.
+        specs: The settings of each run.
+        num_prompts: The number of prompt tokens of each run.
+        num_rows: So many runs are under way at once.
+        spool: The folder for the arrays of each step, if they go to disk.
+    """
+    demands = [_demand(lm, s, p, spool) for s, p in zip(specs, num_prompts, strict=True)]
+    return _needed(lm, demands, demands, num_rows)
 
 
 def check_budget(
@@ -145,41 +298,38 @@ def check_budget(
     budget: int | None,
     spool: str | Path | None = None,
 ) -> None:
-    """None if these runs fit into the budget together. Otherwise an error names what would fit.
-
-    Args:
-        lm: The model.
-        specs: The settings of each run.
-        num_prompts: The number of prompt tokens of each run.
-        budget: Bytes that the runs may take. None means a share of the free memory.
-        spool: The folder for the arrays of each step, if they go to disk.
+    """None if the traces of these runs fit into the budget together, made one at a time.
 
     Raises:
-        MemoryBudgetError: if the runs need more memory than the budget, or if the spool's disk has
-            no room for what goes there.
+        MemoryBudgetError: if not. It names what would fit.
     """
-    budget = memory_budget(budget)
-    parts: dict[str, int] = {}
-    for spec, num_prompt in zip(specs, num_prompts, strict=True):
-        for name, size in trace_bytes(lm, spec, num_prompt).items():
-            parts[name] = parts.get(name, 0) + size
-    if spool:
-        _check_disk(len(specs), sum(parts.pop(name, 0) for name in SPOOLED), spool)
+    rows_that_fit(lm, specs, num_prompts, 1, budget, spool, keep_all=True)
+
+
+def _over_budget(
+    lm: LanguageModel,
+    specs: Sequence[RunSpec],
+    num_prompts: Sequence[int],
+    budget: int,
+    spool: str | Path | None,
+) -> MemoryBudgetError:
+    """The error that says what these runs need, one under way at a time, and what would fit."""
+    parts = needed_bytes(lm, specs, num_prompts, 1, spool)
     needed = sum(parts.values())
-    if needed <= budget:
-        return
-    remedies = _remedies(lm, specs, num_prompts, budget, spool, parts)
+    remedies = _remedies(lm, specs, num_prompts, budget, spool, needed)
     by_size = sorted(parts.items(), key=lambda part: -part[1])
-    detail = ", ".join(f"{name} {_gib(size)}" for name, size in by_size)
-    raise MemoryBudgetError(
+    detail = ", ".join(f"{name} {_gib(size)}" for name, size in by_size if size)
+    would = "; ".join(remedies) or "nothing here: take a machine with more memory"
+    return MemoryBudgetError(
         f"{len(specs)} run(s) may need {_gib(needed)} ({needed} bytes: {detail}), the budget is "
-        f"{_gib(budget)}. What would fit: {'; '.join(remedies)}"
+        f"{_gib(budget)}. What would fit: {would}"
     )
 
 
 def _check_disk(num_runs: int, spooled: int, spool: str | Path) -> None:
-    """MemoryBudgetError if the spool's disk has no room for `spooled` bytes."""
-    free = shutil.disk_usage(made_folder(spool)).free
+    """None if the spool can be written and has room for `spooled` bytes; an error otherwise."""
+    check_writable(spool)
+    free = shutil.disk_usage(spool).free
     if spooled > free:
         raise MemoryBudgetError(
             f"{num_runs} run(s) may spool {_gib(spooled)} ({spooled} bytes) to {spool}, where "
@@ -194,42 +344,64 @@ def _remedies(
     num_prompts: Sequence[int],
     budget: int,
     spool: str | Path | None,
-    parts: Mapping[str, int],
+    needed: int,
 ) -> list[str]:
-    """Changes of a setting each of which would make the runs fit.
+    """Changes of a setting each of which would make the runs fit. `needed` bytes do not."""
 
-    parts: the bytes of each array over all runs, without what goes to the spool.
-    """
-    needed = sum(parts.values())
+    def fits(changed: Sequence[RunSpec], disk: object = spool) -> bool:
+        demands = [_demand(lm, s, p, disk) for s, p in zip(changed, num_prompts, strict=True)]
+        return sum(_needed(lm, demands, demands, 1).values()) <= budget
 
     def fits_with(name: str, value: int) -> bool:
-        changed = [spec.but(**{name: value}) for spec in specs]
-        sizes = [_needed(lm, s, p, spool) for s, p in zip(changed, num_prompts, strict=True)]
-        return sum(sizes) <= budget
+        # a run whose setting is lower already keeps it
+        lowered = [min(value, getattr(spec, name) or value) for spec in specs]
+        return fits([s.but(**{name: low}) for s, low in zip(specs, lowered, strict=True)])
 
     remedies = []
     if all(spec.replay is None for spec in specs):
+        steps = min(lm.context_length - max(num_prompts), max(spec.max_steps for spec in specs))
         most = {
             "max_width": max(widest_set(spec, lm.vocab_size) for spec in specs),
-            "max_steps": max(spec.max_steps for spec in specs),
+            "max_steps": steps,
         }
         for name, current in most.items():
             largest = _largest_that_fits(partial(fits_with, name), current)
             if largest:
                 remedies.append(f"{name}={largest}")
     # the largest captured array whose omission is enough
-    captured = [name for name in CAPTURES if name in parts]
-    for name in sorted(captured, key=lambda name: -parts[name]):
-        if needed - parts[name] <= budget:
+    sizes = [trace_bytes(lm, s, p) for s, p in zip(specs, num_prompts, strict=True)]
+    captured = {name: sum(size.get(name, 0) for size in sizes) for name in CAPTURES}
+    for name in sorted(captured, key=lambda name: -captured[name]):
+        if captured[name] and fits([s.but(capture={*s.capture} - {name}) for s in specs]):
             remedies.append(f"capture without '{name}'")
             break
-    if not spool and needed - sum(parts.get(name, 0) for name in SPOOLED) <= budget:
+    if not spool and fits(specs, disk=True):
         remedies.append("spool=FOLDER (attention, logits and distributions on its disk)")
     if len(specs) > 1:
-        at_a_time = max(1, len(specs) * budget // needed)
-        remedies.append(f"{at_a_time} of the {len(specs)} runs at a time (tempo.stream keeps none)")
-    remedies.append(f"memory_budget={needed}")
+        largest = _largest_that_fits(
+            lambda count: _any_fit(lm, specs, num_prompts, budget, spool, count), len(specs)
+        )
+        if largest:
+            remedies.append(
+                f"{largest} of the {len(specs)} runs at a time (tempo.stream keeps none)"
+            )
+    if needed <= psutil.virtual_memory().available:
+        remedies.append(f"memory_budget={needed}")
     return remedies
+
+
+def _any_fit(
+    lm: LanguageModel,
+    specs: Sequence[RunSpec],
+    num_prompts: Sequence[int],
+    budget: int,
+    spool: str | Path | None,
+    count: int,
+) -> bool:
+    """Whether any `count` of these runs fit together, made one at a time."""
+    demands = [_demand(lm, s, p, spool) for s, p in zip(specs, num_prompts, strict=True)]
+    largest = sorted(demands, key=lambda demand: -sum(demand.kept.values()))[:count]
+    return sum(_needed(lm, demands, largest, 1).values()) <= budget
 
 
 class _Stored(NamedTuple):
@@ -263,19 +435,20 @@ class Spool:
                 self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
             self.file.write(np.ascontiguousarray(array, dtype=np.float32).data)
         except OSError as error:
-            raise TraceError(
-                f"cannot spool {array.nbytes} bytes to {self.folder}: {error.strerror or error}; "
-                "give a folder on a disk with room"
-            ) from error
+            raise self._refused(error, f"{array.nbytes} bytes to ") from error
         stored = _Stored(self.size, array.shape)
         self.size += array.size
         return stored
 
     def read(self, steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The steps, with each `_Stored` replaced by its array. Closes the file."""
-        self.file.flush()
-        whole = np.memmap(self.file, dtype=np.float32, mode="r")
-        self.close()  # the map keeps the file
+        try:
+            self.file.flush()
+            whole = np.memmap(self.file, dtype=np.float32, mode="r")
+        except OSError as error:
+            raise self._refused(error) from error
+        finally:
+            self.close()  # the map keeps the file
 
         def array(value: Any) -> Any:
             if not isinstance(value, _Stored):
@@ -284,10 +457,34 @@ class Spool:
 
         return [{name: array(value) for name, value in step.items()} for step in steps]
 
+    def _refused(self, error: OSError, what: str = "") -> TraceError:
+        remedy = "give a folder on a disk with room"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            remedy = "let go of traces that are no longer needed, or raise the limit: ulimit -n"
+        return TraceError(f"cannot spool {what}{self.folder}: {error.strerror or error}; {remedy}")
+
     def close(self) -> None:
         """Close the file. Arrays that were read from it stay valid."""
         if self.file is not None:
             self.file.close()
+
+
+def check_files(count: int, folder: str | Path) -> None:
+    """None if so many files may be open at once, beside those that are open now.
+
+    Raises:
+        TraceError: if the system's limit is lower. It names the limit that would do.
+    """
+    if resource is None:
+        return
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    others = psutil.Process().num_fds() + SPARE_FILES
+    if limit != resource.RLIM_INFINITY and others + count > limit:
+        raise TraceError(
+            f"{count} runs that spool to {folder} keep {count} files open, and the system allows "
+            f"{max(0, limit - others)} more (its limit is {limit}); raise it with "
+            f"'ulimit -n {others + count}', or use tempo.stream and let go of each trace"
+        )
 
 
 def _largest_that_fits(fits: Callable[[int], bool], most: int) -> int:

@@ -20,6 +20,20 @@ import numpy as np
 
 from tempo import statistics
 from tempo.errors import SpecError
+from tempo.inputs import (
+    checked,
+    conform,
+    function,
+    instance,
+    mapping,
+    number,
+    one_of,
+    optional,
+    several,
+    text,
+    whole,
+    words,
+)
 from tempo.statistics import MIN_UNITS, Result
 
 Verdict = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE"]
@@ -33,6 +47,24 @@ ALPHA = 0.05
 POWER = 0.9
 # The version of a finding's record. A reader refuses any other.
 SCHEMA = 2
+
+
+# What the fields of a claim take, see `tempo.inputs`.
+FIELDS = {
+    "id": text,
+    "statement": words,
+    "values": function,
+    "control": function,
+    "test": one_of(*get_args(Test)),
+    "estimand": one_of(*get_args(Estimand)),
+    "margin": number(),
+    "alpha": number(0, 1, inside=True),
+    "family": words,
+    "cells": whole(1),
+    "planned_effect": optional(number()),
+    "planned_sd": number(0),
+}
+CLAIM = instance("Claim", "tempo.claims.Claim(...) or study.claim")
 
 
 @dataclass(frozen=True)
@@ -102,13 +134,9 @@ class Claim:
     registered: str = ""
 
     def __post_init__(self) -> None:
-        self._check_choice("test", self.test, get_args(Test))
-        self._check_choice("estimand", self.estimand, get_args(Estimand))
-        if not 0 < self.alpha < 1:
-            raise SpecError(
-                f"claim {self.id}: alpha={self.alpha!r}, expected a chance between 0 and 1, "
-                "such as 0.05"
-            )
+        called = f"claim {self.id}" if isinstance(self.id, str) else "a claim"
+        for name, rule in FIELDS.items():
+            conform(rule, f"{called}: {name}", getattr(self, name))
         if self.test == "proportion" and not 0 <= self.margin <= 1:
             raise SpecError(
                 f"claim {self.id}: margin={self.margin!r}, expected a share from 0 to 1; "
@@ -125,12 +153,6 @@ class Claim:
             raise SpecError(
                 f"claim {self.id}: registered={self.registered!r}, expected an ISO date or time, "
                 "such as 2026-11-28"
-            )
-
-    def _check_choice(self, name: str, value: str, allowed: Sequence[str]) -> None:
-        if value not in allowed:
-            raise SpecError(
-                f"claim {self.id}: {name}={value!r}, expected one of {', '.join(allowed)}"
             )
 
     def _check_plan(self, planned: float) -> None:
@@ -292,6 +314,7 @@ def moment(text: str, *, end: bool = False) -> datetime | None:
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
+@checked(claim=CLAIM, cases=several(lambda case: case, "cases"), context=optional(mapping))
 def judge(claim: Claim, cases: Sequence[Case], context: Mapping[str, Any] | None = None) -> Finding:
     """The finding of one claim over `cases`, before the correction for its family (`correct`).
 
@@ -363,6 +386,7 @@ def judge(claim: Claim, cases: Sequence[Case], context: Mapping[str, Any] | None
     )
 
 
+@checked(findings=several(instance("Finding", "judge"), "findings"), declared=mapping)
 def correct(findings: Sequence[Finding], declared: Mapping[str, int]) -> list[Finding]:
     """The findings with p-values corrected by Holm, each over its declared family.
 
@@ -407,11 +431,13 @@ def _survivor(finding: Finding) -> Finding:
     return replace(finding, verdict="INCONCLUSIVE", reason=reason)
 
 
+@checked(claims=several(CLAIM, "claims"))
 def declared_sizes(claims: Iterable[Claim]) -> dict[str, int]:
     """How many empirical claims each family declares, by the family's name."""
     return dict(Counter(claim.family or claim.id for claim in claims if claim.kind == "empirical"))
 
 
+@checked(claim=CLAIM, family_size=whole(1), power=number(0, 1, inside=True))
 def num_needed(claim: Claim, family_size: int = 1, power: float = POWER) -> int | None:
     """How many prompts decide the claim with this power, if the planned effect is true.
 

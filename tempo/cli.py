@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -18,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 import tempo
-from tempo.errors import TempoError
+from tempo.errors import SpecError, TempoError
 from tempo.spec import (
     VISIBILITIES,
     Positions,
@@ -46,6 +47,8 @@ FREE = (
     "against isolated's until the sets first differ; after that a dash, as distributions after "
     "different contexts are not comparable."
 )
+# Exit codes, as `tempo --help` says them.
+USAGE, INTERRUPTED = 2, 130
 # The base of all usage errors; not every typer exports it by name.
 USAGE_ERROR: Any = typer.BadParameter.__base__
 
@@ -59,6 +62,8 @@ class _Commands(TyperGroup):
         except USAGE_ERROR as error:
             hint = f"\nTry '{error.ctx.command_path} --help'" if error.ctx else ""
             _fail(error.format_message().replace("Value error, ", "") + hint, error.exit_code)
+        except SpecError as error:  # a value that cannot be is wrong usage
+            _fail(str(error), USAGE)
         except TempoError as error:
             _fail(str(error), 1)
 
@@ -120,7 +125,10 @@ StopAtEos = Annotated[
 ]
 ModelName = Annotated[
     str,
-    typer.Option("--model", help="A name from 'tempo models', a folder, a .gguf file or a hub id."),
+    typer.Option(
+        "--model",
+        help="A name from 'tempo models', a folder, a .gguf file, or a hub id (ID@COMMIT pins it).",
+    ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float64.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<n>.")]
@@ -602,24 +610,37 @@ def _console() -> Console:
 
 
 def _show(console: Console, *parts: RenderableType) -> None:
-    with console.capture() as capture:
-        for part in parts:
-            console.print(part)
-    _write(capture.get())
+    with _standard_output():
+        with console.capture() as capture:
+            for part in parts:
+                console.print(part)
+        _write(capture.get())
 
 
 def _write(text: str) -> None:
-    """Print to stdout at once; a reader that has gone (`| head`) has seen what it wanted."""
+    """Print to stdout at once; one that was closed before the start is nobody's."""
+    if sys.stdout is not None:
+        with _standard_output():
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _standard_output() -> Iterator[None]:
+    """A reader that has gone (`| head`) has seen what it wanted; a full disk is one line."""
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
+        yield
+    except OSError as error:
         # else the flush at exit complains
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            _fail(f"cannot write to standard output: {error.strerror}", 1)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print("Error:", "\n".join(map(escaped, message.split("\n"))), file=sys.stderr)
+    # a standard error that is closed or full cannot be told about
+    with contextlib.suppress(OSError):
+        print("Error:", "\n".join(map(escaped, message.split("\n"))), file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -629,7 +650,10 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that lacks a character shows its code.
             stream.reconfigure(errors="backslashreplace")
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

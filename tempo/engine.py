@@ -19,8 +19,10 @@ from torch import Tensor
 
 from tempo.attention import PassContext, Recording, installed
 from tempo.cache import SlotCache
-from tempo.capture import Spool, check_budget, raw_keys, rows_that_fit
+from tempo.capture import Spool, check_files, raw_keys, rows_that_fit
 from tempo.errors import ModelError, SpecError
+from tempo.inputs import checked, model, optional, place, seen, whole
+from tempo.layout import MAX_NEW_TOKENS
 from tempo.models import LanguageModel
 from tempo.run import Prefix, Run
 from tempo.spec import (
@@ -33,19 +35,18 @@ from tempo.spec import (
     RunSpec,
     Visibility,
     Weighting,
-    spell_checked,
 )
 from tempo.store import TraceStore
-from tempo.trace import Trace
+from tempo.trace import Trace, check_writable
 
 # Runs that share a forward pass. On a CPU more rows add little speed and take more memory.
 # Traces do not depend on it beyond rounding.
 MAX_ROWS = 16
-# A pass of more new tokens than this is made in parts, which bounds the memory of its logits.
-MAX_NEW_TOKENS = 1024
+# What these arguments take, see `tempo.inputs`.
+BYTES, FOLDER = optional(whole(0)), optional(place)
 
 
-@spell_checked
+@checked(lm=model, memory_budget=BYTES, spool=FOLDER, store=FOLDER)
 def generate(
     lm: LanguageModel,
     prompt: Prompt,
@@ -194,6 +195,7 @@ def generate(
     return generate_batch(lm, [spec], memory_budget=memory_budget, spool=spool, store=store)[0]
 
 
+@checked(lm=model, max_rows=whole(1), memory_budget=BYTES, spool=FOLDER, store=FOLDER)
 def generate_batch(
     lm: LanguageModel,
     specs: Iterable[RunSpec],
@@ -229,14 +231,19 @@ def generate_batch(
         >>> isolated.sets[0] == visible.sets[0]  # no wide set has been read yet
         True
     """
-    specs = _checked(specs, max_rows)
-    check_budget(lm, specs, [len(lm.encode(spec.prompt)) for spec in specs], memory_budget, spool)
+    specs = _listed(specs)
+    runs = [Run(lm, index, spec) for index, spec in enumerate(specs)]
+    prompts = [run.num_prompt for run in runs]
+    max_rows = rows_that_fit(lm, specs, prompts, max_rows, memory_budget, spool, keep_all=True)
+    if spool:
+        check_files(len(specs), spool)
     traces = dict(
         stream(lm, specs, max_rows=max_rows, memory_budget=memory_budget, spool=spool, store=store)
     )
     return [traces[index] for index in range(len(specs))]
 
 
+@checked(lm=model, max_rows=whole(1), memory_budget=BYTES, spool=FOLDER, store=FOLDER)
 def stream(
     lm: LanguageModel,
     specs: Iterable[RunSpec],
@@ -282,7 +289,7 @@ def stream(
         1 [1, 1]
         0 [1, 1, 1, 1]
     """
-    specs = _checked(specs, max_rows)
+    specs = _listed(specs)
     runs = [
         Run(lm, index, spec, Spool(spool) if spool else None) for index, spec in enumerate(specs)
     ]
@@ -293,6 +300,8 @@ def stream(
             yield run.index, trace
     if not runs:
         return
+    if store:
+        check_writable(store)
     num_rows = rows_that_fit(
         lm,
         [run.spec for run in runs],
@@ -301,6 +310,8 @@ def stream(
         memory_budget,
         spool,
     )
+    if spool:
+        check_files(num_rows, spool)
     # In a pass every row is as long as the longest, so runs of like length go together.
     waiting = deque(sorted(runs, key=_longest_first))
     runs.clear()  # a run that is over must not be held
@@ -316,14 +327,18 @@ def stream(
                     while waiting and free:
                         active.append(run := waiting.popleft())
                         _enter(run, free.pop(0), cache, prefixes)
-                    for together in _passes([run for run in active if run.new_logits is None]):
-                        _forward(lm, cache, together)
-                    for run in active:
-                        assert run.prefix is not None
-                        prefixes[run.row] = run.prefix
-                        if run.step():
-                            run.finish(cache)
-                            finished.append(run)
+                    known = [run for run in active if run.new_logits is not None]
+                    passes = list(_passes([run for run in active if run.new_logits is None]))
+                    for together in [known, *passes]:
+                        if together is not known:
+                            _forward_in_parts(lm, cache, together)
+                        # at once, so that the logits of one pass are held, not of all
+                        for run in together:
+                            assert run.prefix is not None
+                            prefixes[run.row] = run.prefix
+                            if run.step():
+                                run.finish(cache)
+                                finished.append(run)
                     active = [run for run in active if run not in finished]
             while finished:
                 run = finished.pop(0)
@@ -346,18 +361,15 @@ def _longest_first(run: Run) -> tuple[int, list[int], int]:
     return -run.num_prompt, run.prompt, -sum(map(len, run.spec.replay or ()))
 
 
-def _checked(specs: Iterable[RunSpec], max_rows: int) -> list[RunSpec]:
-    """The specs as a list; SpecError if they are no specs, or `max_rows` is no number of rows."""
+def _listed(specs: Iterable[RunSpec]) -> list[RunSpec]:
+    """The specs as a list; SpecError if they are none."""
     if isinstance(specs, RunSpec):
         raise SpecError("specs is one RunSpec; expected a list of tempo.RunSpec, such as [spec]")
+    if isinstance(specs, str | bytes) or not isinstance(specs, Iterable):
+        raise SpecError(f"specs is {seen(specs)}; expected a list of tempo.RunSpec")
     listed = list(specs)
     if strange := [spec for spec in listed if not isinstance(spec, RunSpec)]:
-        raise SpecError(f"specs holds {strange[0]!r:.80}; expected a list of tempo.RunSpec")
-    if not isinstance(max_rows, int) or max_rows < 1:
-        raise SpecError(
-            f"max_rows is {max_rows!r}; expected a whole number from 1, "
-            "how many runs may be under way at once"
-        )
+        raise SpecError(f"specs holds {seen(strange[0])}; expected a list of tempo.RunSpec")
     return listed
 
 
@@ -382,6 +394,34 @@ def _passes(runs: Sequence[Run]) -> Iterator[list[Run]]:
         yield group
 
 
+def _forward_in_parts(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
+    """Make the pass of these runs; that of a single run with very many new tokens in parts."""
+    run, layout = runs[0], runs[0].layout
+    if len(runs) > 1 or run.num_new <= MAX_NEW_TOKENS:
+        _forward(lm, cache, runs)
+        return
+    start, seconds, logits, whole = layout.start, 0.0, [], None
+    if run.records_attention:
+        # the slots that a part has no weights for are those that it may not see
+        first = 0 if run.records_all_attention else start
+        shape = lm.num_layers, lm.num_heads, run.num_new, layout.num_slots - first
+        whole = np.zeros(shape, np.float32)
+    for part in layout.parts(MAX_NEW_TOKENS):
+        layout.start, layout.part_end = part
+        _forward(lm, cache, runs)
+        assert run.new_logits is not None
+        logits.append(run.new_logits)
+        seconds += run.pass_seconds
+        if whole is not None and run.attention is not None:
+            first = run.first_column - (layout.num_slots - whole.shape[3])
+            columns = slice(first, first + run.attention.shape[3])
+            whole[:, :, layout.start - start : layout.end - start, columns] = run.attention
+    layout.start, layout.part_end = start, None
+    run.new_logits = torch.cat(logits) if len(logits) > 1 else logits[0]
+    run.pass_seconds, run.attention = seconds, whole
+    run.first_column = 0 if whole is None else layout.num_slots - whole.shape[3]
+
+
 def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
     """Make one pass over the new tokens of all runs; each gets its logits and what it records."""
     began = time.perf_counter()
@@ -393,10 +433,8 @@ def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
     read = torch.cat(
         [torch.arange(end - run.num_read, end) for run, end in zip(packed, ends, strict=True)]
     )
-    tokens = [token for run in packed for token in run.layout.slot_token[run.layout.start :]]
-    positions = [
-        position for run in packed for position in run.layout.slot_position[run.layout.start :]
-    ]
+    tokens = _of_new_slots(packed, "slot_token")
+    positions = _of_new_slots(packed, "slot_position")
     captures_kv = any("kv" in run.spec.capture for run in runs)
     with raw_keys(lm.attention_modules) if captures_kv else nullcontext([]) as raw:
         output = lm.model(
@@ -427,9 +465,18 @@ def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
             if "kv" in run.spec.capture:
                 new = slice(end - run.num_new, end)
                 run.raw_keys.append(torch.cat([keys[:, :, new] for keys in raw]))
-            if run.layout.new_tokens_are_prompt():
-                own_keys = run.raw_keys[-1] if run.raw_keys else None
+            if run.layout.end == run.num_prompt:
+                own_keys = torch.cat(run.raw_keys, dim=2) if run.raw_keys else None
                 run.begin_with(Prefix(run.row, run.prompt, new_logits, own_keys))
+
+
+def _of_new_slots(runs: Sequence[Run], name: str) -> list[int]:
+    """What the layouts of the runs hold under this name for the slots of the coming pass."""
+    return [
+        value
+        for run in runs
+        for value in getattr(run.layout, name)[run.layout.start : run.layout.end]
+    ]
 
 
 def _same_so_far(runs: Sequence[Run]) -> list[list[Run]]:
@@ -446,7 +493,7 @@ def _pass_context(
     """Rows, slots and masks of the tokens the runs have just appended, on the model's device."""
     runs = [group[0] for group in groups]
     num_rows, width = cache.num_rows, max(run.num_new for run in runs)
-    num_slots = max(run.layout.num_slots for run in runs)
+    num_slots = max(run.layout.end for run in runs)
     tokens = [
         (run.row, offset, run.layout.start + offset)
         for run in runs
@@ -472,10 +519,7 @@ def _pass_context(
         copies=_copies(lm, groups),
     )
     if any(call.window for call in lm.attention_calls):
-        positions = torch.tensor(
-            [p for run in runs for p in run.layout.slot_position[run.layout.start :]],
-            device=lm.device,
-        )
+        positions = torch.tensor(_of_new_slots(runs, "slot_position"), device=lm.device)
         cache.place(rows, slots, positions)
         if context.copies:
             cache.place(context.copies[0], context.copies[1], positions[context.copies[2]])
@@ -500,20 +544,25 @@ def _recording(
     if not recorded:
         return None
     num_rows, width, _ = context.allowed.shape
-    own_slots = torch.zeros(num_rows, width, dtype=torch.long, device=lm.device)
-    own_slots[context.rows, context.offsets] = context.slots
+    # the columns of the sets that the pass forwards, which may have begun in an earlier part
+    columns = {row: range(run.layout.first_sibling, run.layout.end) for row, run in recorded}
+    own_slots = torch.zeros(num_rows, max(map(len, columns.values())), dtype=torch.long)
+    for row, slots in columns.items():
+        own_slots[row, : len(slots)] = torch.tensor(slots)
+    own_slots = own_slots.to(lm.device)
     if not any(run.records_all_attention for _, run in recorded):
-        own = np.empty((lm.num_layers, num_rows, lm.num_heads, width, width), np.float32)
+        shape = (lm.num_layers, num_rows, lm.num_heads, width, own_slots.shape[1])
+        own = np.empty(shape, np.float32)
         for row, run in recorded:
-            run.attention = own[:, row, :, : run.num_new, : run.num_new]
-            run.first_column = run.layout.start
-        return Recording([], own, own_slots)
+            run.attention = own[:, row, :, : run.num_new, : len(columns[row])]
+            run.first_column = columns[row].start
+        return Recording([], own, own_slots, width)
     parts = []
     for row, run in recorded:
-        shape = (lm.num_layers, lm.num_heads, run.num_new, run.layout.num_slots)
+        shape = (lm.num_layers, lm.num_heads, run.num_new, run.layout.end)
         run.attention, run.first_column = np.empty(shape, np.float32), 0
         parts.append((row, run.attention))
-    return Recording(parts, None, own_slots)
+    return Recording(parts, None, own_slots, width)
 
 
 def _copies(
@@ -544,9 +593,10 @@ def _masks(
     allowed[:, :, 0] = True
     bias = torch.zeros(num_rows, width, num_slots, dtype=torch.float64)
     for run in runs:
-        spec, layout, new, used = run.spec, run.layout, run.num_new, run.layout.num_slots
-        allowed[run.row, :new, : layout.start] = True
-        allowed[run.row, :new, layout.start : used] = layout.block(visibility)
+        spec, layout, new, used = run.spec, run.layout, run.num_new, run.layout.end
+        first = layout.first_sibling
+        allowed[run.row, :new, :first] = True
+        allowed[run.row, :new, first:used] = layout.block(visibility)
         allowed[run.row, :new, layout.dropped] = False
         if spec.weighting != "none" or spec.replay_weights:
             bias[run.row, :new, :used] = layout.bias(visibility)

@@ -16,6 +16,10 @@ class ModelError(TempoError, RuntimeError):
     """A model cannot be loaded, cannot run TEMPO, or gives output that is not finite."""
 
 
+class ChoiceError(ModelError, SpecError):
+    """There is no such model, dtype or device: a mistake in the call, not in a model."""
+
+
 class TraceError(TempoError, ValueError):
     """A saved trace is missing, incomplete, damaged, or of another format version."""
 

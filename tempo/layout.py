@@ -17,6 +17,10 @@ from torch import Tensor
 
 from tempo.selection import member_weights
 
+# A pass takes at most this many new tokens, which bounds the memory of its masks and logits. More
+# are forwarded in parts, except the members of one set that all see each other.
+MAX_NEW_TOKENS = 1024
+
 
 @dataclass
 class Layout:
@@ -37,6 +41,7 @@ class Layout:
             the coming pass, if weights depend on the query.
         dropped: The slots that no token of the coming pass, and none after it, may see.
         start: The first slot that the coming pass forwards.
+        part_end: The slot after the last one that it forwards, if that is not the last in use.
         num_prompt: P, the number of prompt tokens.
 
     Example:
@@ -64,12 +69,37 @@ class Layout:
     ancestors: Tensor | None = None
     dropped: list[int] = field(default_factory=list)
     start: int = 0
+    part_end: int | None = None
     num_prompt: int = 0
 
     @property
     def num_slots(self) -> int:
         """N, the number of slots in use."""
         return len(self.slot_token)
+
+    @property
+    def end(self) -> int:
+        """The slot after the last one that the coming pass forwards."""
+        return self.num_slots if self.part_end is None else self.part_end
+
+    @property
+    def first_sibling(self) -> int:
+        """The slot where the set of the pass's first token begins; `start`, unless it is cut."""
+        first = self.start
+        while first and self.slot_set[first - 1] == self.slot_set[self.start]:
+            first -= 1
+        return first
+
+    def parts(self, most: int) -> list[tuple[int, int]]:
+        """(start, end) of the passes that forward the new tokens, each of at most `most` tokens.
+
+        Members of one set that all see each other cannot be parted: each needs the keys of all
+        others in every layer. Such a set is one part, however wide.
+        """
+        if self.visibility == "visible" and not self.new_tokens_are_prompt():
+            return [(self.start, self.num_slots)]
+        starts = range(self.start, self.num_slots, most)
+        return [(start, min(start + most, self.num_slots)) for start in starts]
 
     def append_prompt(self, tokens: Sequence[int]) -> None:
         """Give each prompt token its own slot, position and set, counted from 0."""
@@ -115,15 +145,19 @@ class Layout:
 
     def new_tokens_are_prompt(self) -> bool:
         """Whether the coming pass forwards the prompt."""
-        return self.start == 0
+        return self.start < self.num_prompt
 
     def block(self, visibility: str | None = None) -> Tensor:
         """Which tokens of the coming pass may see each other: bool [w, w], query by key.
 
+        If the pass forwards the later part of a set, the keys begin with the set's first member.
+
         Args:
             visibility: Used instead of the run's own, if given.
         """
-        return allowed(self.slot_set[self.start :], visibility or self.visibility)
+        first = self.first_sibling
+        sets = self.slot_set[first : self.end]
+        return allowed(sets, visibility or self.visibility, self.start - first)
 
     def bias(self, visibility: str | None = None) -> Tensor:
         """The number added to each attention logit of the coming pass: float64 [w, N].
@@ -137,18 +171,19 @@ class Layout:
         """
         if self.ancestors is not None:
             return self._bias_by_query(self.ancestors)
-        keys = torch.tensor(self.slot_bias, dtype=torch.float64)
-        keys = keys.expand(self.num_slots - self.start, -1)
+        keys = torch.tensor(self.slot_bias[: self.end], dtype=torch.float64)
+        keys = keys.expand(self.end - self.start, -1)
         if (visibility or self.visibility) == "visible":
             return keys
-        sets = torch.tensor(self.slot_set)
+        sets = torch.tensor(self.slot_set[: self.end])
         own_set = sets[self.start :, None] == sets
         return keys.masked_fill(own_set, 0.0)
 
     def _bias_by_query(self, ancestors: Tensor) -> Tensor:
         """The logarithm of each earlier slot's weight for each query, [w, N]."""
-        bias = ancestors.new_zeros(self.num_slots - self.start, self.num_slots)
-        bias[:, self.num_prompt - 1 : self.start] = ancestors.T.log()
+        bias, first = ancestors.new_zeros(self.end - self.start, self.end), self.first_sibling
+        of_part = ancestors.T[self.start - first : self.end - first]
+        bias[:, self.num_prompt - 1 : first] = of_part.log()
         return bias
 
     def own_mass(self) -> Tensor:
@@ -157,13 +192,13 @@ class Layout:
         n is the width of the token's set. Its own key then counts for the whole set.
         """
         sets = torch.tensor(self.slot_set)
-        widths = (sets[self.start :, None] == sets).sum(dim=1)
-        own = torch.zeros(self.num_slots - self.start, self.num_slots, dtype=torch.float64)
+        widths = (sets[self.start : self.end, None] == sets).sum(dim=1)
+        own = torch.zeros(self.end - self.start, self.end, dtype=torch.float64)
         own[:, self.start :].diagonal().copy_(widths.double().log())
         return own
 
 
-def allowed(slot_set: Sequence[int], visibility: str) -> Tensor:
+def allowed(slot_set: Sequence[int], visibility: str, first_query: int = 0) -> Tensor:
     """Which slots may attend to which: bool [N, N], query by key.
 
     A slot attends to itself, to every slot of an earlier set, and to the siblings that `visibility`
@@ -172,6 +207,7 @@ def allowed(slot_set: Sequence[int], visibility: str) -> Tensor:
     Args:
         slot_set: The id of the set that each slot belongs to, [N].
         visibility: `isolated`, `visible` or `causal`.
+        first_query: Rows before this slot are left out.
 
     Raises:
         KeyError: if there is no such visibility.
@@ -188,14 +224,12 @@ def allowed(slot_set: Sequence[int], visibility: str) -> Tensor:
                 [1, 1, 1, 0],
                 [1, 1, 1, 1]], dtype=torch.int32)
     """
-    num_slots = len(slot_set)
-    sets = torch.tensor(slot_set)
-    query, key = sets[:, None], sets[None, :]
-    slot = torch.arange(num_slots)
+    sets, slot = torch.tensor(slot_set), torch.arange(len(slot_set))
+    query, key = sets[first_query:, None], sets[None, :]
+    is_itself = slot[first_query:, None] == slot[None, :]
     sibling = {
-        "isolated": torch.zeros(num_slots, num_slots, dtype=torch.bool),
-        "visible": torch.ones(num_slots, num_slots, dtype=torch.bool),
-        "causal": slot[None, :] < slot[:, None],
+        "isolated": is_itself,
+        "visible": torch.ones_like(is_itself),
+        "causal": slot[None, :] < slot[first_query:, None],
     }[visibility]
-    is_itself = slot[:, None] == slot[None, :]
     return (key < query) | is_itself | ((key == query) & sibling)

@@ -15,11 +15,15 @@ import numpy as np
 from scipy.special import logsumexp, rel_entr
 from scipy.special import softmax as _softmax
 
+from tempo.errors import SpecError
+from tempo.inputs import array, checked, distribution, several, whole
+
 # A float32 softmax underflows to 0 where the true probability is merely small. A divergence must
 # not become infinite because of that. The smallest normal float32 bounds each term at p * 87 nats.
 SMALLEST = float(np.finfo(np.float32).tiny)
 
 
+@checked(logits=array(finite=False))
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities along the last axis, float64, of the shape of `logits`.
 
@@ -27,9 +31,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
         >>> softmax(np.zeros(4)).tolist()
         [0.25, 0.25, 0.25, 0.25]
     """
-    return _softmax(np.asarray(logits, dtype=np.float64), axis=-1)
+    return _softmax(logits, axis=-1)
 
 
+@checked(p=distribution, q=distribution)
 def total_variation(p: np.ndarray, q: np.ndarray) -> float:
     """Total variation distance of two distributions [V], in [0, 1]: half their L1 distance.
 
@@ -40,9 +45,11 @@ def total_variation(p: np.ndarray, q: np.ndarray) -> float:
         >>> total_variation(np.array([0.5, 0.5, 0.0]), np.array([0.25, 0.5, 0.25]))
         0.25
     """
-    return 0.5 * float(np.abs(np.asarray(p, np.float64) - np.asarray(q, np.float64)).sum())
+    _check_same_shape(p, q)
+    return 0.5 * float(np.abs(p - q).sum())
 
 
+@checked(p=distribution, q=distribution)
 def kl_divergence(p: np.ndarray, q: np.ndarray) -> float:
     """Kullback-Leibler divergence KL(p || q) of two distributions [V], in nats.
 
@@ -52,10 +59,12 @@ def kl_divergence(p: np.ndarray, q: np.ndarray) -> float:
         >>> round(kl_divergence(np.array([1.0, 0.0]), np.array([0.5, 0.5])), 4)  # log 2
         0.6931
     """
-    p, q = (np.maximum(np.asarray(d, np.float64), SMALLEST) for d in (p, q))
+    _check_same_shape(p, q)
+    p, q = np.maximum(p, SMALLEST), np.maximum(q, SMALLEST)
     return max(0.0, float(rel_entr(p / p.sum(), q / q.sum()).sum()))
 
 
+@checked(p=distribution, q=distribution)
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
     """Jensen-Shannon divergence of two distributions [V], in nats, in [0, log 2].
 
@@ -63,10 +72,12 @@ def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
         >>> round(jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 1.0])), 4)  # log 2
         0.6931
     """
-    mean = (np.asarray(p, np.float64) + np.asarray(q, np.float64)) / 2
+    _check_same_shape(p, q)
+    mean = (p + q) / 2
     return (kl_divergence(p, mean) + kl_divergence(q, mean)) / 2
 
 
+@checked(p=distribution, q=distribution)
 def cosine(p: np.ndarray, q: np.ndarray) -> float:
     """Cosine of the angle between two probability vectors [V], in [0, 1].
 
@@ -74,10 +85,11 @@ def cosine(p: np.ndarray, q: np.ndarray) -> float:
         >>> cosine(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
         0.0
     """
-    p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
+    _check_same_shape(p, q)
     return float(p @ q / np.sqrt((p @ p) * (q @ q)))
 
 
+@checked(p=array(1), q=array(1), k=whole(1))
 def top_k_overlap(p: np.ndarray, q: np.ndarray, k: int) -> float:
     """Share of the k most probable tokens that two distributions [V] have in common, in [0, 1].
 
@@ -85,13 +97,25 @@ def top_k_overlap(p: np.ndarray, q: np.ndarray, k: int) -> float:
         >>> top_k_overlap(np.array([0.5, 0.4, 0.1]), np.array([0.5, 0.1, 0.4]), k=2)
         0.5
     """
+    _check_same_shape(p, q)
+    if k > len(p):
+        raise SpecError(f"top_k_overlap: k is {k}; expected at most {len(p)}, the number of tokens")
     return len(_most_probable(p, k) & _most_probable(q, k)) / k
 
 
 def _most_probable(p: np.ndarray, k: int) -> set[int]:
-    return set(np.argpartition(-np.asarray(p), k - 1)[:k].tolist())
+    return set(np.argpartition(-p, k - 1)[:k].tolist())
 
 
+def _check_same_shape(first: np.ndarray, second: np.ndarray) -> None:
+    if first.shape != second.shape:
+        raise SpecError(
+            f"arrays of the shapes {first.shape} and {second.shape} are compared; expected two of "
+            "one shape, such as two distributions over one vocabulary"
+        )
+
+
+@checked(p=distribution)
 def entropy(p: np.ndarray) -> float:
     """Shannon entropy of a distribution [V], in nats.
 
@@ -99,10 +123,10 @@ def entropy(p: np.ndarray) -> float:
         >>> round(entropy(np.array([0.5, 0.5, 0.0])), 4)  # log 2
         0.6931
     """
-    p = np.asarray(p, np.float64)
     return float(-(p[p > 0] * np.log(p[p > 0])).sum())
 
 
+@checked(p=distribution, q=distribution, ks=several(whole(1), "whole numbers"))
 def compare(p: np.ndarray, q: np.ndarray, ks: Sequence[int] = (1, 5, 10, 20)) -> dict[str, float]:
     """All distances of two distributions [V], by name.
 
@@ -127,7 +151,7 @@ def compare(p: np.ndarray, q: np.ndarray, ks: Sequence[int] = (1, 5, 10, 20)) ->
         "kl_reverse": kl_divergence(q, p),
         "js": jensen_shannon(p, q),
         "cosine": cosine(p, q),
-        "max_abs": float(np.abs(np.asarray(p, np.float64) - np.asarray(q, np.float64)).max()),
+        "max_abs": float(np.abs(p - q).max()),
         **{f"top{k}": top_k_overlap(p, q, k) for k in ks},
     }
 
@@ -160,6 +184,7 @@ class SiblingAttention(NamedTuple):
     var_to_sibling: float
 
 
+@checked(attention=array(4), slots=several(whole(0), "slots"))
 def sibling_attention(attention: np.ndarray, slots: Sequence[int]) -> SiblingAttention:
     """How the members of one set spread their attention over siblings, context and themselves.
 
@@ -171,7 +196,7 @@ def sibling_attention(attention: np.ndarray, slots: Sequence[int]) -> SiblingAtt
         slots: The w consecutive slots of the set: `trace.steps[k].slots`.
 
     Raises:
-        ValueError: if the set has fewer than two members.
+        SpecError: if the set has fewer than two members, or the slots are not those of attention.
 
     Example:
         >>> weights = np.array([[0.5, 0.25, 0.25],   # the first sibling, in slot 1
@@ -180,10 +205,17 @@ def sibling_attention(attention: np.ndarray, slots: Sequence[int]) -> SiblingAtt
         >>> scores.to_sibling, scores.to_context, scores.max_to_sibling
         (array([[0.1875]]), array([[0.5]]), 0.25)
     """
-    width, start = len(slots), slots[0]
+    width = len(slots)
     if width < 2:
-        raise ValueError(f"a set of {width} has no siblings to attend to; expected at least 2")
-    weights = attention.astype(np.float64)
+        raise SpecError(f"a set of {width} has no siblings to attend to; expected at least 2")
+    weights, start = attention, slots[0]
+    if list(slots) != [*range(max(1, start), start + width)] or weights.shape[2] != width:
+        raise SpecError(
+            f"slots is {list(slots)} for attention of shape {weights.shape}; expected the "
+            "consecutive slots of the set, after at least one other, one for each of its rows"
+        )
+    if start + width > weights.shape[3]:
+        raise SpecError(f"slots is {list(slots)}, but attention has {weights.shape[3]} columns")
     context = weights[..., :start]
     block = weights[..., start : start + width]
     pairs = block[..., ~np.eye(width, dtype=bool)]  # [L, H, w * (w - 1)]
@@ -203,6 +235,7 @@ def sibling_attention(attention: np.ndarray, slots: Sequence[int]) -> SiblingAtt
     )
 
 
+@checked(first=array(4), second=array(4), start=whole(1))
 def context_distance(first: np.ndarray, second: np.ndarray, start: int) -> np.ndarray:
     """Total variation [L, H] between two attentions [L, H, w, N] over the slots before `start`.
 
@@ -216,7 +249,10 @@ def context_distance(first: np.ndarray, second: np.ndarray, start: int) -> np.nd
         >>> context_distance(first[None, None], second[None, None], start=2)
         array([[0.25]])
     """
-    contexts = [attention[..., :start].astype(np.float64) for attention in (first, second)]
+    _check_same_shape(first[..., :start], second[..., :start])
+    if start > first.shape[3]:
+        raise SpecError(f"start is {start}, but attention has {first.shape[3]} columns")
+    contexts = [attention[..., :start] for attention in (first, second)]
     with np.errstate(invalid="ignore", divide="ignore"):
         rows = [context / context.sum(axis=-1, keepdims=True) for context in contexts]
     return 0.5 * np.abs(rows[0] - rows[1]).sum(axis=-1).mean(axis=-1)
@@ -236,6 +272,12 @@ class RecoveredPositions(NamedTuple):
     runner_up: np.ndarray
 
 
+@checked(
+    keys=array(4),
+    raw_keys=array(4),
+    frequencies=several(array(1), "one array of frequencies for each layer"),
+    num_candidates=whole(1),
+)
 def recover_positions(
     keys: np.ndarray, raw_keys: np.ndarray, frequencies: Sequence[np.ndarray], num_candidates: int
 ) -> RecoveredPositions:
@@ -257,6 +299,13 @@ def recover_positions(
         >>> recover_positions(np.broadcast_to(pair, raw.shape), raw, [np.ones(1)], 6).position
         array([3, 3])
     """
+    _check_same_shape(keys, raw_keys)
+    widest = max(map(len, frequencies), default=0)
+    if len(frequencies) != len(keys) or 2 * widest > keys.shape[3]:
+        raise SpecError(
+            f"frequencies holds {len(frequencies)} arrays of at most {widest}; expected one for "
+            f"each of {len(keys)} layers, of at most {keys.shape[3] // 2} frequencies"
+        )
     candidates = np.arange(num_candidates)
     num_slots = keys.shape[2]
     # <cached, R(m) raw> for each slot and candidate m, summed over layers, heads and pairs
@@ -288,7 +337,7 @@ def recover_positions(
 
 def _as_complex(keys: np.ndarray, half: int) -> np.ndarray:
     """The rotated pairs of dimensions as complex numbers, [Hkv, N, d]."""
-    return keys[..., :half].astype(np.float64) + 1j * keys[..., half : 2 * half]
+    return keys[..., :half] + 1j * keys[..., half : 2 * half]
 
 
 def _energy(keys: np.ndarray) -> np.ndarray:
@@ -296,6 +345,7 @@ def _energy(keys: np.ndarray) -> np.ndarray:
     return (np.abs(keys) ** 2).sum(axis=(0, 2))
 
 
+@checked(values=array(1, finite=False))
 def log_mean_exp(values: np.ndarray) -> float:
     """log of the mean of exp(values), without overflow.
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
-from tempo.errors import ModelError, SpecError
+from tempo.errors import ChoiceError, ModelError, SpecError
+from tempo.inputs import checked, conform, model_name, optional, place, seen, several, text, whole
 from tempo.probe import probe
 from tempo.spec import Prompt, plain_prompt
 from tempo.support import (
@@ -33,6 +34,7 @@ from tempo.support import (
     eos_token_ids,
     layer_windows,
     rotary_tables,
+    token_width,
     unwrapped,
 )
 from tempo.text import escaped
@@ -42,6 +44,9 @@ from tempo.wheels import KNOWN_MODELS, ensure, ensure_gguf, quiet_transformers, 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# A token id in any form, see `tempo.inputs`; no vocabulary is larger.
+TOKEN = whole(0, 2**31 - 1)
+PLAIN_ATTENTION = "eager"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -64,6 +69,7 @@ class LanguageModel:
         context_length: The most positions that a run may use.
         eos_token_ids: The tokens that end a text.
         layer_windows: The sliding window of each layer in positions; None for a full layer.
+        token_width: About how many numbers one token takes on its way through a layer, at most.
         has_plain_keys: Whether "kv" can be captured: every layer caches keys and values of its own,
             all of one size.
 
@@ -99,12 +105,13 @@ class LanguageModel:
         self.attention_modules = tuple(dict.fromkeys(call.module for call in self.attention_calls))
         self._check_calls()
         first = self.attention_calls[0]
-        self.num_heads, self.num_key_value_heads, self.head_dim, self.value_dim = first[3:]
+        self.num_heads, self.num_key_value_heads, self.head_dim, self.value_dim = first[3:7]
         plain = [
             (call.num_key_value_heads, call.key_size, call.value_size)
             for call in self.attention_calls
         ]
         same_size = len(set(plain)) == 1
+        self.token_width = token_width(model)
         self.has_plain_keys = same_size and self.key_value_sizes == (plain[0],) * self.num_layers
 
     @property
@@ -257,7 +264,7 @@ class LanguageModel:
         listed = list(messages) if isinstance(messages, Iterable) else [messages]
         if not listed or not all(isinstance(message, Mapping) for message in listed):
             raise SpecError(
-                f"messages is {messages!r:.60}; expected a text, or a list of messages such as "
+                f"messages is {seen(messages)}; expected a text, or a list of messages such as "
                 "{'role': 'user', 'content': 'Hello'}"
             )
         conversation = [dict(message) for message in listed]
@@ -275,7 +282,7 @@ class LanguageModel:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of the tokens, special tokens included; `<17>` for a token without tokenizer."""
-        tokens = [int(token) for token in tokens]
+        tokens = conform(several(TOKEN, "token ids"), "tokens", tokens)
         self.model  # noqa: B018 -- a closed model is refused here too
         if self.tokenizer is None:
             return "".join(f"<{token}>" for token in tokens)
@@ -287,9 +294,10 @@ class LanguageModel:
 
     def token_text(self, token: int) -> str:
         """The text of one token, leading space kept; `<17>` if the tokenizer has no such token."""
-        piece = None if self.tokenizer is None else self.tokenizer.convert_ids_to_tokens(int(token))
+        token = conform(TOKEN, "a token", token)
+        piece = None if self.tokenizer is None else self.tokenizer.convert_ids_to_tokens(token)
         if piece is None:
-            return f"<{int(token)}>"
+            return f"<{token}>"
         text = self.decode([token])
         # SentencePiece decoders drop the space that begins a text, and here every token begins one.
         dropped = str(piece).startswith("\u2581") and not text.startswith(" ")
@@ -346,12 +354,14 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers", "numpy")}
 
 
+@checked(name=model_name, cache_dir=optional(place), revision=optional(text))
 def load_model(
     name: str = "smollm2-135m",
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     *,
-    cache_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
+    revision: str | None = None,
 ) -> LanguageModel:
     """The named model, in eval mode and without gradients.
 
@@ -360,17 +370,19 @@ def load_model(
 
     Args:
         name: A known model ("smollm2-135m", "gemma3-270m", "tiny"), else an existing folder with
-            safetensors, else a `.gguf` file, else a Hugging Face hub id.
+            safetensors, else a `.gguf` file, else a Hugging Face hub id. `ID@REVISION` pins one.
         dtype: float32, bfloat16 or float64. A GGUF file is dequantised.
         device: "cpu", "cuda" or "cuda:<n>".
         cache_dir: Where converted models are kept; None means the environment variable
             TEMPO_CACHE, else the user's cache folder.
+        revision: Of a hub id: the commit, tag or branch. A commit pins what is loaded.
 
     Returns:
         A `LanguageModel`.
 
     Raises:
         ModelError: if the model cannot be had or cannot run TEMPO, with what to do.
+        ChoiceError: a ModelError, if there is no such model, dtype or device.
 
     Example:
         >>> import tempo
@@ -378,8 +390,15 @@ def load_model(
         <LanguageModel tiny: 3 layers, 4 heads, torch.bfloat16 on cpu>
     """
     dtype, device = _check_dtype(dtype), _check_device(device)
+    cache_dir = None if cache_dir is None else Path(cache_dir)
+    if revision is not None:
+        if name in KNOWN_MODELS or _path(name).exists():
+            raise ChoiceError(
+                f"revision is {seen(revision)}, but {seen(name)} is no hub id; leave revision out"
+            )
+        name = f"{name}@{revision}"
     known = KNOWN_MODELS.get(name)
-    path = Path(name).expanduser()
+    path = _path(name)
     shown = escaped(str(path))
     folder = None
     if known is not None and not known.wheels:
@@ -392,17 +411,20 @@ def load_model(
         folder = ensure_gguf(path, cache_dir)
         model, tokenizer = _from_pretrained(folder, dtype, local=True)
     elif path.is_file():
-        raise ModelError(f"{shown} is a file; expected a .gguf file, or a folder with safetensors")
+        raise ChoiceError(f"{shown} is a file; expected a .gguf file, or a folder with safetensors")
     elif name.startswith((".", "/", "~")):
-        raise ModelError(
+        raise ChoiceError(
             f"there is no folder {shown!r}; expected config.json and safetensors there"
         )
     elif "/" not in name and (near := _near(name)):
-        raise ModelError(
+        raise ChoiceError(
             f"there is no model {name!r}; did you mean {near!r}? Known: {', '.join(KNOWN_MODELS)}"
         )
     else:
-        model, tokenizer = _from_pretrained(name, dtype, local=False)
+        hub_id, at, pinned = name.partition("@")
+        if at and not pinned:
+            raise ChoiceError(f"{shown!r} ends in '@'; expected a commit, tag or branch after it")
+        model, tokenizer = _from_pretrained(hub_id, dtype, local=False, revision=pinned or None)
     model = model.requires_grad_(False).to(device)
     lm = LanguageModel(model, tokenizer, name)
     if known is not None:
@@ -413,6 +435,7 @@ def load_model(
     return lm
 
 
+@checked(name=optional(text))
 def wrap_model(
     model: PreTrainedModel | torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -445,6 +468,10 @@ def wrap_model(
         ...     print(tempo.generate(lm, [1, 2, 3], max_steps=2, max_width=1))
         <Trace 3 token ids + 2 sets, 5 slots, isolated, mine>
     """
+    if tokenizer is not None and not hasattr(tokenizer, "convert_ids_to_tokens"):
+        raise ModelError(
+            f"tokenizer is {seen(tokenizer)}; expected a transformers tokenizer, or None"
+        )
     inner = unwrapped(model)
     return LanguageModel(inner, tokenizer, name or type(model).__name__)
 
@@ -452,19 +479,19 @@ def wrap_model(
 def _check_dtype(dtype: str | torch.dtype) -> torch.dtype:
     found = DTYPES.get(str(dtype).removeprefix("torch."))
     if found is None:
-        raise ModelError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+        raise ChoiceError(f"dtype is {seen(dtype)}; expected one of {', '.join(DTYPES)}")
     return found
 
 
 def _check_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError):
         found = None
     if found is None or found.type not in ("cpu", "cuda"):
-        raise ModelError(f"device is {str(device)!r}; expected 'cpu', 'cuda' or 'cuda:<n>'")
+        raise ChoiceError(f"device is {seen(device)}; expected 'cpu', 'cuda' or 'cuda:<n>'")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ModelError(
+        raise ChoiceError(
             f"device is {str(device)!r} but torch {torch.__version__} sees "
             f"{torch.cuda.device_count()} CUDA devices; use device='cpu', or install a CUDA build "
             "of torch and a driver"
@@ -477,25 +504,49 @@ def _near(name: str) -> str | None:
     return next(iter(difflib.get_close_matches(name.lower(), KNOWN_MODELS, n=1, cutoff=0.65)), None)
 
 
-def _from_pretrained(source: str | Path, dtype: torch.dtype, *, local: bool) -> tuple[Any, Any]:
+def _path(name: str) -> Path:
+    """The name as a path; ModelError if no system could have one of that name."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # too long, or of a user who is not known
+        reason = getattr(error, "strerror", None) or error
+        raise ChoiceError(
+            f"{seen(name)} is no name of a model ({reason}); expected one of "
+            f"{', '.join(KNOWN_MODELS)}, a folder, a .gguf file or a hub id"
+        ) from None
+    return path
+
+
+def _from_pretrained(
+    source: str | Path, dtype: torch.dtype, *, local: bool, revision: str | None = None
+) -> tuple[Any, Any]:
     """Model and tokenizer from a folder or the hub; no weight is missing.
 
     The tokenizer is None if a folder has none.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options = {"local_files_only": local, "trust_remote_code": False}
+    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    if revision is not None:
+        options["revision"] = revision
     tokenizer = None
     try:
         with quiet_transformers():
+            # What transformers would choose depends on what is installed. Every architecture has
+            # this one. Outside of tempo's runs it is what the model computes with.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+                source,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                attn_implementation=PLAIN_ATTENTION,
+                **options,
             )
             model, info = loaded
             if not local or any(Path(source).glob("token*")):
                 tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # a broken folder makes transformers raise anything
         raise ModelError(_explain_failed_load(source, error, local)) from error
     lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if lost:

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from tempo.errors import ModelError
+from tempo.inputs import checked, model
 from tempo.models import LanguageModel
+from tempo.run import Run
 from tempo.selection import Selection, member_weights, read_out, select
 from tempo.spec import (
     Capture,
@@ -33,7 +35,6 @@ from tempo.spec import (
     RunSpec,
     Visibility,
     Weighting,
-    spell_checked,
 )
 from tempo.trace import Step, Trace
 
@@ -51,7 +52,7 @@ class _Slot(NamedTuple):
     ancestors: dict[int, float]  # how probably each earlier generated slot came before this one
 
 
-@spell_checked
+@checked(lm=model)
 def generate(
     lm: LanguageModel,
     prompt: Prompt,
@@ -178,7 +179,7 @@ def generate(
         "capture": capture,
     }
     spec, began = RunSpec(**settings), time.perf_counter()
-    prompt_tokens = lm.encode(spec.prompt)
+    prompt_tokens = Run(lm, 0, spec).prompt  # refused for what the engine refuses
     slots = [_Slot(token, i, -1, i, 0.0, 0.0, {}) for i, token in enumerate(prompt_tokens)]
     dropped: dict[int, int] = {}  # from which step on a slot is not seen any more
     steps: list[dict[str, Any]] = []

@@ -21,7 +21,7 @@ from tempo.cache import SlotCache
 from tempo.capture import Spool, trace_bytes
 from tempo.errors import ModelError, SpecError
 from tempo.lattice import Lattice, dropped
-from tempo.layout import Layout
+from tempo.layout import MAX_NEW_TOKENS, Layout
 from tempo.models import LanguageModel
 from tempo.selection import Selection, read_out, select
 from tempo.spec import BY_QUERY, RunSpec
@@ -144,8 +144,10 @@ class Run:
             )
 
     def _num_positions(self) -> int:
-        """How many positions the run may take, one for each step unless a replay gives others."""
+        """How many positions the run takes at least: one for each step, unless a replay says."""
         num_positions = self.num_prompt + self.num_steps
+        if self.spec.replay and self.spec.positions == "sequential":
+            num_positions = self.num_prompt + sum(map(len, self.spec.replay))
         for positions in self.spec.replay_positions or ():
             num_positions = max(num_positions, *(position + 1 for position in positions))
         return num_positions
@@ -153,7 +155,7 @@ class Run:
     @property
     def num_new(self) -> int:
         """How many tokens the coming pass forwards."""
-        return self.layout.num_slots - self.layout.start
+        return self.layout.end - self.layout.start
 
     @property
     def num_read(self) -> int:
@@ -164,7 +166,7 @@ class Run:
         run needs none, unless logits are captured.
         """
         if self.layout.new_tokens_are_prompt():
-            return 1
+            return int(self.layout.end == self.num_prompt)
         return 0 if self.stop_reason and "logits" not in self.spec.capture else self.num_new
 
     @property
@@ -202,7 +204,8 @@ class Run:
         """
         assert self.new_logits is not None
         new_logits, self.new_logits = self.new_logits, None
-        self._check_finite("logits", new_logits)
+        # -inf masks a token, which a model may do, unless it masks them all
+        self._check_finite("logits", new_logits.amax(dim=-1))
         if self.slots:
             sets = self.slots[self.num_forwarded :]
         else:
@@ -228,12 +231,21 @@ class Run:
     def _check_finite(self, what: str, found: Tensor) -> None:
         if found.numel() and not all(map(math.isfinite, torch.aminmax(found))):
             where = f"after set {len(self.steps) - 1}" if self.steps else "after the prompt"
-            dtype = str(self.lm.dtype).removeprefix("torch.")
             raise ModelError(
                 f"{self.lm.name} gave {what} that are not finite {where} of run {self.index} "
-                f"(prompt {self.spec.prompt!r:.60}); the model runs in {dtype}: try float32, and "
-                "check its weights"
+                f"(prompt {self.spec.prompt!r:.60}); {self._why_not_finite()}"
             )
+
+    def _why_not_finite(self) -> str:
+        """What made a pass give numbers that are not finite, and what to do about it."""
+        lm = self.lm
+        for name, weight in lm.model.named_parameters():
+            if not bool(weight.isfinite().all()):
+                return f"its weight {name} is not finite: the checkpoint is damaged, get it again"
+        dtype = str(lm.dtype).removeprefix("torch.")
+        wider = {"float16": "float32", "bfloat16": "float32", "float32": "float64"}.get(dtype)
+        remedy = f"load it in {wider}" if wider else "look for a hook or a layer that makes them"
+        return f"all its weights are finite and it runs in {dtype}, so that it overflows: {remedy}"
 
     def _record(self, slots: range, logits: Tensor, attention: np.ndarray | None) -> None:
         """Keep what the members of the last set gave in the pass that forwarded them.
@@ -244,7 +256,10 @@ class Run:
             attention: The weights of the whole pass, [L, H, w of the pass, N - first_column].
         """
         if "logits" in self.spec.capture:
-            self.steps[-1]["logits"] = self._keep(logits.float().numpy())
+            kept = logits.float()
+            if self.spool is None and kept.untyped_storage().nbytes() > kept.nbytes:
+                kept = kept.clone()  # a view would hold the logits of all runs of the pass
+            self.steps[-1]["logits"] = self._keep(kept.numpy())
         if attention is not None:
             new, first = self.layout.start, self.first_column
             own = attention[:, :, slots.start - new : slots.stop - new, : slots.stop - first]
@@ -342,6 +357,8 @@ class Run:
             # The last set is among them even if nothing of it is captured. What is captured must
             # not change the shape of the pass.
             for tokens in self.spec.replay[len(self.slots) :]:
+                if self.layout.num_slots - start + len(tokens) > MAX_NEW_TOKENS:
+                    break  # these sets are the next pass
                 self._append_set(tokens, [1.0] * len(tokens))
         self.layout.start = start
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -129,7 +130,7 @@ def select(
         Selection(tokens=[1], probabilities=[0.5], ended=[3], stops=False)
     """
     most = distribution.max()
-    least = max(threshold, (min_p or 0.0) * most.item())
+    least = at_least(max(threshold, (min_p or 0.0) * most.item()))
     tokens = torch.nonzero((distribution >= least) & (distribution > 0)).flatten()
     if tokens.numel() == 0:
         # torch does not say which of several equal maxima argmax returns. The first index of the
@@ -158,6 +159,21 @@ def select(
     ended = [token for token in chosen if token in eos]
     kept = [(token, value) for token, value in zip(chosen, values, strict=True) if token not in eos]
     return Selection([token for token, _ in kept], [value for _, value in kept], ended, False)
+
+
+def at_least(bound: float) -> float:
+    """The smallest float32 that is not below the bound.
+
+    torch rounds a bound to float32 before it compares: to the nearest, which may lie below it.
+
+    Example:
+        >>> float(np.float32(0.1)) > 0.1, float(np.float32(0.3)) > 0.3, at_least(0.1) > 0.1
+        (True, True, True)
+        >>> float(np.float32(0.7)) < 0.7 <= at_least(0.7)
+        True
+    """
+    nearest = np.float32(bound)
+    return float(nearest if float(nearest) >= bound else np.nextafter(nearest, np.float32(np.inf)))
 
 
 def _draw(

@@ -7,11 +7,10 @@ import hashlib
 import json
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
-from inspect import signature
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -24,7 +23,9 @@ from pydantic import (
 )
 
 from tempo.errors import SpecError
+from tempo.inputs import conform, place, seen, unknown_key
 from tempo.parsing import MOST_YAML_BYTES, dump_yaml, parse_yaml, read_text
+from tempo.text import escaped
 
 Visibility = Literal["isolated", "visible", "causal"]
 Positions = Literal["shared", "sequential"]
@@ -47,7 +48,6 @@ Prompt: TypeAlias = str | Iterable[Any]
 
 LINK_SLACK = 1e-4  # how far from one the columns of links that went through float32 may sum
 LONGEST_REPR = 40  # characters of one value that the repr of a spec shows
-LONGEST_SEEN = 80  # characters of a refused value that a message shows
 
 
 def plain_prompt(value: Any) -> Any:
@@ -112,7 +112,8 @@ def _items(row: Any) -> list[Any]:
 
 def _integer(item: Any) -> Any:
     """An integer of any library as int; anything else is left for pydantic to refuse."""
-    if isinstance(item, bool):  # Python takes True for 1; in a prompt it is a mistake
+    # Python takes True for 1; in a prompt it is a mistake. So is NumPy's.
+    if isinstance(item, bool) or type(item).__name__ in ("bool", "bool_"):
         return item
     try:
         return operator.index(item)
@@ -141,7 +142,12 @@ def _weight_sets(value: Any) -> Any:
     """Nested numbers as tuples of float; anything else is left for pydantic to refuse."""
     if not _is_row(value):
         return value
-    return tuple(tuple(map(float, _items(row))) if _is_row(row) else row for row in value)
+    return tuple(tuple(map(_float, _items(row))) if _is_row(row) else row for row in value)
+
+
+def _float(item: Any) -> Any:
+    """A number of any library as float; anything else is left for pydantic to refuse."""
+    return float(item) if isinstance(item, Real) and not isinstance(item, bool) else item
 
 
 def _matrices(value: Any) -> Any:
@@ -468,7 +474,7 @@ class RunSpec(Strict):
             rules["seed"] = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
         return rules
 
-    def but(self, **changes: Any) -> RunSpec:
+    def but(self, /, **changes: Any) -> RunSpec:
         """This spec with some settings changed, checked again."""
         return RunSpec(**{**self.model_dump(), **changes})
 
@@ -518,7 +524,9 @@ def load_yaml(kind: type[S], source: str | Path) -> S:
     Raises:
         SpecError: which names the file and the key.
     """
-    where = str(source) if isinstance(source, Path) else "the YAML text"
+    if not isinstance(source, str):
+        source = conform(place, "the path of a YAML file", source)
+    where = escaped(str(source)) if isinstance(source, Path) else "the YAML text"
     try:
         settings = parse_yaml(
             read_text(source, MOST_YAML_BYTES) if isinstance(source, Path) else source
@@ -540,56 +548,34 @@ def load_yaml(kind: type[S], source: str | Path) -> S:
         raise SpecError(f"{where}: {error}") from None
 
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def spell_checked(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, but a keyword that it does not know is a SpecError with the nearest name."""
-    names = list(signature(function).parameters)
-
-    @wraps(function)
-    def checked(*args: P.args, **keywords: P.kwargs) -> R:
-        for name in keywords:
-            if name not in names:
-                raise SpecError(f"{function.__name__}: {_unknown_key(name, names)}")
-        return function(*args, **keywords)
-
-    return checked
-
-
-def _unknown_key(key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(known)}"
-    return f"unknown key '{key}'; {hint}"
-
-
 def _cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """All problems of a pydantic error, one a line: key, what was seen, what is expected."""
-    lines = []
+    lines: dict[str, str] = {}  # by key: of several problems of one value the first says enough
     for problem in error.errors():
         key = str(problem["loc"][0]) if problem["loc"] else ""
-        seen = repr(problem["input"])
-        if "\n" in seen:  # of an array
-            seen = " ".join(seen.split())
-        seen = _cut(seen, LONGEST_SEEN)
+        given = seen(problem["input"])
         if problem["type"] == "extra_forbidden":
-            line = _unknown_key(key, list(kind.model_fields))
+            line = unknown_key(key, list(kind.model_fields))
         elif problem["type"] == "missing":
             line = f"'{key}' is missing"
         else:
-            line = (f"{key}={seen}: " if key else "") + problem["msg"].removeprefix("Value error, ")
+            line = problem["msg"].removeprefix("Value error, ")
+            line = f"{key}={given}: {line}" if key else line
             if problem["type"] == "literal_error" and isinstance(problem["input"], str):
                 choices = _choices(kind.model_fields[key].annotation)
                 near = difflib.get_close_matches(problem["input"], choices, n=1)
                 line += f"; did you mean '{near[0]}'?" if near else ""
-        if line not in lines:
-            lines.append(line)
-    return f"{kind.__name__}: " + "\n  ".join(lines)
+            elif key == "prompt" and problem["type"] in ("string_type", "tuple_type"):
+                if isinstance(problem["input"], tuple):
+                    continue  # what is wrong with its items is the next problem
+                line = f"prompt={given}: Input should be a valid string, or a valid tuple or list "
+                line += "of token ids"
+        lines.setdefault(key, line)
+    return f"{kind.__name__}: " + "\n  ".join(lines.values())
 
 
 def _choices(annotation: Any) -> list[str]:

@@ -14,10 +14,13 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from scipy import stats
+
+from tempo.errors import SpecError
+from tempo.inputs import array, checked, number, one_of, several, whole
 
 Direction = Literal["greater", "less", "equivalent"]
 # From values [n] to the one-sided p that their centre is above 0, and that it is below.
@@ -37,6 +40,11 @@ COCHRAN = 25
 # Relative to the size of a sum. Two resamples that differ by rounding only count as tied.
 TIE = 1e-12
 CONFIDENCE = 0.95
+# What arguments take, see `tempo.inputs`. A spread needs two values.
+VALUES = array(1, least=2)
+DIRECTION = one_of(*get_args(Direction))
+SHARE, CHANCE = number(0, 1), number(0, 1, inside=True)
+POSITIVE = number(0, inside=True)
 # The lowest efficiency of the Wilcoxon test relative to the t test, over all symmetric
 # distributions (Hodges & Lehmann 1956).
 LEAST_EFFICIENCY = 0.864
@@ -69,6 +77,7 @@ class Result(NamedTuple):
     details: dict[str, Any] | None = None
 
 
+@checked(values=VALUES, direction=DIRECTION, margin=number())
 def mean_test(values: np.ndarray, direction: Direction, margin: float) -> Result:
     """Test of the mean of `values` [n] against `margin`, with a BCa bootstrap interval.
 
@@ -101,6 +110,7 @@ def mean_test(values: np.ndarray, direction: Direction, margin: float) -> Result
     )
 
 
+@checked(values=VALUES, direction=DIRECTION, margin=number())
 def pseudomedian_test(values: np.ndarray, direction: Direction, margin: float) -> Result:
     """Test of the pseudomedian of `values` [n] against `margin`: Wilcoxon's signed-rank test.
 
@@ -132,6 +142,7 @@ def pseudomedian_test(values: np.ndarray, direction: Direction, margin: float) -
     )
 
 
+@checked(held=whole(0), n=whole(1), margin=SHARE)
 def share_test(held: int, n: int, margin: float) -> Result:
     """Exact binomial test of the share `held` / `n` against `margin`.
 
@@ -147,6 +158,8 @@ def share_test(held: int, n: int, margin: float) -> Result:
         >>> found.estimate, round(found.p, 4), found.p_against  # 2 * (10 + 1) / 2**10
         (0.9, 0.0215, 1.0)
     """
+    if held > n:
+        raise SpecError(f"share_test: held is {held}, n is {n}; expected at most n to hold")
     interval = stats.binomtest(held, n).proportion_ci(CONFIDENCE, "exact")
     above = float(stats.binomtest(held, n, margin, "greater").pvalue)
     below = float(stats.binomtest(held, n, margin, "less").pvalue)
@@ -160,6 +173,7 @@ def share_test(held: int, n: int, margin: float) -> Result:
     )
 
 
+@checked(maps=array(least=2), margin=number())
 def map_test(maps: np.ndarray, margin: float) -> Result:
     """Test whether the mean exceeds `margin` in any cell of `maps` [n, ...]: max-T over the cells.
 
@@ -388,6 +402,7 @@ def skew_note(values: np.ndarray) -> str:
     )
 
 
+@checked(ps=several(SHARE, "p-values"), size=whole(0))
 def holm(ps: Sequence[float], size: int) -> list[float]:
     """p-values corrected by Holm (1979) for a family of `size` claims, in the order given.
 
@@ -409,6 +424,7 @@ def holm(ps: Sequence[float], size: int) -> list[float]:
     return corrected
 
 
+@checked(distance=number(other=0), sd=POSITIVE, alpha=CHANCE, power=CHANCE)
 def num_for_mean(distance: float, sd: float, alpha: float, power: float) -> int:
     """How many units a two-sided test of a mean needs for this power (Guenther 1981).
 
@@ -427,6 +443,7 @@ def num_for_mean(distance: float, sd: float, alpha: float, power: float) -> int:
     return max(MIN_UNITS, math.ceil(needed))
 
 
+@checked(planned=SHARE, margin=SHARE, alpha=CHANCE, power=CHANCE)
 def num_for_share(planned: float, margin: float, alpha: float, power: float) -> int:
     """How many units the exact binomial test needs to tell two shares apart with this power.
 
@@ -440,6 +457,8 @@ def num_for_share(planned: float, margin: float, alpha: float, power: float) -> 
         >>> num_for_share(planned=1.0, margin=0.5, alpha=0.05, power=0.9)
         10
     """
+    if planned == margin:
+        raise SpecError(f"num_for_share: both shares are {margin:g}; expected two that differ")
     n = MIN_UNITS
     while n < LARGEST_NUM:
         if planned > margin:

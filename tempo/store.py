@@ -14,6 +14,7 @@ from pathlib import Path
 from tempo import files
 from tempo.errors import TraceError
 from tempo.identity import maker_sha256, unnamed_hooks
+from tempo.inputs import checked, model, place
 from tempo.models import LanguageModel
 from tempo.spec import RunSpec
 from tempo.trace import RECORD, Trace, load_trace, made_folder
@@ -27,6 +28,7 @@ class TraceStore:
     A trace's name is a hash of its spec and of the model, versions and code that computed it.
     """
 
+    @checked(lm=model, folder=place)
     def __init__(self, lm: LanguageModel, folder: str | Path) -> None:
         self.folder, self.made_by = made_folder(folder), maker_sha256(lm)
         if hooked := unnamed_hooks(lm):

@@ -279,6 +279,21 @@ def context_length(text: Any) -> int:
     return min(lengths)
 
 
+def token_width(model: PreTrainedModel) -> int:
+    """About how many numbers one token takes on its way through a layer, at most.
+
+    They are a few hidden states, and what the widest matrix gives and the product made of it. A
+    token that goes to several experts takes that much in each.
+    """
+    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    outer = {id(weight) for end in ends if end is not None for weight in end.parameters()}
+    inner = [weight for weight in model.parameters() if weight.ndim > 1 and id(weight) not in outer]
+    widest = max((max(weight.shape[-2:]) for weight in inner), default=0)
+    text: Any = model.config.get_text_config()
+    experts = getattr(text, "num_experts_per_tok", None) or 1
+    return 8 * ends[0].weight.shape[-1] + 4 * widest * experts
+
+
 def eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
     """The end-of-sequence tokens that any of the model's configs names."""
     ids: set[int] = set()

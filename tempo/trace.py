@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tempo import files
 from tempo.arrays import read_arrays
 from tempo.errors import ResultsError, SpecError, TraceError
+from tempo.inputs import checked, place
 from tempo.parsing import parse_json, read_bytes, seal, unseal
 from tempo.paths import Path as SetPath
 from tempo.paths import best_members, most_probable
@@ -272,6 +274,7 @@ class Trace:
     def _best_members(self) -> list[int]:
         return best_members(self._links(), np.array(self.steps[-1].probabilities))
 
+    @checked(folder=place)
     def save(self, folder: str | Path) -> Path:
         """The folder, once the trace is written there, whole or not at all.
 
@@ -336,6 +339,7 @@ class Trace:
         }
 
 
+@checked(folder=place)
 def load_trace(folder: str | Path) -> Trace:
     """The trace that `Trace.save` wrote to `folder`, equal to the last bit.
 
@@ -565,6 +569,22 @@ def _arrays_in_use(folder: Path) -> str | None:
         return record.get("arrays", _ARRAYS[0])  # an earlier tempo had one name, and did not say it
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def check_writable(folder: str | Path) -> None:
+    """None if a file can be made in the folder, which is made if need be.
+
+    Raises:
+        TraceError: if not. A caller asks before a run.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=made_folder(folder)):
+            pass
+    except OSError as error:
+        raise TraceError(
+            f"nothing can be written to {folder} ({error.strerror}); name a folder that is yours, "
+            "on a disk that is not read-only"
+        ) from None
 
 
 def _sha256(path: Path) -> str:

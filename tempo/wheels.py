@@ -419,7 +419,11 @@ def _convert_gguf(gguf: Path, folder: Path, record: dict[str, Any]) -> None:
         bar = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
         with quiet_transformers(), bar, torch.random.fork_rng(devices=[]):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, dtype=torch.float32, output_loading_info=True, **place
+                gguf.parent,
+                dtype=torch.float32,
+                output_loading_info=True,
+                attn_implementation="eager",
+                **place,
             )
             source, info = loaded
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **place)

@@ -197,9 +197,9 @@ def lets_in(
     values = distribution.tolist()
     ranked = sorted(range(len(values)), key=lambda token: (-values[token], token))
     admitted = [token for token in ranked if values[token] > 0]
-    admitted = [token for token in admitted if values[token] >= np.float32(threshold)]
+    admitted = [token for token in admitted if values[token] >= threshold]
     if min_p is not None:
-        least = np.float32(min_p * values[ranked[0]])
+        least = min_p * values[ranked[0]]
         admitted = [token for token in admitted if values[token] >= least]
     if top_k is not None:
         admitted = [token for token in admitted if token in ranked[:top_k]]

@@ -14,7 +14,14 @@ from torch import nn
 
 import tempo
 from tempo import capture, engine
-from tempo.capture import FREE_MEMORY_SHARE, check_budget, raw_keys, trace_bytes, widest_set
+from tempo.capture import (
+    FREE_MEMORY_SHARE,
+    check_budget,
+    needed_bytes,
+    raw_keys,
+    trace_bytes,
+    widest_set,
+)
 from tempo.errors import MemoryBudgetError, ModelError, TempoError
 from tempo.selection import select
 from tempo.spec import CAPTURES, RunSpec
@@ -235,90 +242,73 @@ def refusal(lm, specs, budget):
     return str(error.value)
 
 
-def needs(lm, spec, num_prompt=5):
-    """Bytes of all arrays of a run."""
-    return sum(trace_bytes(lm, spec, num_prompt).values())
+def needs(lm, *specs, num_prompt=5):
+    """Bytes that these runs need, one after the other."""
+    return sum(needed_bytes(lm, specs, [num_prompt] * len(specs)).values())
 
 
 @given(st.integers(1, 12), st.floats(0.02, 0.5), st.sampled_from(SUBSETS), st.floats(0.02, 0.98))
 @settings(max_examples=80, deadline=None)
 def test_the_remedies_of_a_refusal_really_fit_and_one_more_does_not(
-    tiny_shape, max_steps, threshold, names, share
+    tiny, max_steps, threshold, names, share
 ):
     spec = RunSpec(prompt="a", threshold=threshold, max_steps=max_steps, capture=names)
-    needed = needs(tiny_shape, spec)
+    needed = needs(tiny, spec)
     budget = int(needed * share)
-    message = refusal(tiny_shape, [spec], budget)
+    message = refusal(tiny, [spec], budget)
     assert f"({needed} bytes" in message
     assert f"the budget is {budget / 2**20:.1f} MiB" in message
     for name in ("max_width", "max_steps"):
         found = re.search(rf"{name}=(\d+)", message)
         if found is None:
-            assert needs(tiny_shape, spec.but(**{name: 1})) > budget
+            assert needs(tiny, spec.but(**{name: 1})) > budget
             continue
         best = int(found[1])
-        assert check_budget(tiny_shape, [spec.but(**{name: best})], [5], budget) is None
-        assert f"{name}=" in refusal(tiny_shape, [spec.but(**{name: best + 1})], budget)
+        assert check_budget(tiny, [spec.but(**{name: best})], [5], budget) is None
+        assert f"{name}=" in refusal(tiny, [spec.but(**{name: best + 1})], budget)
     found = re.search(r"capture without '(\w+)'", message)
     lean = {name: spec.but(capture=set(names) - {name}) for name in names}
-    fitting = [name for name in names if needs(tiny_shape, lean[name]) <= budget]
+    fitting = [name for name in names if needs(tiny, lean[name]) <= budget]
     assert (found is not None) == bool(fitting)
     if found:
         assert found[1] in fitting
     assert f"memory_budget={needed}" in message
-    assert check_budget(tiny_shape, [spec], [5], needed) is None
-    refusal(tiny_shape, [spec], needed - 1)
+    assert check_budget(tiny, [spec], [5], needed) is None
+    refusal(tiny, [spec], needed - 1)
 
 
-@pytest.fixture(scope="module")
-def tiny_shape():
-    """The sizes of the tiny model without its weights. A budget needs no more."""
-    return SimpleNamespace(
-        num_layers=3,
-        num_heads=4,
-        key_value_sizes=((2, 16, 16),) * 3,
-        vocab_size=258,
-        dtype=torch.float32,
-    )
-
-
-def test_the_shape_of_tiny_is_that_of_the_model(tiny, tiny_shape):
-    for name, value in vars(tiny_shape).items():
-        assert getattr(tiny, name) == value
-
-
-def test_a_replay_is_not_told_to_change_its_sets(tiny_shape):
+def test_a_replay_is_not_told_to_change_its_sets(tiny):
     spec = RunSpec(prompt="a", replay=[[1, 2, 3], [4]], capture=EVERYTHING)
-    message = refusal(tiny_shape, [spec], needs(tiny_shape, spec) - 1)
+    message = refusal(tiny, [spec], needs(tiny, spec) - 1)
     assert "max_width" not in message
     assert "max_steps" not in message
     assert "capture without" in message
     free = RunSpec(prompt="a", max_steps=2, threshold=0.3, capture=EVERYTHING)
-    assert "max_width" in refusal(tiny_shape, [free], needs(tiny_shape, free) - 1)
+    assert "max_width" in refusal(tiny, [free], needs(tiny, free) - 1)
 
 
-def test_runs_are_counted_together_and_fewer_at_a_time_fit(tiny_shape):
+def test_runs_are_counted_together_and_fewer_at_a_time_fit(tiny):
     spec = RunSpec(prompt="a", capture=EVERYTHING)
-    budget = int(2.5 * needs(tiny_shape, spec))
-    message = refusal(tiny_shape, [spec] * 4, budget)
+    budget = (needs(tiny, *[spec] * 2) + needs(tiny, *[spec] * 3)) // 2
+    message = refusal(tiny, [spec] * 4, budget)
     assert message.startswith("4 run(s)")
     assert "2 of the 4 runs at a time" in message
-    assert check_budget(tiny_shape, [spec] * 2, [5] * 2, budget) is None
-    assert "2 of the 3 runs" in refusal(tiny_shape, [spec] * 3, budget)
+    assert check_budget(tiny, [spec] * 2, [5] * 2, budget) is None
+    assert "2 of the 3 runs" in refusal(tiny, [spec] * 3, budget)
     steps = int(re.search(r"max_steps=(\d+)", message)[1])
-    assert check_budget(tiny_shape, [spec.but(max_steps=steps)] * 4, [5] * 4, budget) is None
-    refusal(tiny_shape, [spec.but(max_steps=steps + 1)] * 4, budget)
+    assert check_budget(tiny, [spec.but(max_steps=steps)] * 4, [5] * 4, budget) is None
+    refusal(tiny, [spec.but(max_steps=steps + 1)] * 4, budget)
 
 
-def test_without_a_budget_part_of_the_free_memory_is_one(tiny_shape, monkeypatch):
+def test_without_a_budget_part_of_the_free_memory_is_one(tiny, monkeypatch):
     spec = RunSpec(prompt="a", capture=EVERYTHING)
-    free = math.ceil(needs(tiny_shape, spec) / FREE_MEMORY_SHARE)
+    free = math.ceil(needs(tiny, spec) / FREE_MEMORY_SHARE)
     memory = SimpleNamespace(available=free)
     monkeypatch.setattr(capture.psutil, "virtual_memory", lambda: memory)
-    assert check_budget(tiny_shape, [spec], [5], None) is None
+    assert check_budget(tiny, [spec], [5], None) is None
     memory.available = free - 2
-    with pytest.raises(MemoryBudgetError, match=f"{needs(tiny_shape, spec)} bytes"):
-        check_budget(tiny_shape, [spec], [5], None)
+    with pytest.raises(MemoryBudgetError, match=f"{needs(tiny, spec)} bytes"):
+        check_budget(tiny, [spec], [5], None)
 
 
 def test_nothing_is_computed_before_a_refusal(tiny, monkeypatch):
@@ -339,7 +329,7 @@ def test_nothing_is_computed_before_a_refusal(tiny, monkeypatch):
 
     monkeypatch.setattr(engine, "_forward", counted)
     spec = RunSpec(prompt=PROMPT, max_steps=2, capture=EVERYTHING)
-    needed = needs(tiny, spec, len(tiny.encode(PROMPT)))
+    needed = needs(tiny, spec, num_prompt=len(tiny.encode(PROMPT)))
     for run in (one, batch, stream):
         passes.clear()
         with pytest.raises(MemoryBudgetError, match=f"{needed} bytes"):
@@ -351,17 +341,17 @@ def test_nothing_is_computed_before_a_refusal(tiny, monkeypatch):
 
 def test_a_stream_needs_the_memory_of_the_runs_under_way_only(tiny):
     specs = [RunSpec(prompt=PROMPT, max_steps=2)] * 3
-    one = needs(tiny, specs[0], len(tiny.encode(PROMPT)))
-    assert len(list(tempo.stream(tiny, specs, max_rows=2, memory_budget=2 * one))) == 3
-    with pytest.raises(MemoryBudgetError):
-        tempo.generate_batch(tiny, specs, max_rows=2, memory_budget=2 * one)
+    one = needs(tiny, specs[0], num_prompt=len(tiny.encode(PROMPT)))
+    assert len(list(tempo.stream(tiny, specs, max_rows=2, memory_budget=one))) == 3
+    with pytest.raises(MemoryBudgetError, match="tempo.stream keeps none"):
+        tempo.generate_batch(tiny, specs, max_rows=2, memory_budget=one)
 
 
-def test_a_refusal_is_a_tempo_error_and_a_memory_error(tiny_shape):
+def test_a_refusal_is_a_tempo_error_and_a_memory_error(tiny):
     for kind in (TempoError, MemoryError):
         with pytest.raises(kind):
-            check_budget(tiny_shape, [RunSpec(prompt="a")], [5], 1)
-    assert check_budget(tiny_shape, [], [], 0) is None
+            check_budget(tiny, [RunSpec(prompt="a")], [5], 1)
+    assert check_budget(tiny, [], [], 0) is None
 
 
 def same_logits(one, other):

@@ -467,9 +467,9 @@ def test_data_too_skewed_for_so_few_prompts_say_so():
 
 A_PILOT = {"planned_effect": 0.0, "planned_sd": 1.0, "planned_from": "a pilot"}
 BAD_CLAIMS = [
-    ({"test": "bigger"}, "test='bigger', expected one of always, greater"),
-    ({"estimand": "mode"}, "estimand='mode', expected one of mean, pseudomedian"),
-    ({"alpha": 5}, "alpha=5, expected a chance"),
+    ({"test": "bigger"}, "test is 'bigger'; expected one of always, greater"),
+    ({"estimand": "mode"}, "estimand is 'mode'; expected one of mean, pseudomedian"),
+    ({"alpha": 5}, "alpha is 5; expected a number above 0 below 1"),
     ({"test": "proportion", "margin": 95}, "margin=95, expected a share"),
     ({"test": "equivalent", "margin": 0.0}, "nothing is shown to be within 0"),
     ({"planned_effect": 1.0}, "planned_effect needs planned_sd above 0 and planned_from"),

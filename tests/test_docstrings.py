@@ -17,7 +17,8 @@ import pytest
 import tempo
 from tempo import engine, models, reference, spec, trace
 from tempo.errors import SpecError
-from tempo.spec import RunSpec, spell_checked
+from tempo.inputs import checked
+from tempo.spec import RunSpec
 
 GENERATES = (tempo.generate, tempo.reference.generate)
 PUBLIC = (
@@ -201,18 +202,18 @@ def test_a_misspelt_setting_is_told_what_was_meant(generate, tiny) -> None:
         generate(tiny, "ab", temperature_scale=0.1)
 
 
-def test_a_spell_checked_function_is_the_same_otherwise() -> None:
+def test_a_checked_function_is_the_same_otherwise() -> None:
     def add(first: int, *, second: int = 2) -> int:
         """The sum."""
         return first + second
 
-    checked = spell_checked(add)
-    assert checked(1) == 3
-    assert checked(1, second=4) == checked(first=1, second=4) == 5
-    assert inspect.signature(checked) == inspect.signature(add)
-    assert (checked.__name__, checked.__doc__) == ("add", "The sum.")
+    called = checked()(add)
+    assert called(1) == 3
+    assert called(1, second=4) == called(first=1, second=4) == 5
+    assert inspect.signature(called) == inspect.signature(add)
+    assert (called.__name__, called.__doc__) == ("add", "The sum.")
     with pytest.raises(TypeError):
-        checked()
+        called()
 
 
 def in_a_fresh_python(code: str, *arguments: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The scenes that several experiments read, and what exp7, exp8 and exp11 build on them."""
+"""The scenes that several experiments read, what exp7, exp8 and exp11 build on them, and exp3's."""
 
 import itertools
 from pathlib import Path
@@ -10,13 +10,15 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 import tempo
 from fixtures.claims import nearer
-from fixtures.scenes import LAGS, ExactScene, draw, exact_scene, first_scene
+from fixtures.rows import at_members
+from fixtures.scenes import LAGS, NUM_READERS, ExactScene, draw, exact_scene, first_scene
 from fixtures.truth import Branches
 from tempo.harness import Planned, Prompt, RunRequest, Study, StudyConfig
-from tempo.metrics import total_variation
+from tempo.metrics import kl_divergence, total_variation
 from tempo.reporting.figures.intervals import intervals
 from tempo.spec import load_yaml
 from test_experiments import (
+    test_exp3_cross_parallel_attention,
     test_exp7_branch_mixture,
     test_exp8_position_or_company,
     test_exp11_crowding,
@@ -43,8 +45,8 @@ def prompt(tiny):
     return Prompt(TEXT, "own", CONFIGS["exp7_branch_mixture"], tiny)
 
 
-def drive(lm, steps):
-    """(result, specs of each round) of a generator that asks for runs."""
+def drive(lm, steps, change=lambda spec: spec):
+    """(result, specs of each round) of a generator that asks for runs, which `change` may alter."""
     rounds, answer = [], None
     while True:
         try:
@@ -53,7 +55,7 @@ def drive(lm, steps):
             return stop.value, rounds
         alone = isinstance(asked, RunRequest)
         rounds.append([request.spec for request in ([asked] if alone else asked)])
-        traces = tempo.generate_batch(lm, rounds[-1])
+        traces = tempo.generate_batch(lm, list(map(change, rounds[-1])))
         answer = traces[0] if alone else traces
 
 
@@ -77,8 +79,8 @@ def test_all_three_experiments_have_the_same_settings_and_share_their_runs(tiny)
         keys.append({spec.key() for spec in itertools.chain(*specs[2:])})
     # branches, the three shared cells, and the isolated sequential one
     assert len(keys[0] & keys[1]) == case.width + 4
-    # branches, and sets as they are: isolated, random and dropped
-    assert len(keys[0] & keys[2]) == case.width + 3
+    # branches, three ways to read the text, and five in which all readers read
+    assert len(keys[0] & keys[2]) == case.width + 3 + 5
 
 
 def test_a_scene_is_the_first_wide_set_and_a_text_drawn_from_its_branches(prompt, tiny):
@@ -93,6 +95,8 @@ def test_a_scene_is_the_first_wide_set_and_a_text_drawn_from_its_branches(prompt
     assert len(set(scene.strangers) - set(scene.members)) == scene.width - 1
     again, _ = drive(tiny, exact_scene(prompt))
     assert again.continuation == scene.continuation and again.strangers == scene.strangers
+    assert again.readers == scene.readers and scene.readers[0] == scene.reader
+    assert len(set(scene.readers)) == NUM_READERS
     traces = run_branches(tiny, scene.branches)
     assert total_variation(scene.branches.truth(traces, 1), scene.mixture) < ROUNDING
     # the rest of the text is what one branch would greedily say
@@ -164,7 +168,8 @@ def gemma():
 
 def scene_of(members, text, weights):
     """A scene after a fixed prefix, with no more of the truth than the members' weights."""
-    return ExactScene((5, 9, 2), members, text, np.array(weights), 1.0, np.zeros(1), ())
+    weights, mixture = np.array(weights), np.zeros(1)
+    return ExactScene((5, 9, 2), members, text, weights, 1.0, mixture, (), text[:1], members[0])
 
 
 @pytest.mark.parametrize("model", [llama, gemma])
@@ -248,7 +253,7 @@ def test_nearer_compares_three_arms_and_says_so_in_words():
         ("set", "top", "none"),
         planned=Planned(-0.1, 0.1, "a guess"),
         share=2 / 3,
-        only=lambda case: "left_out" not in case.far,
+        part=lambda case: None if "left_out" in case.far else case,
         note="; some",
     )
     case = Known(set=0.5, top=0.3, none=0.9)
@@ -257,7 +262,8 @@ def test_nearer_compares_three_arms_and_says_so_in_words():
     assert claim(Known(set=0.5)) is None, "nothing to compare with"
     assert claim(Known(set=0.5, top=0.3, left_out=1)) is None
     assert claim.id == "compared.set-is-nearer"
-    assert claim.claim.statistic == "TV(truth, the set) - 2/3 TV(truth, the top one) at lag 2; some"
+    said = "TV(truth, the set) - 2/3 TV(truth, the top one) at lag 2, mean over readers; some"
+    assert claim.claim.statistic == said
     assert claim.claim.control_statement == "nothing, in the place of the set"
 
 
@@ -274,3 +280,43 @@ def test_intervals_are_drawn_with_their_numbers():
     assert "0.2 [0.1, 0.3]  +0.3" in drawn.alt and "another: 0.5 [0.4, 0.6]" in drawn.alt
     with pytest.raises(ValueError, match="longer"):
         intervals({"one": (0.2, 0.1, 0.3)}, "distance", "Arms", "", ["a", "b"])
+
+
+COMPANY = load_yaml(StudyConfig, FOLDER / "exp3_cross_parallel_attention.yaml")
+
+
+def company_of(tiny, change=lambda spec: spec):
+    """The case of exp3 and the specs of each of its rounds."""
+    prompt = Prompt(TEXT, "suite", COMPANY, tiny, captures=("attention", "logits"))
+    return drive(tiny, test_exp3_cross_parallel_attention.study.measurement(prompt), change)
+
+
+def test_every_member_sees_random_tokens_in_its_siblings_slots(tiny):
+    case, rounds = company_of(tiny)
+    alone, *placebo = rounds[2]
+    (members,) = alone.replay
+    assert alone.visibility == "isolated" and len(members) > 1
+    assert len(placebo) == 2 * len(members), "two draws for each member"
+    for i, spec in enumerate(placebo):
+        (company,) = spec.replay
+        place = i % len(members)
+        assert spec.visibility == "visible" and spec.prompt == alone.prompt
+        assert company[place] == members[place] and len(company) == len(members)
+        others = set(company) - {members[place]}
+        assert len(others) == len(members) - 1 and not others & set(members)
+    kl = case.company_kl
+    assert kl["nobody"] < 1e-9 < 1e-4 < min(kl[name] for name in set(kl) - {"nobody"})
+    by_hand = tempo.reference.generate(
+        tiny, alone.prompt, replay=[members], visibility="visible", capture="logits"
+    )
+    nobody = tempo.reference.generate(tiny, alone.prompt, replay=[members], capture="logits")
+    assert kl["siblings"] == pytest.approx(at_members(kl_divergence, by_hand, nobody, 0), rel=1e-3)
+
+
+def test_company_does_nothing_where_nobody_is_seen(tiny):
+    """The mode not wired: all that rests on an effect comes out as no effect."""
+    case, _ = company_of(tiny, lambda spec: spec.but(visibility="isolated"))
+    assert max(case.company_kl.values()) < 1e-9
+    exp3 = test_exp3_cross_parallel_attention
+    for claim in (exp3.test_does_something_at_once, exp3.test_it_matters_who_is_seen):
+        assert claim(case) < claim.margin

@@ -58,11 +58,25 @@ def test_a_probability_at_the_threshold_is_in_and_one_below_is_not():
     assert select(below, threshold=0.25).tokens == [0, 1]
 
 
-def test_a_threshold_that_float32_cannot_hold_still_includes_its_own_rounding():
+@given(st.floats(1e-6, 0.5), st.integers(-1, 1))
+@settings(max_examples=200, deadline=None)
+def test_no_token_below_a_threshold_joins_though_float32_cannot_hold_it(threshold, ulps):
+    near = np.float32(threshold)
+    for _ in range(abs(ulps)):
+        near = np.nextafter(near, np.float32(ulps))
+    distribution = torch.tensor([1.0, near])
+    assert (
+        select(distribution, threshold=threshold).tokens == [0, 1][: 1 + (float(near) >= threshold)]
+    )
+
+
+def test_a_threshold_between_two_numbers_of_float32_is_not_rounded_down():
+    assert float(np.float32(0.3)) > 0.3
     assert float(np.float32(0.7)) < 0.7
-    assert select(torch.tensor([0.3, 0.7]), threshold=0.7).tokens == [1]
-    assert select(torch.tensor([0.3, 0.7]), threshold=0.3).tokens == [1, 0]
-    assert select(torch.tensor([0.3, 0.7]), threshold=0.30001).tokens == [1]
+    below, above = torch.tensor([1.0, 0.7]), torch.tensor([1.0, 0.3])
+    assert select(below, threshold=0.7).tokens == [0]
+    assert select(above, threshold=0.3).tokens == [0, 1]
+    assert select(below, min_p=0.7).tokens == [0]
 
 
 def test_members_come_by_falling_probability_and_ties_by_lower_id():

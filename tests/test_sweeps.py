@@ -10,7 +10,7 @@ import pytest
 
 import tempo
 from tempo import capture, engine
-from tempo.capture import trace_bytes
+from tempo.capture import needed_bytes
 from tempo.errors import MemoryBudgetError, TraceError
 from tempo.spec import CAPTURES
 from tempo.store import TraceStore
@@ -125,7 +125,6 @@ def test_shared_passes_give_what_single_runs_give(tiny, replay):
 def test_as_many_runs_at_once_as_the_memory_allows(tiny, forwarded):
     spec = tempo.RunSpec(prompt=PROMPT, max_width=1, max_steps=2, stop_at_eos=False)
     num_prompt = len(tiny.encode(PROMPT))
-    one = sum(trace_bytes(tiny, spec, num_prompt).values())
     others = ("The dog sat on the", "The cow sat on the", "The pig sat on the")
     specs = [spec, *(spec.but(prompt=prompt) for prompt in others)]
     for rows, expected in (
@@ -134,8 +133,11 @@ def test_as_many_runs_at_once_as_the_memory_allows(tiny, forwarded):
         (4, [4 * num_prompt, 4]),
     ):
         forwarded.clear()
-        assert len(list(tempo.stream(tiny, specs, memory_budget=rows * one))) == 4
+        enough = needed_bytes(tiny, specs[:rows], [num_prompt] * rows, rows)
+        budget = sum(enough.values())
+        assert len(list(tempo.stream(tiny, specs, memory_budget=budget))) == 4
         assert forwarded == expected
+    one = sum(needed_bytes(tiny, [spec], [num_prompt]).values())
     with pytest.raises(MemoryBudgetError, match=f"1 run.s. may need .*{one} bytes"):
         list(tempo.stream(tiny, specs, memory_budget=one - 1))
 
@@ -185,13 +187,15 @@ def test_spooled_arrays_are_those_of_memory_to_the_bit(tiny, tmp_path):
 def test_what_is_spooled_needs_no_memory(tiny, tmp_path):
     kept = ("attention", "logits")
     spec = tempo.RunSpec(prompt=PROMPT, max_width=3, threshold=0.02, max_steps=6, capture=kept)
-    cache = trace_bytes(tiny, spec, len(tiny.encode(PROMPT)))["cache"]
+    prompts = [len(tiny.encode(PROMPT))]
+    least = sum(needed_bytes(tiny, [spec], prompts, spool=tmp_path).values())
+    assert least < sum(needed_bytes(tiny, [spec], prompts).values())
     with pytest.raises(MemoryBudgetError, match=r"spool=FOLDER"):
-        tempo.generate_batch(tiny, [spec], memory_budget=cache)
-    (run,) = tempo.generate_batch(tiny, [spec], memory_budget=cache, spool=tmp_path)
+        tempo.generate_batch(tiny, [spec], memory_budget=least)
+    (run,) = tempo.generate_batch(tiny, [spec], memory_budget=least, spool=tmp_path)
     assert run.widths
-    with pytest.raises(MemoryBudgetError, match="cache"):
-        tempo.generate_batch(tiny, [spec], memory_budget=cache - 1, spool=tmp_path)
+    with pytest.raises(MemoryBudgetError, match="masks"):
+        tempo.generate_batch(tiny, [spec], memory_budget=least - 1, spool=tmp_path)
 
 
 def test_a_disk_without_room_is_refused_before_and_reported_during_a_run(

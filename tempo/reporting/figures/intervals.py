@@ -45,3 +45,34 @@ def intervals(
 
     said = "; ".join(f"{name}: {text}" for name, text in zip(rows, texts, strict=True))
     return picture(title, caption, f"{xlabel}. {said}.", (8.4, 0.9 + 0.27 * len(rows)), draw)
+
+
+def interval_panels(
+    panels: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    xlabel: str,
+    title: str,
+    caption: str,
+) -> Picture:
+    """(mean, low, high) of the same named rows in panels side by side, on one scale."""
+    names = list(next(iter(panels.values()), {}))
+
+    def draw(figure: Figure) -> None:
+        shown = figure.subplots(1, max(1, len(panels)), sharex=True, sharey=True, squeeze=False)[0]
+        for ax, (heading, rows) in zip(shown, panels.items(), strict=False):
+            for row, (mean, low, high) in enumerate(rows.values()):
+                ax.plot([low, high], [row, row], color=BLUE, lw=1.8, solid_capstyle="butt")
+                ax.plot([mean], [row], "o", color=BLUE, ms=5)
+                ax.text(mean, row - 0.22, number(mean), ha="center", va="bottom", fontsize=7)
+            ax.set_title(heading, fontsize=8)
+            ax.tick_params(axis="y", length=0)
+            ax.grid(axis="x")
+        shown[0].set_yticks(range(len(names)), [clip(name, 48) for name in names])
+        shown[0].set_ylim(len(names) - 0.4, -0.8)
+        figure.supxlabel(xlabel, fontsize=9)
+
+    said = []
+    for heading, rows in panels.items():
+        values = "; ".join(f"{name}: {number(mean)}" for name, (mean, _, _) in rows.items())
+        said.append(f"{heading}: {values}.")
+    size = (8.4, 1.2 + 0.36 * max(1, len(names)))
+    return picture(title, caption, f"{xlabel}. {' '.join(said)}", size, draw)
