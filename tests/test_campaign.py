@@ -36,13 +36,13 @@ def test_nothing_is_lost_at_any_operation(make, tmp_path):
 
 
 def test_nothing_of_a_sweep_is_lost(tmp_path):
-    tally = writing.at_every_operation(writing.stream_scenario(), tmp_path / "x", stride=6)
+    tally = writing.at_every_operation(writing.stream_scenario(), tmp_path / "x", stride=9)
     assert problems(tally) == []
 
 
 def test_nothing_of_a_publication_or_of_the_users_is_lost(made, tmp_path):
     scenario = writing.publish_scenario(made, tmp_path / "published")
-    tally = writing.at_every_operation(scenario, tmp_path / "x", stride=5)
+    tally = writing.at_every_operation(scenario, tmp_path / "x", stride=9)
     assert problems(tally) == []
 
 
