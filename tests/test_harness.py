@@ -245,7 +245,7 @@ def test_a_picture_that_fails_takes_no_finding_with_it_but_is_said(tmp_path):
 
 def test_progress_is_plain_lines_without_a_terminal_and_colours_are_off(everything):
     _, output, _, _ = everything
-    assert "tempo: measuring 195 prompt cases" in output
+    assert "tempo: measuring 221 prompt cases" in output
     assert "\x1b" not in output
     assert "\r" not in output
 
