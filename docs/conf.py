@@ -19,6 +19,7 @@ COPIED = DOCS / "_copied"  # Markdown from outside docs/, as pages of the site; 
 OUTSIDE = {
     ROOT / "CONTRIBUTING.md": COPIED / "contributing.md",
     ROOT / "CHANGELOG.md": COPIED / "changelog.md",
+    ROOT / "SECURITY.md": COPIED / "security.md",
     **{page: COPIED / page.name for page in sorted((ROOT / "reports/published").glob("*.md"))},
 }
 REAL = {copy: page for page, copy in OUTSIDE.items()}

@@ -78,17 +78,17 @@ def trace_bytes(
         num_prompt: P, the number of prompt tokens.
         widths: The width of each set. If not given, those of the replay, or the widest possible.
     """
-    widths = _widths(lm, spec) if widths is None else np.asarray(widths, dtype=np.int64)
-    slots = num_prompt + np.cumsum(widths)
+    wide = _widths(lm, spec) if widths is None else np.asarray(widths, dtype=np.int64)
+    slots = num_prompt + np.cumsum(wide)
     num_slots = int(slots[-1])
     keys, values = _numbers_a_slot(lm)
     sizes = {
-        "distribution": len(widths) * lm.vocab_size * 4,
-        "links": int(np.dot(widths[:-1], widths[1:])) * 4 * (spec.readout == "mixture"),
+        "distribution": len(wide) * lm.vocab_size * 4,
+        "links": int(np.dot(wide[:-1], wide[1:])) * 4 * (spec.readout == "mixture"),
         "cache": (keys + values) * num_slots * lm.dtype.itemsize,
-        "attention": lm.num_layers * lm.num_heads * int(np.dot(widths, slots)) * 4,
-        "siblings": lm.num_layers * lm.num_heads * int(np.dot(widths, widths)) * 4,
-        "logits": int(widths.sum()) * lm.vocab_size * 4,
+        "attention": lm.num_layers * lm.num_heads * int(np.dot(wide, slots)) * 4,
+        "siblings": lm.num_layers * lm.num_heads * int(np.dot(wide, wide)) * 4,
+        "logits": int(wide.sum()) * lm.vocab_size * 4,
         "kv": (2 * keys + values) * num_slots * 4,
     }
     # distribution, links and cache are held whatever is captured

@@ -109,10 +109,11 @@ def number(
     def rule(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(expected)
-        fits = low < value < high if inside else low <= value <= high
-        if not fits or value == other:
+        found = float(value)
+        fits = low < found < high if inside else low <= found <= high
+        if not fits or found == other:
             raise ValueError(expected)
-        return float(value)
+        return found
 
     return rule
 

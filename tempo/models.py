@@ -282,13 +282,13 @@ class LanguageModel:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of the tokens, special tokens included; `<17>` for a token without tokenizer."""
-        tokens = conform(several(TOKEN, "token ids"), "tokens", tokens)
+        ids: list[int] = conform(several(TOKEN, "token ids"), "tokens", tokens)
         self.model  # noqa: B018 -- a closed model is refused here too
         if self.tokenizer is None:
-            return "".join(f"<{token}>" for token in tokens)
+            return "".join(f"<{token}>" for token in ids)
         return str(
             self.tokenizer.decode(
-                tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+                ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
         )
 

@@ -616,5 +616,5 @@ def test_a_damaged_record_of_conclusions_is_an_error_of_one_line(damaged, field)
         Conclusions.from_record(damaged)
     assert re.search(rf"\({re.escape(field)}: ", str(error.value))
     assert "\n" not in str(error.value)
-    assert "run pytest" in str(error.value)
+    assert "tempo doctor --repair" in str(error.value)
     assert Conclusions.from_record(RECORD).answers[0].short == "S"

@@ -255,7 +255,7 @@ def test_a_missing_prompt_is_named():
 
 def test_a_long_value_is_cut_short_in_the_message():
     message = refusal(visibility="x" * 10_000)
-    assert len(message.splitlines()[0]) < 150
+    assert len(message.splitlines()[0]) < 160
     assert "..." in message
     assert "..." not in refusal(visibility="x")
 

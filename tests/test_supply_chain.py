@@ -45,7 +45,7 @@ def test_every_package_of_the_set_up_is_pinned_by_hash(name):
     text = (ROOT / name).read_text()
     assert entries(text)
     assert faults(text) == []
-    assert "http" not in text, "a lock names no index"
+    assert "index-url" not in text, "a lock names no index"
 
 
 def test_an_entry_without_a_hash_would_be_seen():
