@@ -147,6 +147,8 @@ class Injector:
         def open_file(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
             if not set(mode) & set("wax+") or not injector._is_inside(path):
                 return real(path, mode, *args, **kwargs)
+            if kwargs.get("opener"):  # a file without a name, which leaves nothing behind
+                return real(path, mode, *args, **kwargs)
             injector.point("create" if not os.path.exists(path) else "open", path)
             raw = Watched(os.fsdecode(path), mode.replace("b", "").replace("t", ""))
             file = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
