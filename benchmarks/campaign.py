@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +25,7 @@ import torch
 import tempo
 from benchmarks import fuzzing, writing
 from tempo import files
+from tests import api_inputs
 
 TARGET = Path(__file__).resolve().parent.parent / "reports/published"
 Say = Callable[[str], None]
@@ -83,10 +86,27 @@ def read_faults(say: Say, options: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def wrong_inputs(say: Say, options: argparse.Namespace) -> list[Row]:
+    """Wrong input of every kind to the public functions."""
+    home = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder, tempo.load_model("tiny") as lm:
+        os.chdir(folder)  # some of the inputs are relative paths
+        try:
+            counts = api_inputs.run(lm, Path(folder))
+        finally:
+            os.chdir(home)
+    ended = {"refused in words": counts.refused, "went on": len(counts.silent)}
+    details = (*counts.raw, *counts.silent, *counts.wordy)
+    say(f"calls: {counts.tried} kinds of wrong input")
+    found = {"wrong": len(counts.silent), "raw": len(counts.raw) + len(counts.wordy)}
+    return [Row("inputs", "public functions", counts.tried, ended, details=details, **found)]
+
+
 # Each part gives rows. Another part is another function here.
 PARTS: dict[str, Callable[[Say, argparse.Namespace], list[Row]]] = {
     "writing": write_faults,
     "reading": read_faults,
+    "inputs": wrong_inputs,
 }
 
 
@@ -98,8 +118,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         "Made by `make campaign`. Faults strike at every file operation of what writes: the "
         "process is killed, a write is cut short, the disk is full from there on, the system "
         "refuses. Then the same is done again undisturbed, and all must be as if nothing had "
-        "happened. Readers are given damaged and forged files. Ended: how the process, or "
-        "the reading, ended.",
+        "happened. Readers are given damaged and forged files, public functions wrong input. "
+        "Ended: how the process, the reading, or the call, ended.",
         "",
         "| part | what | operations | tries | killed | refused in words | went on | lost "
         "| silently wrong | raw exceptions | left over |",
