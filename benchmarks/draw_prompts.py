@@ -162,9 +162,6 @@ FREQUENT = {
 }
 
 
-# --- documents: texts, and where in them a prompt may begin
-
-
 @dataclass(frozen=True)
 class Document:
     """A text that belongs to one suite as a whole, with the places where a prompt may begin."""
@@ -267,9 +264,6 @@ def books_of(folder: Path) -> Iterator[str]:
             yield zlib.decompress(blocks[start : start + size]).decode()
 
 
-# --- kinds: documents of one language and one way of writing
-
-
 def kinds_of(root: Path) -> dict[str, list[Document]]:
     """The documents of every kind, such as "German, prose", from the unpacked packages."""
     kinds: dict[str, list[Document]] = {}
@@ -331,9 +325,6 @@ def _modules(library: Path) -> list[Document]:
         if not any(left_out.match(part) for part in name.parts):
             found.append(code(f"python/{name}", path.read_text(encoding="utf-8")))
     return found
-
-
-# --- drawing
 
 
 def cut(text: str, target: int, count: Callable[[str], int]) -> str | None:
@@ -456,9 +447,6 @@ def shared_out(pool: dict[str, list[str]], taken: list[str]) -> dict[str, dict[s
         for suite, part in halves(prompts).items():
             found[suite][f"English, {category}, own words"] = sorted(part)
     return found
-
-
-# --- files
 
 
 def fetched(folder: Path, packages: Sequence[Package] = PACKAGES) -> None:

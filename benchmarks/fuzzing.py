@@ -199,8 +199,6 @@ class Bench:
         inside = self.folder
         return {path for path in inside.parent.rglob("*") if not path.is_relative_to(inside)}
 
-    # --- the three kinds
-
     def flipped(self, number: int) -> Outcome:
         """One bit of one file is flipped."""
         rng = random.Random(f"bits {number}")
@@ -391,8 +389,6 @@ def finding(number: int) -> Any:
         return judge(claim, list(rng.normal(0.3, 0.5, 12)), context)
 
 
-# --- records of the wrong make
-
 NASTY: tuple[Any, ...] = (
     *(None, True, False, 0, -5, 17, 1.5, -0.0, 1e308, float("inf"), float("nan"), 10**40),
     *("", "abc", "NaN", "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "../../../x"),
@@ -432,8 +428,6 @@ def mutate(record: dict[str, Any], rng: random.Random) -> str:
         place[key] = copy.deepcopy(rng.choice(NASTY))
     return f"{'/'.join(map(str, path))}, way {how}"
 
-
-# --- YAML
 
 SCALARS = (
     *("a", "1", "-5", "0.1", "1e-3", "010", "0x1F", "1_000", "1:0", "yes", "no", "on", "true"),

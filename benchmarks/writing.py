@@ -164,9 +164,6 @@ def names_in(root: Path) -> list[str]:
     return [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
 
 
-# --- records
-
-
 def append_scenario() -> Scenario:
     """Records added to a file whose last line a killed run left half written."""
     first = {"a": "x" * 3000}
@@ -196,9 +193,6 @@ def append_scenario() -> Scenario:
         yield from unlike(root, ["cases.jsonl"])
 
     return Scenario("append_jsonl", prepare, act, earlier, final, 0.01)
-
-
-# --- traces
 
 
 @cache
@@ -299,8 +293,6 @@ def stream_scenario() -> Scenario:
 
     return Scenario("stream(store=)", prepare, act, earlier, final, 0.1)
 
-
-# --- a session, and the publication of what it found
 
 STUDY = '''
 from dataclasses import dataclass
@@ -485,9 +477,6 @@ def publish_scenario(made: Sessions, base: Path) -> Scenario:
     return Scenario("tempo report --out", prepare, act, earlier, final, 0.5)
 
 
-# --- several at once
-
-
 def at_once(number: int, act: Callable[[int], None]) -> list[int]:
     """The exit codes of processes that act at the same time, each told its number."""
     began = []
@@ -541,9 +530,6 @@ def sharers(base: Path, number: int, rounds: int = 5) -> Tally:
         problems += [("lost", what) for what in unlike_store(root, expected)]
         tally.add("at once", Ended(max(codes), ""), problems)
     return tally
-
-
-# --- all of it
 
 
 def scenarios(base: Path) -> list[Scenario]:

@@ -42,9 +42,6 @@ MANIFEST = ".published.json"  # what the last publication wrote into a folder: n
 _in_use: set[str] = set()  # the temporary files that this process is writing
 
 
-# --- one file
-
-
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A file to write to. It takes the place of `path` if the block ends without an error.
@@ -184,9 +181,6 @@ def remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-# --- lines
-
-
 def append(path: str | Path, text: bytes, whole: Callable[[bytes], bool] = bool) -> None:
     """Add lines to the end of a file and force them to disk. Any number of processes may do so.
 
@@ -233,9 +227,6 @@ def _tail(handle: int) -> tuple[int, bytes]:
         if b"\n" in tail:
             return end, tail.rpartition(b"\n")[2]
     return end, tail
-
-
-# --- folders
 
 
 def make_folder(folder: str | Path) -> Path:
@@ -319,9 +310,6 @@ def _holder(path: Path) -> str:
         return f"process {note['pid']} on {note['host']} (since {note['since']}: {note['command']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
-
-
-# --- a set of files
 
 
 def publish(
@@ -417,9 +405,6 @@ def _remove_earlier(folder: Path, earlier: Mapping[str, list[str]]) -> None:
         path = folder / name
         if path.is_file() and not path.is_symlink() and _digest(path.read_bytes()) in seen:
             path.unlink()
-
-
-# --- said before a model runs
 
 
 def check_folder(folder: str | Path, option: str) -> None:

@@ -54,9 +54,6 @@ def read_text(path: str | Path, most: int = MOST_BYTES) -> str:
         raise ValueError(f"byte {error.start} is no UTF-8 text; save it as UTF-8") from None
 
 
-# --- JSON
-
-
 def parse_json(text: str | bytes) -> Any:
     """What the JSON text says: no duplicate keys, no NaN, not too deep.
 
@@ -139,8 +136,6 @@ def _checksum(record: Mapping[str, Any]) -> str:
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:CHECKSUM_LENGTH]
 
-
-# --- YAML
 
 _NULL = re.compile(r"~|null|Null|NULL|")
 _TRUE, _FALSE = re.compile("true|True|TRUE"), re.compile("false|False|FALSE")

@@ -81,8 +81,6 @@ class Session:
     def _most(self, number: int) -> int:
         return len(self.suite.prompts) if self.suite else max(1, number)
 
-    # --- collection
-
     def plans_in(self, module: ModuleType) -> list[Plan]:
         """The plans of a module's study, one a config; none if it has no study, or a faulty one."""
         name = module.__name__
@@ -196,8 +194,6 @@ class Session:
         say = f"tempo: too few prompts for the planned effect of {claims}"
         return [f"{say}; --collect-only says how many they need"] if short else []
 
-    # --- measurement
-
     @property
     def gathered(self) -> Evidence:
         """What was measured; only tests of a study ask for it, and they run after that."""
@@ -256,8 +252,6 @@ class Session:
     def own_case(self, plan: Plan) -> Any:
         self.cases(plan)
         return self.gathered.own_case[plan.name]
-
-    # --- judgement
 
     def regression(self, finding: Finding, plan: Plan) -> str:
         """How a finding differs from the expected one; empty if not, or if it is accepted anew."""
