@@ -465,7 +465,7 @@ def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
             if "kv" in run.spec.capture:
                 new = slice(end - run.num_new, end)
                 run.raw_keys.append(torch.cat([keys[:, :, new] for keys in raw]))
-            if run.layout.end == run.num_prompt:
+            if run.layout.end == run.layout.num_prompt:
                 own_keys = torch.cat(run.raw_keys, dim=2) if run.raw_keys else None
                 run.begin_with(Prefix(run.row, run.prompt, new_logits, own_keys))
 

@@ -166,7 +166,7 @@ class Run:
         run needs none, unless logits are captured.
         """
         if self.layout.new_tokens_are_prompt():
-            return int(self.layout.end == self.num_prompt)
+            return int(self.layout.end == self.layout.num_prompt)
         return 0 if self.stop_reason and "logits" not in self.spec.capture else self.num_new
 
     @property
