@@ -53,6 +53,11 @@ class Plan:
         return self.suite is None or text in self.suite.texts
 
     @property
+    def num_judged_prompts(self) -> int:
+        """How many prompts count as evidence."""
+        return sum(self.judges(prompt.text) for prompt in self.prompts)
+
+    @property
     def slug(self) -> str:
         """The name as a test id, which other plugins put into pages as it is: no markup in it."""
         return re.sub(r"[^A-Za-z0-9_.-]", "_", self.name)

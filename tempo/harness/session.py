@@ -175,7 +175,7 @@ class Session:
         for item in items:
             if not isinstance(item, ClaimItem) or item.claim.test == "always":
                 continue
-            claim, planned = item.claim.claim, len(item.plan.prompts)
+            claim, planned = item.claim.claim, item.plan.num_judged_prompts
             size = sizes.get(claim.family or claim.id, 1)
             needed = num_needed(claim, size)
             short += needed is not None and needed > planned
