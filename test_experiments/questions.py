@@ -6,7 +6,8 @@ cannot be imported, and no answer turns into "undetermined" unseen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from tempo.claims import Finding
 from tempo.reporting.answers import (
@@ -15,7 +16,6 @@ from tempo.reporting.answers import (
     Conclusions,
     Findings,
     Place,
-    Truth,
     every,
     unmeasured,
 )
@@ -40,6 +40,8 @@ from test_experiments import test_exp7_branch_mixture as exp7
 from test_experiments import test_exp8_position_or_company as exp8
 from test_experiments import test_exp11_crowding as exp11
 from test_experiments import test_exp13_reading as exp13
+from test_experiments import test_exp14_lattices as exp14
+from test_experiments import test_exp15_free_lattices as exp15
 
 TITLE = "Does a language model handle several tokens at the same position just fine?"
 ASKED = (
@@ -55,6 +57,8 @@ TOP_10, SELECTION = exp2.test_same_top_10, exp2.test_same_selection
 ATTENDS, MORE_THAN_UNIFORM = exp3.test_score_above_zero, exp3.test_more_than_uniform
 ISOLATED_ZERO, WORKS = exp3.test_isolated_is_zero, exp3.test_does_something
 NEAR = exp3.test_more_than_at_distance_one
+AT_ONCE, MATTERS_WHO = exp3.test_does_something_at_once, exp3.test_it_matters_who_is_seen
+MORE_THAN_STRANGERS = exp3.test_siblings_do_more_than_strangers
 # exp4: where siblings stand. exp7 and exp8: how near the truth they are read. exp11: weights.
 STORED = (
     exp4.test_siblings_share_a_position,
@@ -62,7 +66,7 @@ STORED = (
     exp4.test_next_query_reaches_every_slot,
 )
 EXACT, CLOSER = exp7.test_exact_where_theory_says, exp7.test_closer_than_top_branch
-NOT_WORSE, DEPTH = exp7.test_not_worse_than_top_branch, exp7.test_error_does_not_grow_with_depth
+NOT_WORSE = exp7.test_not_worse_than_top_branch
 VISIBLE_NOT_WORSE = exp7.test_visible_not_worse_than_isolated
 SHARING, READER_DISTANCE = exp8.test_sharing_helps, exp8.test_reader_distance
 HELPS = exp11.test_probability_weighting_helps
@@ -74,22 +78,72 @@ ARTEFACTS: dict[object, str] = {
     exp6.test_before_the_siblings_is_identical: "what is compared was computed before the siblings "
     "exist",
 }
-# What "fine" means: a claim about siblings as they are, and one about siblings weighted by
-# probability. No claim about depth is registered with weighting, which mends nothing there.
-CRITERIA: dict[str, tuple[object, object]] = {
-    "as near to the truth as the most probable branch": (
-        NOT_WORSE,
-        exp11.test_reweighted_not_worse_than_top_branch,
-    ),
-    "no growth of the error with depth": (DEPTH, DEPTH),
-    "reads as well as greedy": (
-        exp13.test_reads_as_well_as_greedy,
-        exp13.test_weighted_reads_as_well_as_greedy,
-    ),
-    "facts still found": (exp13.test_fact_still_found, exp13.test_weighted_fact_still_found),
-}
-PLAIN, WEIGHTED = zip(*CRITERIA.values(), strict=True)
-HEADS: dict[str, Truth] = {"Met": True, "Failed": False, "Open": None}
+
+
+class Part(NamedTuple):
+    """One part of "fine", asked of siblings as they are and of the best weighting that is free.
+
+    question: what it asks. plain, weighted: the claims that must be supported, each in words.
+    ruler: what a perfect reader must pass as well; if it fails, the part measures only the ruler.
+    beside: claims that stand beside with their numbers and decide nothing, each in words.
+    """
+
+    question: str
+    plain: dict[object, str]
+    weighted: dict[object, str]
+    ruler: tuple[object, ...]
+    beside: dict[object, str]
+
+
+NEAR_TRUTH, DEPTH = "total variation to the truth in free runs", "its growth with each set read"
+READS, FACTS = "nats a token of the best path less greedy text", "share of facts lost"
+LESS_BRANCH = "distance to the truth less that of the best branch alone"
+LESS_THIRDS = "distance to the truth less two thirds of plain siblings'"
+DISTRIBUTION = Part(
+    "As a distribution: does a run keep to the exact mixture of all its branches?",
+    {
+        exp15.test_plain_is_near_the_truth: NEAR_TRUTH,
+        exp14.test_plain_error_does_not_grow_with_depth: DEPTH,
+    },
+    {
+        exp15.test_posterior_is_near_the_truth: NEAR_TRUTH,
+        exp14.test_error_does_not_grow_with_depth: DEPTH,
+    },
+    (EXACT,),
+    {},
+)
+TEXT = Part(
+    "As text: does the best path read as well as greedy text, and is what was said still found?",
+    {exp15.test_plain_best_path_reads_as_well_as_greedy: READS, exp13.test_fact_still_found: FACTS},
+    {
+        exp15.test_best_path_reads_as_well_as_greedy: READS,
+        exp13.test_posterior_fact_still_found: FACTS,
+    },
+    (exp15.test_perfect_best_path_reads_as_well_as_greedy,),
+    {
+        exp15.test_perfect_best_path_reads_as_well_as_greedy: "a perfect reader's best path less "
+        "greedy text",
+        exp15.test_best_path_reads_as_well_as_beam: "posterior weighting less a beam search that "
+        "forwards as many tokens",
+    },
+)
+OPEN = Part(
+    "For whom: is it worth it where no branch has a posterior of 0.6?",
+    {exp11.test_plain_not_worse_than_late_branch_where_open: LESS_BRANCH},
+    {
+        exp11.test_posterior_beats_late_branch_where_open: LESS_BRANCH,
+        exp11.test_posterior_removes_a_third_where_open: LESS_THIRDS,
+    },
+    (EXACT,),
+    {},
+)
+PARTS = (DISTRIBUTION, TEXT, OPEN)
+AS_THEY_ARE, BY_POSTERIOR = "as they are", "with posterior weighting"
+YES, NO = "yes", "no"
+POSTERIOR_HELPS = (
+    exp14.test_posterior_removes_two_thirds,
+    exp15.test_posterior_removes_two_thirds,
+)
 
 SCENARIOS = {
     "A: prior context dominates": supported(IDENTICAL) & zero(ATTENDS),
@@ -110,12 +164,10 @@ SCENARIO_ADVICE = {
 NAME_THE_MODE = (
     "Whether the modes are interchangeable is not shown: name the one used with every result."
 )
-JUST_FINE, REWEIGHTED, NOT_FINE = "Just fine", "Fine with reweighting", "Not fine"
-FINE_ADVICE = {
-    JUST_FINE: "Parallel tokens may be relied on within what was tested.",
-    REWEIGHTED: "Rely on parallel tokens only with that weighting.",
-    NOT_FINE: "Where the text matters, decode greedily (max_width=1).",
-    UNDETERMINED: "Whether to rely on parallel tokens at all is undetermined.",
+TEXT_ADVICE = {
+    YES: "Read a run by its best path, weighted by posterior.",
+    NO: "Where the text matters, decode greedily (max_width=1) or by beam search.",
+    UNDETERMINED: "Whether the text of a run can be relied on is undetermined.",
 }
 
 
@@ -123,46 +175,45 @@ def conclusions(findings: Sequence[Finding]) -> Conclusions:
     """What the findings of one model say about parallel tokens, for the top of its report."""
     f = Findings(findings)
     questions = (attend(f), identical(f), same_position(f), looked_identical(f))
-    return Conclusions(TITLE, ASKED, (just_fine(f), scenario(f), *questions, recommended_mode(f)))
+    parts = [part(f, which) for which in PARTS]
+    return Conclusions(TITLE, ASKED, (*parts, scenario(f), *questions, recommended_mode(f)))
 
 
-def just_fine(f: Findings) -> Answer:
-    """The question of the title."""
-    rules = {
-        JUST_FINE: supported(*PLAIN),
-        REWEIGHTED: supported(HELPS, *WEIGHTED),
-        NOT_FINE: any_refuted(*PLAIN) & any_refuted(*WEIGHTED),
-    }
-    given = nothing_violated() & supported(EXACT)
-    claims = (*PLAIN, HELPS, *WEIGHTED, EXACT)
-    broken = "An invariant is violated, so nothing follows." if given.truth(f) is False else ""
-    rule = (
-        f"{explain(rules, given)} (No claim like {DEPTH} is registered with reweighting, so "
-        "reweighting mends nothing there.)"
-    )
-    said = (broken, *criteria(f), *unmeasured(f, claims))
-    return _answer(TITLE, decide(f, rules, given), said, rule, claims, "headline")
+def part(f: Findings, which: Part) -> Answer:
+    """One part of the question of the title, for both ways to weigh siblings."""
+    shorts, rules, said = [], [], []
+    for way, claims in ((AS_THEY_ARE, which.plain), (BY_POSTERIOR, which.weighted)):
+        short, rule = _decided(f, which, claims)
+        shorts.append(f"{short.lower()} {way}")
+        rules.append(f"{way.capitalize()}. {rule}")
+        if numbers := _numbers(f, claims):
+            said.append(f"{way.capitalize()}: {numbers}.")
+    if numbers := _numbers(f, which.beside):
+        said.append(f"Beside: {numbers}.")
+    if not all(short.startswith(UNDETERMINED.lower()) for short in shorts):
+        short = ", ".join(shorts).capitalize()
+    else:
+        short = UNDETERMINED
+    if nothing_violated().truth(f) is False:
+        said.insert(0, "An invariant is violated, so nothing follows.")
+    elif supported(*which.ruler).truth(f) is False:
+        said.insert(0, "A perfect reader fails as well, so nothing follows.")
+    every_claim = (*which.plain, *which.weighted, *which.ruler, *which.beside)
+    said += unmeasured(f, every_claim)
+    return _answer(which.question, short, said, " ".join(rules), every_claim, "headline")
 
 
-def criteria(f: Findings) -> list[str]:
-    """What of "fine" is met, failed and open, with numbers; where some is not, also reweighted."""
-    said = [f"{head}: {'; '.join(named)}." for head, named in _sorted(f, PLAIN, f.said)]
-    reweighted = [claim for claim in WEIGHTED if claim not in PLAIN]
-    if every(*map(f.truth, PLAIN)) or not any(map(f.of, reweighted)):
-        return said
-    weighted = [f"{head.lower()}: {', '.join(named)}" for head, named in _sorted(f, WEIGHTED)]
-    return [*said, f"With reweighting {'; '.join(weighted)}."]
+def _decided(f: Findings, which: Part, claims: Iterable[object]) -> tuple[str, str]:
+    """Whether a part is met by one way to weigh siblings, and the rule for it in words."""
+    rules = {YES: supported(*claims), NO: any_refuted(*claims)}
+    given = nothing_violated() & supported(*which.ruler)
+    return decide(f, rules, given), explain(rules, given)
 
 
-def _sorted(
-    f: Findings, claims: Sequence[object], numbers: Callable[[object], str] | None = None
-) -> list[tuple[str, list[str]]]:
-    """The measured criteria by whether they are met, in words, and with numbers where asked for."""
-    named: dict[Truth, list[str]] = {True: [], False: [], None: []}
-    for words, claim in zip(CRITERIA, claims, strict=True):
-        if f.of(claim):
-            named[f.truth(claim)].append(f"{words} ({numbers(claim)})" if numbers else words)
-    return [(head, named[truth]) for head, truth in HEADS.items() if named[truth]]
+def _numbers(f: Findings, claims: Mapping[object, str]) -> str:
+    """What was measured of these claims, each with its verdict."""
+    measured = [claim for claim in claims if f.of(claim)]
+    return "; ".join(f"{claims[claim]} {f.said(claim)}, {f.verdict(claim)}" for claim in measured)
 
 
 def scenario(f: Findings) -> Answer:
@@ -190,8 +241,8 @@ def scenario(f: Findings) -> Answer:
 def attend(f: Findings) -> Answer:
     """Question 1."""
     rules = {
-        "No": refuted(ATTENDS) | zero(ATTENDS),
-        "Yes": supported(ATTENDS, ISOLATED_ZERO),
+        "No": refuted(AT_ONCE) | zero(ATTENDS),
+        "Yes": supported(AT_ONCE, MATTERS_WHO, ISOLATED_ZERO),
     }
     uniform = {True: "more than", False: "no more than", None: "undecided whether more than"}
     does = {
@@ -199,6 +250,11 @@ def attend(f: Findings) -> Answer:
         False: "it hardly changes",
         None: "undecided whether it changes",
     }
+    effect = (
+        f"At the first wide set, where both modes have read the same, it changes what members "
+        f"predict by KL {f.said(AT_ONCE)} nats; against random tokens in the siblings' slots by "
+        f"{f.said(MATTERS_WHO)}; siblings less random tokens {f.said(MORE_THAN_STRANGERS)}."
+    )
     text = (
         f"A visible sibling gives each other one {_percent(f, ATTENDS)} of its attention, an "
         f"isolated one exactly 0 on {f.count(ISOLATED_ZERO)}. That is "
@@ -206,7 +262,10 @@ def attend(f: Findings) -> Answer:
         f"{f.said(MORE_THAN_UNIFORM)}), and {does[f.truth(WORKS)]} what siblings predict: KL "
         f"{f.said(WORKS)} nats."
     )
-    claims = (ATTENDS, ISOLATED_ZERO, MORE_THAN_UNIFORM, WORKS)
+    if any(map(f.of, (AT_ONCE, MATTERS_WHO))):
+        text = f"{text} {effect}"
+    claims = (AT_ONCE, MATTERS_WHO, ISOLATED_ZERO, ATTENDS, MORE_THAN_UNIFORM, WORKS)
+    claims = (*claims, MORE_THAN_STRANGERS)
     question = "Do parallel tokens attend to each other in visible mode?"
     return _answer(question, decide(f, rules), _any(f, claims, text), explain(rules), claims)
 
@@ -313,6 +372,7 @@ def recommended_mode(f: Findings) -> Answer:
             "either visibility": supported(VISIBLE_NOT_WORSE) | a_or_b,
         },
         "weighting": {
+            "weighting by posterior": supported(*POSTERIOR_HELPS),
             "weighting by probability": supported(HELPS),
             "no weighting": refuted(HELPS),
         },
@@ -323,9 +383,10 @@ def recommended_mode(f: Findings) -> Answer:
     numbers: dict[object, str] = {
         VISIBLE_NOT_WORSE: "Total variation to the truth, visible less isolated",
         HELPS: "Weighted by probability less unweighted",
+        POSTERIOR_HELPS[1]: "Free runs, weighted by posterior less 0.35 of unweighted",
     }
     advice = SCENARIO_ADVICE.get(scenario(f).short[0], NAME_THE_MODE)
-    said = [advice, FINE_ADVICE[just_fine(f).short]]
+    said = [advice, TEXT_ADVICE[_decided(f, TEXT, TEXT.weighted)[0]]]
     said += [f"{what}: {f.said(claim)}." for claim, what in numbers.items() if f.of(claim)]
     said += unmeasured(f, numbers)
     rule = " ".join(f"{what.capitalize()}. {explain(rules)}" for what, rules in modes.items())

@@ -349,6 +349,14 @@ test_real_siblings_read_better_than_random = closer(
     planned=Planned(-0.12, PLANNED_SD, "half of a pilot's -0.24, with its spread"),
 )
 where_open = partial(closer, part=lambda case: case.readers.open, note=APART)
+test_plain_not_worse_than_late_branch_where_open = where_open(
+    "plain_not_worse_than_late_branch_where_open",
+    "Where several branches stay probable, siblings as they are are read no worse than the best "
+    "branch alone.",
+    ("isolated", "late_branch", "dropped"),
+    less_than=PRACTICAL_TV,
+    planned=Planned(0.02, 0.1, REVIEW),
+)
 test_posterior_beats_late_branch_where_open = where_open(
     "posterior_beats_late_branch_where_open",
     "Where several branches stay probable, weighting by posterior beats the best branch alone.",

@@ -212,6 +212,16 @@ def test_posterior_is_near_the_truth(case: Case, arm: str = "posterior") -> floa
     return case.distance(arm)
 
 
+@study.claim(less_than=NEAR, planned=planned(0.275, 0.15), control="rolled")
+def test_plain_is_near_the_truth(case: Case, arm: str = "none") -> float | None:
+    """A free run of siblings as they are stays near the exact mixture of its own paths.
+
+    TV(truth, run), mean over the steps that follow two wide sets.
+    Control: the posterior run's sets with each posterior given to the next member of its set.
+    """
+    return case.distance(arm)
+
+
 @study.claim(
     less_than=ANY_GAIN,
     because="two thirds are gone",

@@ -7,9 +7,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tempo.claims import Finding
+from tempo.claims import Finding, judge
 from tempo.errors import TraceError
 from tempo.reporting import rules
 from tempo.reporting.answers import (
@@ -23,10 +24,11 @@ from tempo.reporting.answers import (
 )
 from tempo.reporting.rules import decide, explain, refuted, supported, zero
 from test_experiments import questions as q
+from test_experiments import test_exp14_lattices as exp14
+from test_experiments import test_exp15_free_lattices as exp15
 from test_experiments.questions import (
     ATTENDS,
     CLOSER,
-    DEPTH,
     ENGINE_DIFFERS,
     EQUIVALENT,
     EXACT,
@@ -35,7 +37,6 @@ from test_experiments.questions import (
     ISOLATED_ZERO,
     MORE_THAN_UNIFORM,
     NOT_WORSE,
-    PLAIN,
     SELECTION,
     SHARING,
     STORED,
@@ -48,8 +49,6 @@ ROOT = Path(__file__).resolve().parent.parent
 S, R, I = "SUPPORTED", "REFUTED", "INCONCLUSIVE"  # noqa: E741
 BEFORE = q.SAME_BEFORE
 ARTEFACTS = tuple(q.ARTEFACTS)
-READS, FACT = PLAIN[2:]
-NOT_WORSE_REWEIGHTED, _, READS_REWEIGHTED, FACT_REWEIGHTED = q.WEIGHTED
 # The verdicts that make each scenario, by its rule; in A no sibling gets any attention at all.
 PATTERNS = {
     "A": {IDENTICAL: S, EQUIVALENT: S, TOP_10: S, SELECTION: S, MORE_THAN_UNIFORM: R},
@@ -163,34 +162,33 @@ def test_verdicts_that_fit_no_scenario_are_said_to_fit_none():
 def test_nothing_is_known_from_no_findings():
     for answer in q.conclusions([]).answers:
         assert answer.short == "Undetermined"
-    fine = told(q.just_fine, [])
-    assert "Not measured in this record: exp7, exp13, exp11" in fine.text
-    assert "not built" not in fine.text
+    fine = q.part(Findings([]), q.DISTRIBUTION)
+    assert "Not measured in this record: exp15, exp14, exp7." in fine.text
 
 
 @pytest.mark.parametrize(
-    ("attends", "isolated", "short"),
+    ("does", "matters", "isolated", "short"),
     [
-        (S, S, "Yes"),
-        (R, S, "No"),
-        (I, S, "Undetermined"),
-        (S, I, "Undetermined"),
-        (None, S, "Undetermined"),
-        (S, None, "Undetermined"),
+        (S, S, S, "Yes"),
+        (R, S, S, "No"),
+        (I, S, S, "Undetermined"),
+        (S, I, S, "Undetermined"),
+        (S, R, S, "Undetermined"),
+        (S, S, I, "Undetermined"),
+        (None, S, S, "Undetermined"),
+        (S, S, None, "Undetermined"),
     ],
 )
-def test_whether_siblings_attend(attends, isolated, short):
-    found = [
-        finding(claim, verdict)
-        for claim, verdict in ((ATTENDS, attends), (ISOLATED_ZERO, isolated))
-        if verdict
-    ]
-    assert told(q.attend, found).short == short
+def test_whether_siblings_attend(does, matters, isolated, short):
+    """It rests on what attention does: a softmax gives every allowed key some weight."""
+    verdicts = {q.AT_ONCE: does, q.MATTERS_WHO: matters, ISOLATED_ZERO: isolated}
+    assert told(q.attend, of(verdicts)).short == short
+    assert told(q.attend, of({ATTENDS: S, ISOLATED_ZERO: S})).short == "Undetermined"
     assert told(q.attend, [ZERO]).short == "No"
 
 
 def test_an_isolated_sibling_that_attends_makes_no_yes():
-    found = [finding(ATTENDS, S), finding(ISOLATED_ZERO, R)]
+    found = of({q.AT_ONCE: S, q.MATTERS_WHO: S, ISOLATED_ZERO: R})
     assert told(q.attend, found).short == "Undetermined"
 
 
@@ -300,97 +298,125 @@ def test_the_artefacts_that_suffice_are_named_and_no_other():
     assert "Not measured in this record: exp6." in text
 
 
-FINE = {EXACT: S, NOT_WORSE: S, DEPTH: S, READS: S, FACT: S}
-WEIGHTED = {NOT_WORSE_REWEIGHTED: S, READS_REWEIGHTED: S, FACT_REWEIGHTED: S}
-MENDED = {HELPS: S, **WEIGHTED}
-UNMENDED = dict.fromkeys(MENDED, R)
-PAIRS = {NOT_WORSE: NOT_WORSE_REWEIGHTED, READS: READS_REWEIGHTED, FACT: FACT_REWEIGHTED}
-CONCLUSIONS = [
-    (FINE, "Just fine"),
-    (FINE | UNMENDED, "Just fine"),  # plain needs no mending
-    (FINE | MENDED, "Just fine"),
-    *(
-        (FINE | MENDED | {plain: verdict}, "Fine with reweighting")
-        for plain in PAIRS
-        for verdict in (R, I, None)
-    ),
-    (FINE | MENDED | dict.fromkeys(PAIRS, R), "Fine with reweighting"),
-    *(
-        (FINE | MENDED | {plain: R, weighted: R}, "Not fine")
-        for plain in PAIRS
-        for weighted in WEIGHTED
-    ),
-    (FINE | {NOT_WORSE: R} | UNMENDED, "Not fine"),
-    (FINE | {DEPTH: R}, "Not fine"),
-    (
-        FINE | MENDED | {DEPTH: R},
-        "Not fine",
-    ),  # depth was not measured with reweighting, so it mends nothing there
-    # nothing open is taken for met
-    *((FINE | {claim: verdict}, "Undetermined") for claim in FINE for verdict in (I, None)),
-    *(
-        (FINE | MENDED | {NOT_WORSE: R, claim: verdict}, "Undetermined")
-        for claim in (DEPTH, EXACT, *MENDED)
-        for verdict in (I, None)
-    ),
-    *(
-        (FINE | {plain: R}, "Undetermined") for plain in PAIRS
-    ),  # whether reweighting mends it was not measured
-    *((FINE | MENDED | {plain: I, PAIRS[plain]: R}, "Undetermined") for plain in PAIRS),
-    (
-        FINE | MENDED | {NOT_WORSE: R, HELPS: R},
-        "Undetermined",
-    ),  # fine if weighted, yet not by the weighting
-    # a yardstick that is not exact where it must be measures nothing
-    (FINE | {EXACT: R}, "Undetermined"),
-    (FINE | {NOT_WORSE: R} | UNMENDED | {EXACT: R}, "Undetermined"),
-]
+YES_YES = "Yes as they are, yes with posterior weighting"
 
 
-@pytest.mark.parametrize(("verdicts", "short"), CONCLUSIONS)
-def test_the_conclusion(verdicts, short):
-    assert told(q.just_fine, of(verdicts)).short == short
+def all_of(which) -> tuple[object, ...]:
+    return (*which.plain, *which.weighted, *which.ruler)
 
 
-def test_every_conclusion_is_possible():
-    assert {short for _, short in CONCLUSIONS} == {
-        "Just fine",
-        "Fine with reweighting",
-        "Not fine",
-        "Undetermined",
-    }
+def met(which) -> dict[object, str]:
+    """The verdicts by which a part is met in both ways."""
+    return dict.fromkeys(all_of(which), S)
 
 
-@pytest.mark.parametrize("claim", [*FINE, *MENDED])
-def test_no_conclusion_rests_on_a_claim_whose_control_misbehaves(claim):
-    decided = of(FINE | MENDED | {NOT_WORSE: R})
-    found = [replace(f, control_holds=f.claim != str(claim)) for f in decided]
-    short = "Fine with reweighting" if claim in (NOT_WORSE, READS, FACT) else "Undetermined"
-    assert told(q.just_fine, found).short == short
+def part_of(which, verdicts) -> Answer:
+    return q.part(Findings(of(verdicts)), which)
+
+
+@pytest.mark.parametrize("which", q.PARTS, ids=lambda which: which.question.partition(":")[0])
+def test_a_part_is_met_or_failed_for_each_way_to_weigh_siblings(which):
+    plain, weighted, fine = dict(which.plain), dict(which.weighted), met(which)
+    assert part_of(which, fine).short == YES_YES
+    for claim in plain:
+        assert part_of(which, fine | {claim: R}).short.startswith("No as they are, yes")
+        for open_ in (I, None):
+            short = part_of(which, fine | {claim: open_}).short
+            assert short == "Undetermined as they are, yes with posterior weighting"
+    for claim in weighted:
+        assert part_of(which, fine | {claim: R}).short.endswith("no with posterior weighting")
+    failed = fine | dict.fromkeys((*plain, *weighted), R)
+    assert part_of(which, failed).short == "No as they are, no with posterior weighting"
+
+
+@pytest.mark.parametrize("which", q.PARTS, ids=lambda which: which.question.partition(":")[0])
+def test_a_part_that_a_perfect_reader_fails_decides_nothing(which):
+    for verdict in (R, I, None):
+        ruled = met(which) | dict.fromkeys(which.ruler, verdict)
+        said = part_of(which, ruled)
+        assert said.short == "Undetermined"
+        why = ("A perfect reader fails as well", "An invariant is violated")
+        assert said.text.startswith(why) == (verdict == R)
+
+
+@pytest.mark.parametrize("which", q.PARTS, ids=lambda which: which.question.partition(":")[0])
+def test_no_part_rests_on_a_claim_whose_control_misbehaves(which):
+    for claim in all_of(which):
+        found = [replace(f, control_holds=f.claim != str(claim)) for f in of(met(which))]
+        assert q.part(Findings(found), which).short != YES_YES
 
 
 def test_nothing_follows_where_any_invariant_is_violated():
     broken = finding("exp4.anything", R, kind="invariant")
-    said = told(q.just_fine, [*of(FINE), broken])
+    found = of(met(q.TEXT))
+    said = q.part(Findings([*found, broken]), q.TEXT)
     assert said.short == "Undetermined"
     assert "An invariant is violated" in said.text
-    assert told(q.just_fine, [*of(FINE), replace(broken, verdict=S)]).short == "Just fine"
+    held = replace(broken, verdict=S)
+    assert q.part(Findings([*found, held]), q.TEXT).short == YES_YES
 
 
-def test_the_conclusion_says_what_was_met_and_what_was_not():
-    words = dict(zip(PLAIN, q.CRITERIA, strict=True))
-    text = told(q.just_fine, of(FINE | MENDED | {NOT_WORSE: R, FACT: I, READS_REWEIGHTED: R})).text
-    text, reweighted = text.split(" With reweighting ")
-    met, failed = text.removeprefix("Met: ").split("Failed: ")
-    failed, undecided = failed.split("Open: ")
-    assert f"{words[DEPTH]} (0.25 [0.125, 0.5])" in met.replace("(1 ", "(0.25 ")
-    assert failed.startswith(words[NOT_WORSE])
-    assert undecided.startswith(words[FACT])
-    met, failed = reweighted.removeprefix("met: ").split("; failed: ")
-    assert met == ", ".join(words[claim] for claim in (NOT_WORSE, DEPTH, FACT))
-    assert failed == f"{words[READS]}."
-    assert "With reweighting" not in told(q.just_fine, of(FINE | MENDED)).text
-    assert "With reweighting" not in told(q.just_fine, of(FINE | {READS: R})).text
+def test_a_part_says_its_numbers_and_what_stands_beside():
+    beside = dict.fromkeys(q.TEXT.beside, I)
+    text = part_of(q.TEXT, met(q.TEXT) | beside | dict.fromkeys(q.TEXT.ruler, S)).text
+    assert f"{q.READS} 1 [0.125, 0.5], supported" in text
+    assert "a beam search that forwards as many tokens 0.25 [0.125, 0.5], undecided" in text
+    missing = part_of(q.TEXT, {}).text
+    assert "Not measured in this record: exp15, exp13." in missing
+
+
+ZEROS = {arm: [0.0] * 12 for arm in ("none", "posterior")}
+LOST = [0.0, 0.0, *[0.5] * 10]  # what siblings of no relation give once a wide set was read
+WIDTHS = {arm: [2] * 12 for arm in ("none", "posterior", "rolled")}
+NEAR = (exp15.test_plain_is_near_the_truth, exp15.test_posterior_is_near_the_truth)
+SLOPES = (
+    exp14.test_plain_error_does_not_grow_with_depth,
+    exp14.test_error_does_not_grow_with_depth,
+)
+
+
+def judged(claims, cases) -> list[Finding]:
+    return [judge(claim.claim, cases) for claim in claims]
+
+
+def free_runs(tv) -> exp15.Case:
+    """What exp15 measures of runs that are so far from the truth, step by step."""
+    return exp15.Case(WIDTHS, tv | {"rolled": LOST}, 1.0, {}, {}, {}, {})
+
+
+def forced_sets(by_depth) -> exp14.Case:
+    """What exp14 measures of ways to read that are so far from the truth, by depth."""
+    of_arms = dict.fromkeys(("none", "posterior"), by_depth)
+    found = {
+        str(width): {arm: far[: len(depths)] for arm, far in of_arms.items()}
+        for width, depths in exp14.DEPTHS.items()
+    }
+    return exp14.Case(found, 1.0, {})
+
+
+@pytest.mark.parametrize(
+    ("tv", "by_depth", "short"),
+    [
+        (ZEROS, [0.0] * 6, YES_YES),
+        (
+            {"none": LOST, "posterior": LOST},
+            [0.1, 0.2, 0.3, 0.4, 0.5, 0.6],
+            "No as they are, no with posterior weighting",
+        ),
+    ],
+)
+def test_an_exact_mixture_in_the_engines_place_is_fine_and_random_siblings_are_not(
+    tv, by_depth, short
+):
+    """The statistics of the claims are computed, not planted: from perfect and from broken runs."""
+    noise = np.random.default_rng(0).normal(0, 1e-3, size=(60, 18))
+    free = [
+        free_runs({arm: np.add(far, row[:12]).tolist() for arm, far in tv.items()}) for row in noise
+    ]
+    forced = [forced_sets(np.add(by_depth, row[12:]).tolist()) for row in noise]
+    found = [*judged(NEAR, free), *judged(SLOPES, forced), finding(EXACT, S)]
+    assert all(f.control_holds for f in found)
+    assert q.part(Findings(found), q.DISTRIBUTION).short == short
 
 
 def test_the_recommended_mode_without_fidelity_is_undetermined_but_says_what_the_evidence_says():
@@ -401,33 +427,37 @@ def test_the_recommended_mode_without_fidelity_is_undetermined_but_says_what_the
     assert "not interchangeable" in advice["D"].text
     assert "same results" in advice["A"].text
     assert len({answer.text for answer in advice.values()}) == 4
-    assert "Not measured in this record: exp7, exp11." in advice["D"].text
+    assert "Not measured in this record: exp7, exp11, exp15." in advice["D"].text
 
 
 @pytest.mark.parametrize(
-    ("visible", "helps", "short"),
+    ("visible", "helps", "posterior", "short"),
     [
-        (R, S, "Isolated, weighting by probability"),
-        (S, R, "Either visibility, no weighting"),
-        (R, I, "Isolated, weighting undetermined"),
-        (I, S, "Visibility undetermined, weighting by probability"),
-        (I, I, "Undetermined"),
-        (None, None, "Undetermined"),
+        (R, S, None, "Isolated, weighting by probability"),
+        (R, S, S, "Isolated, weighting by posterior"),
+        (S, R, R, "Either visibility, no weighting"),
+        (R, I, I, "Isolated, weighting undetermined"),
+        (I, S, I, "Visibility undetermined, weighting by probability"),
+        (I, I, I, "Undetermined"),
+        (None, None, None, "Undetermined"),
     ],
 )
-def test_the_recommended_mode(visible, helps, short):
-    found = of({VISIBLE_NOT_WORSE: visible, HELPS: helps})
+def test_the_recommended_mode(visible, helps, posterior, short):
+    verdicts = {VISIBLE_NOT_WORSE: visible, HELPS: helps}
+    found = of(verdicts | dict.fromkeys(q.POSTERIOR_HELPS, posterior))
     assert told(q.recommended_mode, found).short == short
     refuted_in_b = of({VISIBLE_NOT_WORSE: R}) + list(pattern("B").values())
     assert told(q.recommended_mode, refuted_in_b).short.startswith("Isolated")
 
 
-def test_the_advice_follows_the_conclusion():
-    said = {}
-    for verdicts, short in CONCLUSIONS:
-        said.setdefault(short, told(q.recommended_mode, of(verdicts)).text)
-    for short, text in said.items():
-        assert q.FINE_ADVICE[short] in text
+def test_the_advice_follows_what_a_run_is_worth_as_text():
+    decided = {
+        q.YES: met(q.TEXT),
+        q.NO: met(q.TEXT) | dict.fromkeys(q.TEXT.weighted, R),
+        "Undetermined": {},
+    }
+    for short, verdicts in decided.items():
+        assert q.TEXT_ADVICE[short] in told(q.recommended_mode, of(verdicts)).text
 
 
 def test_every_answer_names_its_claims_and_they_come_with_their_findings():
@@ -440,13 +470,14 @@ def test_every_answer_names_its_claims_and_they_come_with_their_findings():
         assert [f for claim, f in behind if claim == answer.claims[0]] == both
 
 
-def test_the_conclusions_are_the_title_the_scenario_four_questions_and_advice():
+def test_the_conclusions_are_three_parts_the_scenario_four_questions_and_advice():
     made = q.conclusions(list(pattern("D").values()))
-    assert [answer.place for answer in made.answers] == ["headline"] * 2 + ["question"] * 4 + [
+    assert [answer.place for answer in made.answers] == ["headline"] * 4 + ["question"] * 4 + [
         "advice"
     ]
-    assert made.headlines[0].question == made.title == q.TITLE
-    assert made.headlines[1].short == "D: fundamental difference"
+    assert [answer.question for answer in made.headlines[:3]] == [p.question for p in q.PARTS]
+    assert made.title == q.TITLE
+    assert made.headlines[3].short == "D: fundamental difference"
     assert Conclusions.from_record(json.loads(json.dumps(made.record()))) == made
 
 
