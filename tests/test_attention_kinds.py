@@ -16,7 +16,8 @@ def test_the_budget_of_latent_attention_counts_what_it_caches():
     )
     distributions = sum(step.distribution.nbytes for step in run.steps)
     cache = lm.num_layers * run.num_slots * heads * (keys + values) * 4
-    assert run.peak_bytes == distributions + cache
+    links = sum(step.links.nbytes for step in run.steps[:-1])
+    assert run.peak_bytes == distributions + links + cache
 
 
 def test_differential_attention_asks_twice_a_layer_and_is_recorded_once():
