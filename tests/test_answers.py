@@ -616,12 +616,17 @@ def headline(question, short, text="") -> Answer:
     return Answer(question, short, text, "a rule", (), "headline")
 
 
-def test_the_lines_at_the_end_of_a_session_tell_numbers_up_to_the_first_decided_answer():
+def test_the_lines_at_the_end_of_a_session_tell_numbers_of_the_first_decided_answer_alone():
     open_first = (headline("Is it?", "Undetermined", "No."), headline("Which?", "A", "1."))
     assert headline_lines(Conclusions("Is it?", "", (*open_first, headline("So?", "B", "2.")))) == [
-        "Is it? Undetermined. No.",
+        "Is it? Undetermined.",
         "Which? A. 1.",
         "So? B.",
+    ]
+    none = (headline("Is it?", "Undetermined", "No."), headline("So?", "Undetermined", "2."))
+    assert headline_lines(Conclusions("Is it?", "", none)) == [
+        "Is it? Undetermined. No.",
+        "So? Undetermined.",
     ]
 
 

@@ -199,14 +199,16 @@ def verdicts_alone(findings: Sequence[Finding]) -> Conclusions:
 def brief(conclusions: Conclusions) -> list[tuple[str, str, str]]:
     """The headlines as (question, answer in a word, text). A question that is the title is empty.
 
-    Texts come up to the first answer that is decided. The numbers of the others stand by their
-    rules.
+    Only the first answer that is decided has a text, or the first of all if none is. The numbers of
+    the others stand by their rules.
     """
-    said, decided = [], False
-    for answer in conclusions.headlines:
+    headlines = conclusions.headlines
+    decided = [answer for answer in headlines if answer.short != UNDETERMINED]
+    told = (decided or headlines)[:1]
+    said = []
+    for answer in headlines:
         question = "" if answer.question == conclusions.title else answer.question
-        said.append((question, answer.short, "" if decided else answer.text))
-        decided = decided or answer.short != UNDETERMINED
+        said.append((question, answer.short, answer.text if answer in told else ""))
     return said
 
 
