@@ -95,12 +95,12 @@ class Part(NamedTuple):
     beside: dict[object, str]
 
 
-NEAR_TRUTH, DEPTH = "total variation to the truth in free runs", "its growth with each set read"
-READS, FACTS = "nats a token of the best path less greedy text", "share of facts lost"
+NEAR_TRUTH, DEPTH = "total variation to the truth", "growth a set"
+READS, FACTS = "best path less greedy text, nats a token", "facts lost"
 LESS_BRANCH = "distance to the truth less that of the best branch alone"
 LESS_THIRDS = "distance to the truth less two thirds of plain siblings'"
 DISTRIBUTION = Part(
-    "As a distribution: does a run keep to the exact mixture of all its branches?",
+    "As a distribution: near the exact mixture of all branches?",
     {
         exp15.test_plain_is_near_the_truth: NEAR_TRUTH,
         exp14.test_plain_error_does_not_grow_with_depth: DEPTH,
@@ -113,7 +113,7 @@ DISTRIBUTION = Part(
     {},
 )
 TEXT = Part(
-    "As text: does the best path read as well as greedy text, and is what was said still found?",
+    "As text: as good as greedy, and facts still found?",
     {exp15.test_plain_best_path_reads_as_well_as_greedy: READS, exp13.test_fact_still_found: FACTS},
     {
         exp15.test_best_path_reads_as_well_as_greedy: READS,
@@ -128,7 +128,7 @@ TEXT = Part(
     },
 )
 OPEN = Part(
-    "For whom: is it worth it where no branch has a posterior of 0.6?",
+    "For whom: better where no branch has a posterior of 0.6?",
     {exp11.test_plain_not_worse_than_late_branch_where_open: LESS_BRANCH},
     {
         exp11.test_posterior_beats_late_branch_where_open: LESS_BRANCH,
