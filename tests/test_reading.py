@@ -85,7 +85,7 @@ def test_a_run_of_single_tokens_is_the_plain_models_greedy_text():
 
 
 def test_paths_through_sets_are_members_of_each_set():
-    searches = _searches(dict.fromkeys(RUNS, SETS))
+    searches = _searches(dict.fromkeys((*RUNS, "exact"), SETS))
     beams = search(llama(), PROMPT, list(searches.values()), len(SETS))
     found = dict(zip(searches, beams, strict=True))
     assert found["isolated naive"][0].tokens == (7, 1, 9, 4)
