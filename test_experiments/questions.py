@@ -95,10 +95,10 @@ class Part(NamedTuple):
     beside: dict[object, str]
 
 
-NEAR_TRUTH, DEPTH = "total variation to the truth", "growth a set"
+NEAR_TRUTH, DEPTH = "distance to it", "growth a set"
 READS, FACTS = "best path less greedy text, nats a token", "facts lost"
-LESS_BRANCH = "distance to the truth less that of the best branch alone"
-LESS_THIRDS = "distance to the truth less two thirds of plain siblings'"
+LESS_BRANCH = "distance less that of the best branch"
+LESS_THIRDS = "distance less two thirds of plain siblings'"
 DISTRIBUTION = Part(
     "As a distribution: near the exact mixture of all branches?",
     {
@@ -211,9 +211,9 @@ def _decided(f: Findings, which: Part, claims: Iterable[object]) -> tuple[str, s
 
 
 def _numbers(f: Findings, claims: Mapping[object, str]) -> str:
-    """What was measured of these claims, each with its verdict."""
+    """What was measured of these claims."""
     measured = [claim for claim in claims if f.of(claim)]
-    return "; ".join(f"{claims[claim]} {f.said(claim)}, {f.verdict(claim)}" for claim in measured)
+    return "; ".join(f"{claims[claim]} {f.said(claim)}" for claim in measured)
 
 
 def scenario(f: Findings) -> Answer:

@@ -200,11 +200,12 @@ def brief(conclusions: Conclusions) -> list[tuple[str, str, str]]:
     """The headlines as (question, answer in a word, text). A question that is the title is empty.
 
     Only the first answer that is decided has a text, or the first of all if none is. The numbers of
-    the others stand by their rules.
+    the others stand by their rules, and so do all where there are many: a phone's first screen also
+    holds how sure they are and what to do.
     """
     headlines = conclusions.headlines
     decided = [answer for answer in headlines if answer.short != UNDETERMINED]
-    told = (decided or headlines)[:1]
+    told = (decided or headlines)[:1] if len(headlines) < FEW else ()
     said = []
     for answer in headlines:
         question = "" if answer.question == conclusions.title else answer.question
