@@ -32,6 +32,8 @@ _INCIDENTAL = ("_name_or_path", "transformers_version", "_attn_implementation", 
 # Their code is known by their versions.
 _LIBRARIES = ("torch.", "transformers.", "accelerate.", "peft.")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+# The hooks that transformers leaves in a model once attentions were asked for. They only look.
+_OBSERVING = "transformers.utils.output_capturing"
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 DEEPEST = 6  # functions that a hook calls, and what these call
 
@@ -125,7 +127,12 @@ def _settings(module: nn.Module) -> Iterator[str]:
 
 def _foreign(module: nn.Module) -> list[Any]:
     """The hooks of a module, and methods put in place of its own."""
-    hooks = [hook for name in _HOOKS for hook in getattr(module, name).values()]
+    hooks = [
+        hook
+        for name in _HOOKS
+        for hook in getattr(module, name).values()
+        if getattr(hook, "__module__", "") != _OBSERVING
+    ]
     replaced = [
         value
         for value in vars(module).values()
