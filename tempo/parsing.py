@@ -258,7 +258,8 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     # PyYAML knows which words YAML 1.1 reads as something else; these are read so here alone.
-    quoted = "'" if _FLOAT.fullmatch(text) or _INT.fullmatch(text) else None
+    readings = (_FLOAT, _INT, _AMBIGUOUS)
+    quoted = "'" if any(kind.fullmatch(text) for kind in readings) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=quoted)
 
 
@@ -270,5 +271,7 @@ def dump_yaml(value: Any, **options: Any) -> str:
 
     >>> parse_yaml(dump_yaml({"a": "1e-3", "b": 0.001})) == {"a": "1e-3", "b": 0.001}
     True
+    >>> dump_yaml({"hash": "0bbf52f632ffe42d"})
+    "hash: '0bbf52f632ffe42d'\\n"
     """
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, **options)
