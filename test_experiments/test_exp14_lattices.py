@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from fixtures.lattices import Choose, ExactRun, exact_runs
-from fixtures.margins import ANY_GAIN, BFLOAT16_TV
+from fixtures.margins import ANY_GAIN, BFLOAT16_TV, SLOPE, THIRD
 from fixtures.raw import keep_log, lattice, lines_of, spreads_of
 from fixtures.truth import forced
 from tempo import RunSpec, Trace
-from tempo.harness import Margin, Planned, Prompt, Steps, Store, Study
+from tempo.harness import Planned, Prompt, Steps, Store, Study
 from tempo.lattice import link
 from tempo.metrics import total_variation
 from tempo.reporting.figures import Picture, lines_by
@@ -197,9 +197,6 @@ def _table(text: str, tv: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
 planned = partial(
     Planned, source="a prototype on 47 other prompts: none 0.25, posterior 0.055, best parent 0.07"
 )
-SLOPE = Margin(0.03, "over four sets it would add twice the 0.05 that one set may cost")
-ROLLED = "the same sets with each posterior given to the next member of its set"
-THIRD = 0.35  # of the error of siblings as they are
 
 
 @study.claim(

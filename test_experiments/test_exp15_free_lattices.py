@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fixtures.lattices import Choose, ExactRun, by_threshold, exact_runs, given
-from fixtures.margins import ANY_GAIN, BFLOAT16_TV, NLL
+from fixtures.margins import ANY_GAIN, BFLOAT16_TV, NLL, THIRD
 from fixtures.raw import grouped_means, keep_log, lattice, spread, spreads_of
 from fixtures.rows import minus
 from fixtures.truth import forced
@@ -198,7 +198,6 @@ planned = partial(
     Planned, source="a prototype on 47 other prompts: posterior 0.062, plain siblings 0.275"
 )
 NEAR = Margin(0.08, "four times what bfloat16 changes, and under a third of plain siblings' error")
-THIRD = 0.35  # of the error of siblings as they are
 AT_STEPS = f"at the steps that follow {WIDE_SETS} wide sets of the run's own"
 
 

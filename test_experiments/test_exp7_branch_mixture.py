@@ -18,14 +18,14 @@ import numpy as np
 
 from fixtures.claims import PLANNED_SD, nearer
 from fixtures.floors import rounding
-from fixtures.margins import BFLOAT16_TV, CONFIRMATORY, PRACTICAL_TV
+from fixtures.margins import BFLOAT16_TV, CONFIRMATORY, PRACTICAL_TV, SLOPE
 from fixtures.raw import likely_texts, lines_of, spreads_of
 from fixtures.readers import Readers, after_each, after_readers, answers_of, by_top_weight
 from fixtures.rivals import inputs_mixed, read_as_one
 from fixtures.rows import at_most
 from fixtures.scenes import LAGS, NUM_READERS, READER, ExactScene, exact_scene
 from fixtures.truth import Distances, at_lags, disagreement, distances_by_lag, forced
-from tempo.harness import ClaimTest, Margin, Planned, Prompt, Steps, Store, Study
+from tempo.harness import ClaimTest, Planned, Prompt, Steps, Store, Study
 from tempo.metrics import total_variation
 from tempo.reporting.figures import Picture, distributions, lines_by
 from tempo.reporting.figures.intervals import intervals
@@ -201,7 +201,6 @@ def test_exact_where_theory_says(case: Case, arm: str = "isolated") -> bool | No
 
 
 HALF = "half the margin, with a spread as large: what a distance with such a mean has"
-SLOPE = Margin(0.03, "over four sets it would add twice the 0.05 that one set may cost")
 NO_GROWTH = "no growth; four independent distances that spread by 0.2 give slopes of 0.2 / 5 ** 0.5"
 FREE = "any gain: the top branch costs no parallel tokens at all"
 UNREAD = {"unread": "what isolated mode gave one step earlier, before the reader"}
