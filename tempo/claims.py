@@ -275,6 +275,11 @@ class Standing(NamedTuple):
     confirms: bool
     why: str
 
+    @property
+    def word(self) -> str:
+        """The standing in one word."""
+        return "confirmatory" if self.confirms else "exploratory"
+
 
 def standing(finding: Finding) -> Standing:
     """Whether a finding is confirmatory: only if its prompts were drawn after its claim was fixed.

@@ -30,7 +30,7 @@ import numpy as np
 
 from fixtures.claims import PLANNED_SD, nearer
 from fixtures.floors import rounding
-from fixtures.margins import BFLOAT16_TV, CONFIRMATORY, PRACTICAL_TV
+from fixtures.margins import BFLOAT16_TV, PRACTICAL_TV
 from fixtures.raw import FEWEST, grouped_means, lines_of, spread
 from fixtures.readers import Readers, after_each, after_readers, answers_of, by_top_weight
 from fixtures.rivals import (
@@ -309,7 +309,6 @@ test_probability_weighting_helps = closer(
     ("probability", "isolated", "heavier"),
     less_than=FREE,
     planned=Planned(-0.05, 0.15, "somewhat less than a pilot's -0.069, and most of its spread"),
-    family=CONFIRMATORY,
 )
 test_count_weighting_helps = closer(
     "count_weighting_helps",

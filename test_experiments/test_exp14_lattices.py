@@ -49,7 +49,7 @@ WEIGHTED = ("none", "count", "probability", "posterior", "best_parent")
 PLANTED = 0.1
 
 study = Study(
-    "exp14", title="Are lattices read right?", captures=("logits",), registered="2026-11-28"
+    "exp14", title="Are lattices read right?", captures=("logits",), registered="2026-11-28T10:02Z"
 )
 
 

@@ -64,7 +64,7 @@ TEXTS = WEIGHTINGS | {
 }
 BEAMS = (2, 4)
 
-study = Study("exp15", title="Do free runs stay near the truth?", registered="2026-11-28")
+study = Study("exp15", title="Do free runs stay near the truth?", registered="2026-11-28T10:02Z")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fixtures.floors import rounding
-from fixtures.margins import BFLOAT16_TV, CONFIRMATORY, ONE_IN_TWENTY
+from fixtures.margins import BFLOAT16_TV, ONE_IN_TWENTY
 from fixtures.raw import grouped_means, keep_log, keep_table, likely_texts, slot_arrays
 from fixtures.rows import at_members, at_most, logits_of
 from tempo import Trace
@@ -128,7 +128,7 @@ def test_identical_logits(case: Case, where: str = "readers") -> bool | None:
     return at_most(max(case.at(where), default=None), rounding("tv", case.dtype))
 
 
-@study.claim(within=BFLOAT16_TV, planned=HALF_TV, family=CONFIRMATORY, control="one step earlier")
+@study.claim(within=BFLOAT16_TV, planned=HALF_TV, control="one step earlier")
 def test_equivalent_at_reader(case: Case, where: str = "readers") -> float | None:
     """The next step's distributions are equivalent within the bfloat16 margin.
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fixtures.margins import BFLOAT16_KL, CONFIRMATORY, TENTH
+from fixtures.margins import BFLOAT16_KL, TENTH
 from fixtures.raw import keep_attention, keep_log, keep_table, slot_labels, spreads_of
 from fixtures.rows import (
     at_members,
@@ -284,7 +284,7 @@ def test_more_than_uniform_somewhere(case: Case, keys: str = "siblings") -> np.n
     return None if mass is None or uniform is None else np.array(mass) / uniform
 
 
-@study.claim(more_than=BFLOAT16_KL, planned=SEEN, family=CONFIRMATORY, control="same_mode_kl")
+@study.claim(more_than=BFLOAT16_KL, planned=SEEN, control="same_mode_kl")
 def test_does_something(case: Case, kl: str = "kl") -> float | None:
     """Attending to siblings changes what the siblings predict.
 

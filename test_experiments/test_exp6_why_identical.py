@@ -18,7 +18,7 @@ from itertools import product
 import numpy as np
 
 from fixtures.floors import rounding
-from fixtures.margins import BFLOAT16_KL, BFLOAT16_TV, CONFIRMATORY, TENTH
+from fixtures.margins import BFLOAT16_KL, BFLOAT16_TV, TENTH
 from fixtures.raw import keep_log, keep_table, never_branched, spread
 from fixtures.rows import at_most, attention_of, averages, logits_of, reader_attention
 from fixtures.scenes import Scene, first_scene
@@ -258,7 +258,6 @@ def test_list_index_alone_is_harmless(case: Case, cell: Cell = LIST_INDEX) -> bo
 @study.claim(
     share_above=0.95,
     because="a hundred times the floor is no rounding; one prompt in twenty may be indifferent",
-    family=CONFIRMATORY,
     planned=Planned(1.0, source="a pilot's 46 prompts: 7e-4 nats at least, 1e7 times the floor"),
     control=LAST_ONLY,
 )

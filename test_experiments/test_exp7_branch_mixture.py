@@ -18,7 +18,7 @@ import numpy as np
 
 from fixtures.claims import PLANNED_SD, nearer
 from fixtures.floors import rounding
-from fixtures.margins import BFLOAT16_TV, CONFIRMATORY, PRACTICAL_TV, SLOPE
+from fixtures.margins import BFLOAT16_TV, PRACTICAL_TV, SLOPE
 from fixtures.raw import likely_texts, lines_of, spreads_of
 from fixtures.readers import Readers, after_each, after_readers, answers_of, by_top_weight
 from fixtures.rivals import inputs_mixed, read_as_one
@@ -212,7 +212,6 @@ test_not_worse_than_top_branch = closer(
     ("isolated", "top_branch", "dropped"),
     less_than=PRACTICAL_TV,
     planned=Planned(-0.01, PLANNED_SD, "a pilot of 46 prompts: -0.008, interval -0.067 to 0.052"),
-    family=CONFIRMATORY,
 )
 test_closer_than_top_branch = closer(
     "closer_than_top_branch",

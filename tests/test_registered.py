@@ -1,11 +1,11 @@
-"""What all experiments register together: a confirmatory family, and claims told apart."""
+"""What all experiments register together: a primary family, and claims told apart."""
 
 from pathlib import Path
 
 import pytest
 
 from benchmarks.registered import plans
-from fixtures.margins import CONFIRMATORY
+from fixtures.margins import PRIMARY
 from tempo.harness.expectations import file_of, read
 from tempo.harness.plan import check_together, family_sizes
 
@@ -15,10 +15,10 @@ def found():
     return plans()
 
 
-def test_the_confirmatory_family_is_as_large_as_it_is_corrected_for(found):
-    decided = [claim.id for plan in found for claim in plan.claims if claim.family == CONFIRMATORY]
-    assert len(decided) == CONFIRMATORY.size == len(set(decided)), decided
-    assert family_sizes(found)[CONFIRMATORY.name] == CONFIRMATORY.size
+def test_the_primary_family_is_as_large_as_it_is_corrected_for(found):
+    decided = [claim.id for plan in found for claim in plan.claims if claim.family == PRIMARY]
+    assert len(decided) == PRIMARY.size == len(set(decided)), decided
+    assert family_sizes(found)[PRIMARY.name] == PRIMARY.size
 
 
 def test_experiments_can_be_run_together(found):
@@ -29,7 +29,7 @@ def test_experiments_can_be_run_together(found):
 def test_every_other_family_belongs_to_one_experiment(found):
     for plan in found:
         families = {c.claim.family for c in plan.claims if c.test != "always"}
-        assert families <= {plan.study.name, CONFIRMATORY.name}, families
+        assert families <= {plan.study.name, PRIMARY.name}, families
 
 
 # Claims that were registered from here on have not been measured on the whole suite yet.

@@ -27,7 +27,7 @@ from tempo.reporting.comparison import (
     what_changed,
 )
 from tempo.reporting.figures.drawing import SVG_TAGS, check_svg
-from tempo.reporting.findings import CONFIRMATORY, findings_markdown, findings_table
+from tempo.reporting.findings import PRIMARY, findings_markdown, findings_table
 from tempo.reporting.page import POLICY, report_html
 from tempo.reporting.publish import publish, report_markdown
 from tempo.reporting.report import (
@@ -617,38 +617,37 @@ def of_model(
     return finding(claim, verdict, context={**finding().context, "model": model}, **changes)
 
 
-def test_confirmatory_claims_stand_first_and_are_told_from_exploratory_ones_and_invariants():
+def test_primary_claims_stand_first_and_are_told_from_secondary_ones_and_invariants():
     found = [
         finding("exp1.an-invariant", "SUPPORTED", kind="invariant", test="always"),
-        finding("exp2.explores"),
-        finding("exp3.confirms", family=CONFIRMATORY),
+        finding("exp2.is-secondary"),
+        finding("exp3.is-primary", family=PRIMARY),
     ]
     roles = {
-        "exp3.confirms": "confirmatory",
+        "exp3.is-primary": "primary, exploratory",
         "exp1.an-invariant": "invariant",
-        "exp2.explores": "exploratory",
+        "exp2.is-secondary": "secondary, exploratory",
     }
     rows = re.findall(r"<tr id=.*?</tr>", claims_table(found), re.DOTALL)
     assert [next(claim for claim in roles if claim in row) for row in rows] == list(roles)
     for row, role in zip(rows, roles.values(), strict=True):
-        words = "confirmatory|exploratory|invariant(?=</small></td><td data-label=.Claim)"
-        assert re.findall(words, row)[-1] == role
-        assert ("tempo-confirmatory" in row) == (role == "confirmatory")
+        assert f'<small>{role}</small></td><td data-label="Claim' in row
+        assert ("tempo-primary" in row) == role.startswith("primary")
     lines = [line for line in findings_markdown(found).splitlines() if "exp" in line]
     assert [re.split(r"(?<!\\)\|", line)[3].strip() for line in lines] == list(roles.values())
     table = findings_table(found)
-    assert "* confirmatory" in table[0]
+    assert "* primary" in table[0]
     marked = [line[13:53].strip().endswith("*") for line in table[1:]]
     assert marked == [True, False, False]
-    assert "confirmatory" not in findings_table(found[:2])[0]
+    assert "primary" not in findings_table(found[:2])[0]
     drawn = figures.forest(found[1:])
-    assert re.findall("★[^<]*", drawn.svg) == ["★ exp3.confirms"]
-    assert "★ marks the confirmatory claims" in drawn.caption
+    assert re.findall("★[^<]*", drawn.svg) == ["★ exp3.is-primary"]
+    assert "★ marks the primary claims" in drawn.caption
     assert "★" not in figures.forest(found[:2]).svg + figures.forest(found[:2]).caption
     page = report_html(Report(tuple(found), "tiny"))
-    counted = "1 confirmatory (1 refuted), 1 exploratory (1 refuted), 1 invariant (1 supported)"
+    counted = "1 primary (1 refuted), 1 secondary (1 refuted), 1 invariant (1 supported)"
     assert f"3 registered claims: {counted}" in page
-    assert page.index("exp3.confirms</code><br>") < page.index("exp1.an-invariant</code><br>")
+    assert page.index("exp3.is-primary</code><br>") < page.index("exp1.an-invariant</code><br>")
 
 
 def test_every_answer_shows_estimate_interval_n_and_control_of_its_claims():
@@ -663,8 +662,8 @@ def test_every_answer_shows_estimate_interval_n_and_control_of_its_claims():
     made = conclusions(claim="exp2.equivalent-at-reader")
     report = Report((found,), "tiny", recorded=made)
     page, markdown = report_html(report), report_markdown([report], [picture()])
-    assert "✕ refuted, exploratory: 0.147 [0.136, 0.159], n 158, control 3e-7" in page
-    row = r"✕ refuted, exploratory | 0.147 \[0.136, 0.159\] | 158 | 3e-7 |"
+    assert "✕ refuted, secondary, exploratory: 0.147 [0.136, 0.159], n 158, control 3e-7" in page
+    row = r"✕ refuted, secondary, exploratory | 0.147 \[0.136, 0.159\] | 158 | 3e-7 |"
     assert f"| exp2.equivalent-at-reader | {row}" in markdown
     assert "<code>exp9.elsewhere</code> not measured in this record" in page
     blind = replace(report, findings=(replace(found, control_holds=False),))

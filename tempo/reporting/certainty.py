@@ -14,9 +14,8 @@ from tempo.text import number
 
 MOST_DAMAGED = 3  # damaged parts that a report names
 ROLE_MEANS = {
-    "confirmatory": "fixed before the data that decide them; p Holm-corrected over their whole "
-    "family, run or not",
-    "exploratory": "Holm-corrected within their experiment only; to be confirmed on other data",
+    "primary": "they decide the answers; p Holm-corrected over their whole family, run or not",
+    "secondary": "p Holm-corrected within their experiment only",
     "invariant": "must hold exactly everywhere; no statistics",
 }
 

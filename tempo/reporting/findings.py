@@ -10,13 +10,13 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from tempo.claims import Finding
+from tempo.claims import Finding, standing
 from tempo.text import escaped, number
 
 MAX_LINES = 20  # of the table in a terminal: what fits above the fold of a small window
-# The one family of claims that answers the questions. Every other empirical claim is exploratory.
-CONFIRMATORY = "confirmatory"
-ROLES = ("confirmatory", "exploratory", "invariant")
+# The one family of claims that answers the questions. Every other empirical claim is secondary.
+PRIMARY = "primary"
+ROLES = (PRIMARY, "secondary", "invariant")
 # The verdicts, most in need of attention first.
 SIGNS = {"REFUTED": "✕", "INCONCLUSIVE": "◇", "SUPPORTED": "●"}
 
@@ -25,12 +25,18 @@ def role(finding: Finding) -> str:
     """What the claim is for. An invariant checks the harness itself; no statistics decide it."""
     if finding.kind == "invariant":
         return "invariant"
-    return "confirmatory" if finding.family == CONFIRMATORY else "exploratory"
+    return PRIMARY if finding.family == PRIMARY else "secondary"
 
 
-def confirmatory_first(findings: Iterable[Finding]) -> list[Finding]:
-    """The confirmatory claims, then all others; each in the order they had."""
-    return sorted(findings, key=lambda f: role(f) != "confirmatory")
+def rank(finding: Finding) -> str:
+    """The role and, where statistics decide, whether the finding can confirm its claim."""
+    name = role(finding)
+    return name if name == "invariant" else f"{name}, {standing(finding).word}"
+
+
+def primary_first(findings: Iterable[Finding]) -> list[Finding]:
+    """The primary claims, then all others; each in the order they had."""
+    return sorted(findings, key=lambda f: role(f) != PRIMARY)
 
 
 def counts(findings: Sequence[Finding]) -> str:
@@ -43,18 +49,18 @@ def counts(findings: Sequence[Finding]) -> str:
 def findings_table(findings: Sequence[Finding]) -> list[str]:
     """The findings as at most 20 lines of at most 110 columns.
 
-    The confirmatory ones come first, marked with *. If not all fit, those that need attention stay.
+    The primary ones come first, marked with *. If not all fit, those that need attention stay.
     """
     room = MAX_LINES - 2  # the header, and the line that says how many more
     shown = list(findings)
     if len(shown) > room:
         shown.sort(key=lambda f: (f.control_holds, list(SIGNS).index(f.verdict)))
         shown.sort(key=lambda f: f.verdict == "SUPPORTED" and f.control_holds)
-    shown = confirmatory_first(shown)
-    claim = "claim (* confirmatory)" if any(role(f) == "confirmatory" for f in shown) else "claim"
+    shown = primary_first(shown)
+    claim = "claim (* primary)" if any(role(f) == PRIMARY for f in shown) else "claim"
     lines = [f"{'verdict':<13}{claim:<40} {'estimate [95 % interval]':<32}{'n':>5} {'p corr.':>9}"]
     for f in shown[:room]:
-        name = f"{_cut(f.label, 38)} *" if role(f) == "confirmatory" else _cut(f.label, 40)
+        name = f"{_cut(f.label, 38)} *" if role(f) == PRIMARY else _cut(f.label, 40)
         row = f"{f.verdict:<13}{name:<40} {interval(f):<32}{f.n:>5} {number(deciding(f)[1]):>9}"
         lines.append(row + ("" if f.control_holds else " control!"))
     if rest := shown[room:]:
@@ -66,16 +72,16 @@ def findings_table(findings: Sequence[Finding]) -> list[str]:
 
 
 def findings_markdown(findings: Sequence[Finding]) -> str:
-    """The findings as a Markdown table, one row per claim, the confirmatory ones first."""
+    """The findings as a Markdown table, one row per claim, the primary ones first."""
     lines = [
         "| verdict | claim | role | statement | estimate [95 % interval] | n | p corrected "
         "| control |",
         "|---|---|---|---|--:|--:|--:|---|",
     ]
-    for f in confirmatory_first(findings):
+    for f in primary_first(findings):
         control = f"{f.control}: {number(f.control_estimate)}, {behaved(f)}"
         verdict = f"{SIGNS[f.verdict]} {f.verdict.lower()}"
-        claim = (verdict, f.label, role(f), f.statement)
+        claim = (verdict, f.label, rank(f), f.statement)
         numbers = (interval(f), f"{f.n} {f.unit}s", number(deciding(f)[1]))
         lines.append(markdown_row(*claim, *numbers, control))
     return "\n".join(lines) + "\n"

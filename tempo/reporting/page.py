@@ -19,7 +19,7 @@ from tempo.reporting.certainty import alarms_of, certainty, counted_claims, meas
 from tempo.reporting.comparison import Comparison, comparison_html
 from tempo.reporting.figures.drawing import to_html
 from tempo.reporting.figures.forest import forest
-from tempo.reporting.findings import SIGNS, interval, role
+from tempo.reporting.findings import SIGNS, interval, rank
 from tempo.reporting.report import Report, Section, TestRow, names_of
 from tempo.reporting.sidebyside import opposed, side_by_side_html
 from tempo.reporting.table import claims_table
@@ -232,7 +232,7 @@ def _grounds(claim: str, f: Finding | None, at: str) -> str:
     if f is None:
         return f"<code>{html_text(claim)}</code> not measured in this record"
     said = (
-        f"{SIGNS[f.verdict]} {f.verdict.lower()}, {role(f)}: {interval(f)}, n {f.n}, "
+        f"{SIGNS[f.verdict]} {f.verdict.lower()}, {rank(f)}: {interval(f)}, n {f.n}, "
         f"control {number(f.control_estimate)}{'' if f.control_holds else ', MISBEHAVES'}"
     )
     return f"{_claim_link(f, f'<code>{html_text(f.label)}</code>', at)} {html_text(said)}"

@@ -21,7 +21,7 @@ from tempo.reporting.findings import (
     interval,
     markdown_cell,
     markdown_row,
-    role,
+    rank,
 )
 from tempo.reporting.page import report_html
 from tempo.reporting.report import FIGURES, Report, Section, names_of
@@ -187,7 +187,7 @@ def _answer(answer: Answer, findings: Sequence[Finding]) -> list[str]:
         if f is None:
             lines.append(markdown_row(claim, "not measured in this record", "", "", ""))
             continue
-        verdict = f"{SIGNS[f.verdict]} {f.verdict.lower()}, {role(f)}"
+        verdict = f"{SIGNS[f.verdict]} {f.verdict.lower()}, {rank(f)}"
         control = number(f.control_estimate) + ("" if f.control_holds else ", misbehaves")
         lines.append(markdown_row(f.label, verdict, interval(f), str(f.n), control))
     lines += ["", f"Rule: {markdown_cell(answer.rule)}"] if answer.rule else []

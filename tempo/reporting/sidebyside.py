@@ -11,11 +11,11 @@ from tempo.reporting.answers import UNDETERMINED, Answer
 from tempo.reporting.comparison import UNCHANGED, what_changed
 from tempo.reporting.findings import (
     SIGNS,
-    confirmatory_first,
     deciding,
     interval,
     markdown_cell,
     markdown_row,
+    primary_first,
     role,
 )
 from tempo.reporting.report import Report, names_of
@@ -83,7 +83,7 @@ class Question:
 
 
 def claim_rows(reports: Sequence[Report]) -> list[Row]:
-    """A row for each claim and config that any model has, the confirmatory ones first."""
+    """A row for each claim and config that any model has, the primary ones first."""
     by_label = [{f.label: f for f in report.findings} for report in reports]
     first: dict[str, Finding] = {}
     for found in by_label:
@@ -91,7 +91,7 @@ def claim_rows(reports: Sequence[Report]) -> list[Row]:
             first.setdefault(label, finding)
     return [
         Row(f.label, role(f), f.statement, tuple(found.get(f.label) for found in by_label))
-        for f in confirmatory_first(first.values())
+        for f in primary_first(first.values())
     ]
 
 

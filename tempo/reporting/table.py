@@ -5,8 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tempo.claims import Finding
-from tempo.reporting.findings import SIGNS, behaved, confirmatory_first, deciding, interval, role
+from tempo.claims import Finding, standing
+from tempo.reporting.findings import (
+    PRIMARY,
+    SIGNS,
+    behaved,
+    deciding,
+    interval,
+    primary_first,
+    rank,
+    role,
+)
 from tempo.text import html_text, number, slug
 
 _WIDTH, _HEIGHT = 150, 22  # of the drawn effect, in CSS pixels
@@ -22,7 +31,7 @@ _COLUMNS = (
 
 
 def claims_table(findings: Sequence[Finding], at: str = "") -> str:
-    """The findings as a table, the confirmatory ones first.
+    """The findings as a table, the primary ones first.
 
     Filters and sort buttons are there only where a script can serve them.
     at: what the ids of this table begin with, so that a page can hold several.
@@ -34,7 +43,7 @@ def claims_table(findings: Sequence[Finding], at: str = "") -> str:
         box = f'<input type="checkbox" checked value="{name}"/>'
         boxes += f"<label>{box} {sign} {name} ({n})</label>"
     seen: set[str] = set()
-    body = "\n".join(_row(f, seen, at) for f in confirmatory_first(findings))
+    body = "\n".join(_row(f, seen, at) for f in primary_first(findings))
     return (
         f'<fieldset class="tempo-filters" hidden><legend>Show</legend>{boxes}'
         "<output></output></fieldset>"
@@ -60,7 +69,7 @@ def _row(f: Finding, seen: set[str], at: str) -> str:
     units = f.unit if f.n == 1 else f"{f.unit}s"
     control = f"{number(f.control_estimate)}: {behaved(f)}"
     cells = (
-        _cell("Verdict", list(SIGNS).index(f.verdict), f"{badge(f)}<small>{role(f)}</small>"),
+        _cell("Verdict", list(SIGNS).index(f.verdict), f"{badge(f)}<small>{rank(f)}</small>"),
         _cell(
             "Claim",
             html_text(f.label),
@@ -81,7 +90,7 @@ def _row(f: Finding, seen: set[str], at: str) -> str:
             "" if f.control_holds else "tempo-alarm",
         ),
     )
-    leading = ' class="tempo-confirmatory"' if role(f) == "confirmatory" else ""
+    leading = ' class="tempo-primary"' if role(f) == PRIMARY else ""
     return f'<tr id="{own}"{leading} data-verdict="{f.verdict.lower()}">{"".join(cells)}</tr>'
 
 
@@ -100,10 +109,16 @@ def badge(f: Finding) -> str:
 def _how(f: Finding) -> str:
     margin = f"Margin {number(f.margin)}: {f.margin_reason}" if f.margin else f.margin_reason
     size = "" if math.isnan(f.effect_size) else f"Effect size {number(f.effect_size)}"
-    parts = (f.reason, f"Statistic: {f.statistic}", f"Test: {f.test}", margin, size)
+    parts = (f.reason, _dated(f), f"Statistic: {f.statistic}", f"Test: {f.test}", margin, size)
     said = "".join(f"{part}. " for part in parts if part) + f"Refuted by {f.refuted_by}."
     summary = "<summary>How it was decided</summary>"
     return f"<details>{summary}<small>{html_text(said)}</small></details>"
+
+
+def _dated(f: Finding) -> str:
+    """Whether the data can confirm the claim, and the dates that say so."""
+    why = standing(f).why
+    return "" if f.kind == "invariant" else why[0].upper() + why[1:]
 
 
 def effect_svg(f: Finding, beside: Sequence[Finding] = ()) -> str:

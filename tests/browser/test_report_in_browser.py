@@ -78,7 +78,7 @@ def finding(
         p_corrected=0.02,
         p_against=0.9,
         p_against_corrected=1.0,
-        family="confirmatory" if i % 20 == 0 else name,
+        family="primary" if i % 20 == 0 else name,
         control_estimate=0.0,
         control_holds=True,
         context={

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 
 from tempo.claims import Finding
 from tempo.reporting.figures.drawing import INK, SYMBOLS, Picture, clip, picture
-from tempo.reporting.findings import confirmatory_first, interval, role
+from tempo.reporting.findings import PRIMARY, interval, primary_first, role
 from tempo.text import number
 
 # In units of the scale. What lies farther is drawn at the edge: from too few prompts an interval
@@ -31,7 +31,7 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
     scale.
     """
     panels: dict[str, list[tuple[Finding, float]]] = {_IN_MARGINS: [], _OWN_SCALE: [], _SHARE: []}
-    for finding in confirmatory_first(findings):
+    for finding in primary_first(findings):
         ends = [abs(x) for x in (finding.estimate, finding.low, finding.high) if math.isfinite(x)]
         if finding.test in ("always", "proportion"):
             panels[_SHARE].append((finding, 1.0))
@@ -64,8 +64,8 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
         "supported; vermillion cross: refuted; purple open diamond: inconclusive. The verdict is "
         "the registered test's, not the drawing's."
     )
-    if any(role(f) == "confirmatory" for f in findings):
-        caption += " ★ marks the confirmatory claims; all others are exploratory."
+    if any(role(f) == PRIMARY for f in findings):
+        caption += " ★ marks the primary claims, which decide the answers."
     counted = ", ".join(f"{n} {v.lower()}" for v, n in count.items())
     each = "; ".join(f"{f.label}: {interval(f)} {f.verdict.lower()}" for f in findings)
     alt = f"{counted}. {each}"
@@ -88,11 +88,7 @@ def _units(x: float, scale: float) -> float:
 
 
 def _marked(finding: Finding) -> str:
-    return (
-        f"★ {clip(finding.label, 46)}"
-        if role(finding) == "confirmatory"
-        else clip(finding.label, 48)
-    )
+    return f"★ {clip(finding.label, 46)}" if role(finding) == PRIMARY else clip(finding.label, 48)
 
 
 def _forest_row(
