@@ -40,7 +40,7 @@ LATTICES = ("none", "posterior", "rolled")
 FREE_RUNS = ("none", "posterior")
 KEYWORDS = {test: keyword for keyword, test in TESTS.items()}
 
-study = Study("exp16", title="On longer and other texts?", registered="2026-11-28T12:45Z")
+study = Study("exp16", title="On longer and other texts?", registered="2026-11-28T12:34Z")
 
 
 @dataclass(frozen=True)
