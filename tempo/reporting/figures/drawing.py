@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 from tempo import files
 from tempo.errors import TraceError
+from tempo.reporting.glossary import explained
 from tempo.text import html_text, printable, slug
 
 INK = "#010203"  # stands for `currentColor` while matplotlib draws; used for nothing else
@@ -34,7 +35,7 @@ SYMBOLS = {"SUPPORTED": (GREEN, "o"), "REFUTED": (VERMILLION, "X"), "INCONCLUSIV
 _MAX_LABELS = 48  # token labels along an axis that can still be told apart at the widest picture
 _LABEL_LENGTH = 14
 WIDTH = 7.5  # inches at 96 CSS pixels
-_DPI = 110  # of a PNG: sharp enough beside text, and some ten kilobytes
+_DPI = 300  # of a PNG, as journals ask for
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 _RC: dict[Any, Any] = {
     **dict.fromkeys(_INKED, INK),
@@ -92,7 +93,8 @@ _STYLE = (
 class Picture:
     """An SVG that can stand inline in HTML, with what to see in it and a text alternative.
 
-    name: a slug, for ids and file names. png: the same on white, for a paper or a slide.
+    name: a slug, for ids and file names. csv: the numbers that it shows, empty if it has no table.
+    png: the same on white, for a paper or a slide.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Picture:
     caption: str
     alt: str
     svg: str
+    csv: str = ""
     png: bytes = field(default=b"", repr=False)
 
     def named(self, name: str) -> Picture:
@@ -147,21 +150,30 @@ def check_svg(svg: str, where: str) -> None:
         )
 
 
-def to_html(picture: Picture, at: str = "") -> str:
+def to_html(picture: Picture, at: str = "", id: str = "") -> str:
     """The picture as a <figure> with its text alternative. It scrolls where it cannot shrink.
 
-    at: what its ids begin with, so that one page can hold the same picture twice.
+    Where a script can serve them, buttons give it as SVG, PNG and, if it has a table, as CSV.
+    at: what its ids begin with, so that one page can hold the same picture twice. id: its anchor.
     """
-    title, caption, alt = map(html_text, (picture.title, picture.caption, picture.alt))
+    title, alt = map(html_text, (picture.title, picture.alt))
+    caption = explained(picture.caption)
     width = re.search(r' width="(\d+)"', picture.svg)
     svg = re.sub(r'( id="|#)(?=fig[0-9a-f]{8}-)', rf"\1{at}", picture.svg) if at else picture.svg
     wide = " tempo-wide" if width and int(width[1]) > _COLUMN else ""
+    anchor = f' id="{html_text(id)}"' if id else ""
+    table = f' data-csv="{_attribute(picture.csv)}"' if picture.csv else ""
     return (
-        f'<figure class="tempo-figure{wide}">'
+        f'<figure class="tempo-figure{wide}"{anchor} data-name="{html_text(picture.name)}"{table}>'
         f'<div class="tempo-scroll" tabindex="0" role="region" aria-label="{title}">'
         f"{svg}</div><figcaption><strong>{title}.</strong> {caption}</figcaption>"
         f"<details><summary>As text</summary><p>{alt}</p></details></figure>"
     )
+
+
+def _attribute(table: str) -> str:
+    """A table as the value of an attribute, its line breaks kept."""
+    return "&#10;".join(map(html_text, table.split("\n")))
 
 
 def save(picture: Picture, folder: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
@@ -262,7 +274,7 @@ def picture(
     title, caption, alt = printable(title), printable(caption), printable(alt)
     prefix = f"fig{hashlib.sha256((title + alt + raw).encode()).hexdigest()[:8]}"
     return Picture(
-        slug(title), title, caption, alt, _inline(raw, prefix, alt, tips), raster.getvalue()
+        slug(title), title, caption, alt, _inline(raw, prefix, alt, tips), png=raster.getvalue()
     )
 
 
