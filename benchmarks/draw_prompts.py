@@ -41,10 +41,10 @@ FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 TOKENIZER = "smollm2-135m"
 # When, in UTC. A claim that is registered later needs prompts of its own: change this and SEEDS,
 # draw, and put the hashes that are printed into tests/test_draw_prompts.py.
-DRAWN = "2026-11-28T09:43Z"
-# One seed a suite, chosen before the draw. Those of a first draw were given up, as claims were
+DRAWN = "2026-11-28T12:36Z"
+# One seed a suite, chosen before the draw. Those of two draws were given up unread, as claims were
 # registered after it.
-SEEDS = {"confirmatory": 20261130, "replication": 20261131}
+SEEDS = {"confirmatory": 20261132, "replication": 20261133}
 # Halves the documents and the pool between the suites.
 SPLIT_SEED = 20261127
 

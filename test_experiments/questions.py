@@ -39,9 +39,7 @@ from test_experiments import test_exp6_why_identical as exp6
 from test_experiments import test_exp7_branch_mixture as exp7
 from test_experiments import test_exp8_position_or_company as exp8
 from test_experiments import test_exp11_crowding as exp11
-from test_experiments import test_exp13_reading as exp13
-from test_experiments import test_exp14_lattices as exp14
-from test_experiments import test_exp15_free_lattices as exp15
+from test_experiments import test_exp16_other_texts as exp16
 
 TITLE = "Does a language model handle several tokens at the same position just fine?"
 ASKED = (
@@ -57,8 +55,9 @@ TOP_10, SELECTION = exp2.test_same_top_10, exp2.test_same_selection
 ATTENDS, MORE_THAN_UNIFORM = exp3.test_score_above_zero, exp3.test_more_than_uniform
 ISOLATED_ZERO, WORKS = exp3.test_isolated_is_zero, exp3.test_does_something
 NEAR = exp3.test_more_than_at_distance_one
-AT_ONCE, MATTERS_WHO = exp3.test_does_something_at_once, exp3.test_it_matters_who_is_seen
-MORE_THAN_STRANGERS = exp3.test_siblings_do_more_than_strangers
+AT_ONCE, MATTERS_WHO = exp16.test_does_something_at_once, exp16.test_it_matters_who_is_seen
+MORE_THAN_STRANGERS = exp16.test_siblings_do_more_than_strangers
+AGAIN_EQUIVALENT = exp16.test_equivalent_at_reader
 # exp4: where siblings stand. exp7 and exp8: how near the truth they are read. exp11: weights.
 STORED = (
     exp4.test_siblings_share_a_position,
@@ -102,37 +101,37 @@ LESS_THIRDS = "distance less two thirds of plain siblings'"
 DISTRIBUTION = Part(
     "As a distribution: near the exact mixture of all branches?",
     {
-        exp15.test_plain_is_near_the_truth: NEAR_TRUTH,
-        exp14.test_plain_error_does_not_grow_with_depth: DEPTH,
+        exp16.test_plain_is_near_the_truth: NEAR_TRUTH,
+        exp16.test_plain_error_does_not_grow_with_depth: DEPTH,
     },
     {
-        exp15.test_posterior_is_near_the_truth: NEAR_TRUTH,
-        exp14.test_error_does_not_grow_with_depth: DEPTH,
+        exp16.test_posterior_is_near_the_truth: NEAR_TRUTH,
+        exp16.test_error_does_not_grow_with_depth: DEPTH,
     },
     (EXACT,),
     {},
 )
 TEXT = Part(
     "As text: as good as greedy, and facts still found?",
-    {exp15.test_plain_best_path_reads_as_well_as_greedy: READS, exp13.test_fact_still_found: FACTS},
+    {exp16.test_plain_best_path_reads_as_well_as_greedy: READS, exp16.test_fact_still_found: FACTS},
     {
-        exp15.test_best_path_reads_as_well_as_greedy: READS,
-        exp13.test_posterior_fact_still_found: FACTS,
+        exp16.test_best_path_reads_as_well_as_greedy: READS,
+        exp16.test_posterior_fact_still_found: FACTS,
     },
-    (exp15.test_perfect_best_path_reads_as_well_as_greedy,),
+    (exp16.test_perfect_best_path_reads_as_well_as_greedy,),
     {
-        exp15.test_perfect_best_path_reads_as_well_as_greedy: "a perfect reader's best path less "
+        exp16.test_perfect_best_path_reads_as_well_as_greedy: "a perfect reader's best path less "
         "greedy text",
-        exp15.test_best_path_reads_as_well_as_beam: "posterior weighting less a beam search that "
+        exp16.test_best_path_reads_as_well_as_beam: "posterior weighting less a beam search that "
         "forwards as many tokens",
     },
 )
 OPEN = Part(
     "For whom: better where no branch has a posterior of 0.6?",
-    {exp11.test_plain_not_worse_than_late_branch_where_open: LESS_BRANCH},
+    {exp16.test_plain_not_worse_than_late_branch_where_open: LESS_BRANCH},
     {
-        exp11.test_posterior_beats_late_branch_where_open: LESS_BRANCH,
-        exp11.test_posterior_removes_a_third_where_open: LESS_THIRDS,
+        exp16.test_posterior_beats_late_branch_where_open: LESS_BRANCH,
+        exp16.test_posterior_removes_a_third_where_open: LESS_THIRDS,
     },
     (EXACT,),
     {},
@@ -141,8 +140,8 @@ PARTS = (DISTRIBUTION, TEXT, OPEN)
 AS_THEY_ARE, BY_POSTERIOR = "as they are", "with posterior weighting"
 YES, NO = "yes", "no"
 POSTERIOR_HELPS = (
-    exp14.test_posterior_removes_two_thirds,
-    exp15.test_posterior_removes_two_thirds,
+    exp16.test_forced_posterior_removes_two_thirds,
+    exp16.test_posterior_removes_two_thirds,
 )
 
 SCENARIOS = {
@@ -283,7 +282,9 @@ def identical(f: Findings) -> Answer:
         f"{f.said(EQUIVALENT)}. The top ten differ by {_percent(f, TOP_10)}, the selected set at "
         f"{_percent(f, SELECTION)} of steps."
     )
-    claims = (IDENTICAL, EQUIVALENT, TOP_10, SELECTION)
+    if f.of(AGAIN_EQUIVALENT):
+        text += f" On texts drawn later the total variation is {f.said(AGAIN_EQUIVALENT)}."
+    claims = (IDENTICAL, EQUIVALENT, TOP_10, SELECTION, AGAIN_EQUIVALENT)
     question = "Are the distributions identical, or just the top-k?"
     return _answer(question, decide(f, rules), _any(f, claims, text), explain(rules), claims)
 
@@ -383,7 +384,8 @@ def recommended_mode(f: Findings) -> Answer:
     numbers: dict[object, str] = {
         VISIBLE_NOT_WORSE: "Total variation to the truth, visible less isolated",
         HELPS: "Weighted by probability less unweighted",
-        POSTERIOR_HELPS[1]: "Free runs, weighted by posterior less 0.35 of unweighted",
+        POSTERIOR_HELPS[0]: "Forced sets, weighted by posterior less 0.35 of unweighted",
+        POSTERIOR_HELPS[1]: "Free runs, the same",
     }
     advice = SCENARIO_ADVICE.get(scenario(f).short[0], NAME_THE_MODE)
     said = [advice, TEXT_ADVICE[_decided(f, TEXT, TEXT.weighted)[0]]]

@@ -129,7 +129,7 @@ def every_weighting(prompt: Prompt) -> Steps[Case | None]:
         "copies": scene.copies(),
         "copies_count": scene.copies(weighting="count"),
     }
-    by_all, by_each = _of_all(scene, answers.posterior), _of_each(scene, answers.posterior)
+    by_all, by_each = read_by_all(scene, answers.posterior), _of_each(scene, answers.posterior)
     each = [spec for specs in by_each.values() for spec in specs]
     asked = [*scene.branches.runs(), *map(forced, (*texts.values(), *by_all.values(), *each))]
     found = iter((yield asked))
@@ -170,7 +170,7 @@ def every_weighting(prompt: Prompt) -> Steps[Case | None]:
     return case
 
 
-def _of_all(scene: ExactScene, posterior: np.ndarray) -> dict[str, RunSpec]:
+def read_by_all(scene: ExactScene, posterior: np.ndarray) -> dict[str, RunSpec]:
     """The runs in which all readers read one set; `posterior` is [R, n]."""
     members, strangers = scene.members, (scene.members[0], *scene.strangers)
     read = scene.read_by_all

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from typing import Any
@@ -52,7 +52,21 @@ study = Study("exp13", title="Does it read well?", registered="2026-11-24")
 
 
 @dataclass(frozen=True)
-class Case:
+class Answered:
+    """How well facts that were told before sets are found after them."""
+
+    fact_branched: bool
+    found: dict[str, list[bool]]  # each fact, by the text after which it was asked for
+    probability: dict[str, list[float]]  # of its first token
+
+    def lost(self, arm: str) -> float | None:
+        """The share of facts found after greedy text minus that after `arm`, if sets branched."""
+        before, after = (float(np.mean(self.found[name])) for name in ("greedy", arm))
+        return before - after if self.fact_branched else None
+
+
+@dataclass(frozen=True)
+class Case(Answered):
     """What one prompt gives."""
 
     widths: dict[str, list[int]]  # by run
@@ -62,18 +76,10 @@ class Case:
     is_greedy: dict[str, bool | None]  # whether a run is greedy decoding, by its threshold
     parted_at: dict[str, int | None]  # the step at which two runs' sets first differ
     coverage: dict[str, float]  # share of beam search's bigrams that consecutive sets hold
-    fact_branched: bool
-    found: dict[str, list[bool]]  # each fact, by the text after which it was asked for
-    probability: dict[str, list[float]]  # of its first token
 
     def extra(self, path: str, other: str = "greedy") -> float | None:
         """How many nats a token one path costs more than another, if the prompt branched."""
         return self.nll[path] - self.nll[other] if self.branched else None
-
-    def lost(self, arm: str) -> float | None:
-        """The share of facts found after greedy text minus that after `arm`, if sets branched."""
-        before, after = (float(np.mean(self.found[name])) for name in ("greedy", arm))
-        return before - after if self.fact_branched else None
 
 
 @study.measure
@@ -114,7 +120,7 @@ def free_runs(prompt: Prompt) -> Steps[Case]:
         },
         parted_at={**parted, "greedy twice": parted_at(lone.sets, greedy)},
         coverage={name: coverage(wanted, text) for name, text in texts.items()},
-        **(yield from _ask(prompt, facts)),
+        **asdict((yield from ask(prompt, facts))),
     )
     if prompt.store:
         _keep(prompt, prompt.store, paths, facts, case)
@@ -146,13 +152,13 @@ def _equal_but_for_ties(trace: Trace, tokens: Sequence[int]) -> bool:
     return True
 
 
-def _ask(prompt: Prompt, facts: Facts) -> Steps[dict[str, Any]]:
+def ask(prompt: Prompt, facts: Facts, modes: Sequence[str] = tuple(MODES)) -> Steps[Answered]:
     """How well facts are found after an isolated run's sets in each mode, and after greedy text."""
     before = prompt.but(facts.before(prompt.text)).spec(stop_at_eos=False, max_steps=FACT_STEPS)
     chosen: Trace = yield run(before)
     plain: Trace = yield run(before, max_width=1)
     stated, sets = chosen.prompt_tokens, chosen.sets
-    after: dict[str, tuple[Any, ...]] = {name: (stated, sets, mode) for name, mode in MODES.items()}
+    after: dict[str, tuple[Any, ...]] = {name: (stated, sets, MODES[name]) for name in modes}
     after["greedy"] = (stated, plain.sets, {})
     after["absent"] = (prompt.lm.encode(prompt.given), sets, {})
     questions, answers_at = facts.questions(prompt.lm)
@@ -164,7 +170,7 @@ def _ask(prompt: Prompt, facts: Facts) -> Steps[dict[str, Any]]:
         probability[arm] = [step.probabilities[0] for step in answers]
         found[arm] = [step.probabilities[0] >= float(step.distribution.max()) for step in answers]
     branched = max(chosen.widths) > 1
-    return {"found": found, "probability": probability, "fact_branched": branched}
+    return Answered(fact_branched=branched, found=found, probability=probability)
 
 
 def _keep(prompt: Prompt, store: Store, paths: Paths, facts: Facts, case: Case) -> None:

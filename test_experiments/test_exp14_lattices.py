@@ -44,7 +44,7 @@ CONTROLS = {
     "rolled": "posterior of the next member (control)",
     "unread": "posterior of a token not read (control)",
 }
-WEIGHTED = ("none", "count", "probability", "posterior", "best_parent")
+PLAINLY = ("none", "count", "probability", "best_parent")  # by a weighting of that name alone
 # The control of a slope is an error that grows: with each set so much more.
 PLANTED = 0.1
 
@@ -77,8 +77,8 @@ class Case:
 
 
 @study.measure
-def lattices(prompt: Prompt) -> Steps[Case]:
-    """Every arm on the same sets of two and of three, at every depth."""
+def lattices(prompt: Prompt, arms: Sequence[str] = (*ARMS, *CONTROLS)) -> Steps[Case]:
+    """Each arm on the same sets of two and of three, at every depth; "posterior" is one of them."""
     prefix = prompt.lm.encode(prompt.given)
     steps = max(max(depths) for depths in DEPTHS.values()) + 2
     choosers = [_top(width) for width in DEPTHS]
@@ -87,16 +87,18 @@ def lattices(prompt: Prompt) -> Steps[Case]:
     for (width, depths), truth in zip(DEPTHS.items(), truths, strict=True):
         sets = [tuple(members) for members in truth.sets[: depths.stop]]
         base = RunSpec(prompt=tuple(prefix), replay=(*sets, sets[-1][:1]), stop_at_eos=False)
-        specs = {arm: base.but(weighting=arm) for arm in WEIGHTED if arm != "posterior"}
-        specs |= {f"key {depth}": _by_key(base, truth, depth) for depth in depths}
-        specs["exact"] = base.but(weighting="posterior", replay_links=_exact_links(truth, base))
+        specs = {arm: base.but(weighting=arm) for arm in PLAINLY if arm in arms}
+        if "key" in arms:
+            specs |= {f"key {depth}": _by_key(base, truth, depth) for depth in depths}
+        if "exact" in arms:
+            specs["exact"] = base.but(weighting="posterior", replay_links=_exact_links(truth, base))
         asked = [base.but(weighting="posterior", capture=("logits",)), *specs.values()]
         posterior, *others = yield list(map(forced, asked))
         traces: dict[str, Trace] = dict(zip(specs, others, strict=True)) | {"posterior": posterior}
-        controls = [base.but(weighting="posterior", replay_links=_rolled(posterior))]
-        controls.append(base.but(weighting="posterior", replay_links=_unread(posterior)))
-        traces |= dict(zip(CONTROLS, (yield list(map(forced, controls))), strict=True))
-        tv[str(width)] = _by_depth(traces, truth, depths)
+        links = {name: of(posterior) for name, of in WRONG_LINKS.items() if name in arms}
+        controls = [base.but(weighting="posterior", replay_links=each) for each in links.values()]
+        traces |= dict(zip(links, (yield list(map(forced, controls))), strict=True))
+        tv[str(width)] = _by_depth(arms, traces, truth, depths)
         tops[str(width)] = _top_weights(posterior, depths)
         if prompt.store and width == min(DEPTHS):
             keep_log(prompt.store, posterior)
@@ -160,12 +162,15 @@ def _unread(trace: Trace) -> list[Any]:
     return found
 
 
+WRONG_LINKS = {"rolled": _rolled, "unread": _unread}
+
+
 def _by_depth(
-    traces: Mapping[str, Trace], truth: ExactRun, depths: range
+    arms: Iterable[str], traces: Mapping[str, Trace], truth: ExactRun, depths: range
 ) -> dict[str, list[float]]:
     """Total variation to the truth by arm and depth."""
     found: dict[str, list[float]] = {}
-    for arm in (*ARMS, *CONTROLS):
+    for arm in arms:
         values = []
         for depth in depths:
             trace = traces[f"key {depth}" if arm == "key" else arm]

@@ -101,11 +101,14 @@ class Case:
 
 
 @study.measure
-def free_runs(prompt: Prompt) -> Steps[Case]:
-    """Every free run, the exact mixture of all paths through its sets, and its best path's cost."""
-    specs = [prompt.spec(stop_at_eos=False, **settings) for settings in RUNS.values()]
+def free_runs(prompt: Prompt, names: Sequence[str] = tuple(RUNS)) -> Steps[Case]:
+    """Free runs, the exact mixture of all paths through the sets of each, and their best paths.
+
+    names: which of `RUNS`; with "none" and "posterior" among them.
+    """
+    specs = [prompt.spec(stop_at_eos=False, **RUNS[name]) for name in names]
     found = yield [forced(spec) for spec in specs]
-    traces: dict[str, Trace] = dict(zip(RUNS, found, strict=True))
+    traces: dict[str, Trace] = dict(zip(names, found, strict=True))
     traces["rolled"] = yield forced(_rolled(traces["posterior"]))
     choosers: list[Choose] = [given(trace.sets) for trace in traces.values()]
     choosers.append(by_threshold(prompt.config.threshold))
@@ -130,7 +133,7 @@ def free_runs(prompt: Prompt) -> Steps[Case]:
         tv=tv,
         kept=min(truth.kept for truth in (*truths, exact)),
         same_set=same,
-        dropped={name: _num_dropped(traces[name]) for name in PRUNED},
+        dropped={name: _num_dropped(traces[name]) for name in PRUNED if name in traces},
         nll={name: text.nll for name, text in texts.items()},
         tokens={name: sum(of_sets) for name, of_sets in widths.items()},
     )

@@ -55,36 +55,42 @@ def both_modes(prompt: Prompt) -> Steps[Case]:
     source, free = yield [run(prompt), run(prompt, visibility="visible", capture=())]
     isolated, visible = yield [run(prompt, replay=source, visibility=mode) for mode in MODES]
     steps, wide = range(len(source.steps)), wide_steps(source)
-    first = wide[0] if wide else len(steps)
-    before, after = steps[: first + 1], steps[first + 1 :]
+    before, after = parts_of(source)
     pairs = enumerate(zip(source.steps, free.steps, strict=False))
     parted = min([k for k, (a, b) in pairs if a.tokens != b.tokens], default=len(free.steps) - 1)
-    readers = [_reader(isolated, visible, k) for k in after]
+    readers = [reader(isolated, visible, k) for k in after]
     if prompt.store:
         _keep(prompt, prompt.store, isolated, visible, readers)
     distances = {
-        "before": [_compare(isolated, k, visible, k) for k in before],
+        "before": [compare_steps(isolated, k, visible, k) for k in before],
         "readers": readers,
         "siblings": [{"tv": at_members(total_variation, isolated, visible, k)} for k in wide],
-        "one step earlier": [_compare(isolated, k, isolated, k - 1) for k in after],
-        "same mode": [_compare(source, k, isolated, k) for k in steps],
-        "free runs": [_compare(source, k, free, k) for k in after if k <= parted],
+        "one step earlier": [compare_steps(isolated, k, isolated, k - 1) for k in after],
+        "same mode": [compare_steps(source, k, isolated, k) for k in steps],
+        "free runs": [compare_steps(source, k, free, k) for k in after if k <= parted],
     }
     return Case(dtype=prompt.lm.provenance()["dtype"], distances=distances)
 
 
-def _compare(one: Trace, step: int, other: Trace, other_step: int) -> Distances:
+def parts_of(trace: Trace) -> tuple[range, range]:
+    """The steps up to the first wide set, and those after it."""
+    steps, wide = range(len(trace.steps)), wide_steps(trace)
+    first = wide[0] if wide else len(steps)
+    return steps[: first + 1], steps[first + 1 :]
+
+
+def compare_steps(one: Trace, step: int, other: Trace, other_step: int) -> Distances:
     """All distances between the distributions of two steps, and whether both select one set."""
     p, q = one.steps[step].distribution, other.steps[other_step].distribution
     reach = [set(np.flatnonzero(d >= one.spec.threshold)) or {d.argmax()} for d in (p, q)]
     return {**compare(p, q), "same_selection": float(reach[0] == reach[1])}
 
 
-def _reader(isolated: Trace, visible: Trace, step: int) -> Distances:
+def reader(isolated: Trace, visible: Trace, step: int) -> Distances:
     """The distances between both modes at a step, and which wide set was the last before it."""
     last = max(k for k in wide_steps(isolated) if k < step)
     place = {"step": step, "width": isolated.widths[last], "lag": step - last}
-    return {**place, **_compare(isolated, step, visible, step)}
+    return {**place, **compare_steps(isolated, step, visible, step)}
 
 
 def _keep(

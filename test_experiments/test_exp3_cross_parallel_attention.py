@@ -110,7 +110,7 @@ def three_readings(prompt: Prompt) -> Steps[Case | None]:
         run(plain, replay=source),
     ]
     wide, rng = wide_steps(source), prompt.rng(RANDOM_CONTEXT_SEED)
-    company_kl = yield from _effect_of_company(prompt, isolated, visible)
+    company_kl = yield from effect_of_company(prompt, isolated, visible)
     seen = {k: sibling_scores(visible, k) for k in wide}
     unseen = {k: sibling_scores(isolated, k) for k in wide}
     random = {k: _random_context(visible, k, rng) for k in wide}
@@ -159,7 +159,7 @@ def three_readings(prompt: Prompt) -> Steps[Case | None]:
     return Case(sets=sets, mass_map=mass_map, company_kl=company_kl)
 
 
-def _effect_of_company(prompt: Prompt, isolated: Trace, visible: Trace) -> Steps[dict[str, float]]:
+def effect_of_company(prompt: Prompt, isolated: Trace, visible: Trace) -> Steps[dict[str, float]]:
     """What a member of the first wide set predicts with each company, against without any.
 
     Before that set the text is plain, so both runs have the same past. Asks for runs in one round.

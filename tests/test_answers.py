@@ -24,8 +24,11 @@ from tempo.reporting.answers import (
 )
 from tempo.reporting.rules import decide, explain, refuted, supported, zero
 from test_experiments import questions as q
+from test_experiments import test_exp2_logits_comparison as exp2
+from test_experiments import test_exp13_reading as exp13
 from test_experiments import test_exp14_lattices as exp14
 from test_experiments import test_exp15_free_lattices as exp15
+from test_experiments import test_exp16_other_texts as exp16
 from test_experiments.questions import (
     ATTENDS,
     CLOSER,
@@ -163,7 +166,7 @@ def test_nothing_is_known_from_no_findings():
     for answer in q.conclusions([]).answers:
         assert answer.short == "Undetermined"
     fine = q.part(Findings([]), q.DISTRIBUTION)
-    assert "Not measured in this record: exp15, exp14, exp7." in fine.text
+    assert "Not measured in this record: exp16, exp7." in fine.text
 
 
 @pytest.mark.parametrize(
@@ -362,16 +365,16 @@ def test_a_part_says_its_numbers_and_what_stands_beside():
     assert f"{q.READS} 1 [0.125, 0.5]" in text
     assert "a beam search that forwards as many tokens 0.25 [0.125, 0.5]" in text
     missing = part_of(q.TEXT, {}).text
-    assert "Not measured in this record: exp15, exp13." in missing
+    assert "Not measured in this record: exp16." in missing
 
 
 ZEROS = {arm: [0.0] * 12 for arm in ("none", "posterior")}
 LOST = [0.0, 0.0, *[0.5] * 10]  # what siblings of no relation give once a wide set was read
 WIDTHS = {arm: [2] * 12 for arm in ("none", "posterior", "rolled")}
-NEAR = (exp15.test_plain_is_near_the_truth, exp15.test_posterior_is_near_the_truth)
+NEAR = (exp16.test_plain_is_near_the_truth, exp16.test_posterior_is_near_the_truth)
 SLOPES = (
-    exp14.test_plain_error_does_not_grow_with_depth,
-    exp14.test_error_does_not_grow_with_depth,
+    exp16.test_plain_error_does_not_grow_with_depth,
+    exp16.test_error_does_not_grow_with_depth,
 )
 
 
@@ -394,6 +397,12 @@ def forced_sets(by_depth) -> exp14.Case:
     return exp14.Case(found, 1.0, {})
 
 
+def case_of(forced, free) -> exp16.Case:
+    """What exp16 measures, if nothing but these is looked at."""
+    modes, facts = exp2.Case("float32", {}), exp13.Answered(False, {}, {})
+    return exp16.Case("", modes, {}, None, facts, forced, free)
+
+
 @pytest.mark.parametrize(
     ("tv", "by_depth", "short"),
     [
@@ -414,7 +423,8 @@ def test_an_exact_mixture_in_the_engines_place_is_fine_and_random_siblings_are_n
         free_runs({arm: np.add(far, row[:12]).tolist() for arm, far in tv.items()}) for row in noise
     ]
     forced = [forced_sets(np.add(by_depth, row[12:]).tolist()) for row in noise]
-    found = [*judged(NEAR, free), *judged(SLOPES, forced), finding(EXACT, S)]
+    cases = list(map(case_of, forced, free))
+    found = [*judged((*NEAR, *SLOPES), cases), finding(EXACT, S)]
     assert all(f.control_holds for f in found)
     assert q.part(Findings(found), q.DISTRIBUTION).short == short
 
@@ -427,7 +437,7 @@ def test_the_recommended_mode_without_fidelity_is_undetermined_but_says_what_the
     assert "not interchangeable" in advice["D"].text
     assert "same results" in advice["A"].text
     assert len({answer.text for answer in advice.values()}) == 4
-    assert "Not measured in this record: exp7, exp11, exp15." in advice["D"].text
+    assert "Not measured in this record: exp7, exp11, exp16." in advice["D"].text
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ from tempo.harness.prompts import SuitePrompt, read_suite
 # Of the files as they were drawn. Claims are confirmed on these very prompts: another hash is
 # another suite, on which models may have been run.
 FROZEN = {
-    "confirmatory": "e43d6a885f12b3e3f61bda65c5f4845bdd7d77bd01a4a38308ebdd28ce02b6af",
-    "replication": "e1f9dc2e0cc1ce76102c5b055fb0fc0e1a9291c21ca52b590ea99b80ad73fd9c",
+    "confirmatory": "0635b7aec2031f68b82f8316b66746f3e4cb13a9cf5b8fde8af6af9608916f7a",
+    "replication": "86c7eb2bd5a7e57bb9eefd5f3abddf74a7526034025da8ec52395a627f028247",
 }
 OWN = "own words"
 

@@ -6,8 +6,10 @@ import pytest
 
 from benchmarks.registered import plans
 from fixtures.margins import PRIMARY
+from tempo.claims import moment
 from tempo.harness.expectations import file_of, read
 from tempo.harness.plan import check_together, family_sizes
+from test_experiments.questions import PARTS, conclusions
 
 
 @pytest.fixture(scope="module")
@@ -16,14 +18,33 @@ def found():
 
 
 def test_the_primary_family_is_as_large_as_it_is_corrected_for(found):
-    decided = [claim.id for plan in found for claim in plan.claims if claim.family == PRIMARY]
+    decided = [
+        (claim.id, plan.name) for plan in found for claim in plan.claims if claim.family == PRIMARY
+    ]
     assert len(decided) == PRIMARY.size == len(set(decided)), decided
     assert family_sizes(found)[PRIMARY.name] == PRIMARY.size
 
 
+def test_the_primary_claims_are_those_that_the_answers_rest_on(found):
+    primary = {claim.id for plan in found for claim in plan.claims if claim.family == PRIMARY}
+    cited = {claim for answer in conclusions([]).answers for claim in answer.claims}
+    assert primary == {claim for claim in cited if claim.startswith("exp16.")}
+    decisive = {str(claim) for part in PARTS for claim in (*part.plain, *part.weighted)}
+    assert decisive <= primary
+
+
+def test_what_decides_is_measured_on_prompts_drawn_after_it_was_registered(found):
+    drawn = {plan.name: plan.suite.drawn for plan in found if plan.study.name == "exp16"}
+    assert set(drawn) == {"exp16_confirmatory", "exp16_replication"}
+    for plan in found:
+        for claim in plan.claims if plan.name in drawn else ():
+            written, then = moment(claim.registered, end=True), moment(drawn[plan.name])
+            assert written and then and written < then, (claim.id, claim.registered)
+
+
 def test_experiments_can_be_run_together(found):
     check_together(found)
-    assert len({plan.study.name for plan in found}) == 15
+    assert len({plan.study.name for plan in found}) == 16
 
 
 def test_every_other_family_belongs_to_one_experiment(found):

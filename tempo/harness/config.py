@@ -24,8 +24,9 @@ class StudyConfig(Strict):
     prompt: the prompt whose full arrays and pictures are kept.
     visibility: the mode whose free run chooses the sets; "both" begins with isolated.
     suite: measure the session's suite of prompts (`--suite`) as well, or a stratified part of so
-        many, or the prompts listed here if no suite is given; false: only `prompt`, which proves
-        nothing about prompts.
+        many, or the prompts listed here if no suite is given; a file beside the config: its
+        prompts, whatever the session's suite is; false: only `prompt`, which proves nothing about
+        prompts.
 
     The other keys are settings of `RunSpec`.
     """
@@ -40,6 +41,7 @@ class StudyConfig(Strict):
     suite: (
         bool
         | Annotated[int, Field(ge=1)]
+        | Annotated[str, Field(min_length=1)]
         | Annotated[tuple[str, ...], BeforeValidator(_texts), Field(min_length=1)]
     ) = True
     max_width: int | None = Field(default=None, ge=1)

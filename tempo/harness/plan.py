@@ -11,7 +11,7 @@ from tempo.claims import declared_sizes
 from tempo.errors import SpecError
 from tempo.harness.checks import check_study
 from tempo.harness.config import StudyConfig, configs_of
-from tempo.harness.prompts import Suite, SuitePrompt
+from tempo.harness.prompts import Suite, SuitePrompt, read_suite
 from tempo.harness.study import ClaimTest, Family, Study
 
 
@@ -89,6 +89,8 @@ def _prompts(
     own = SuitePrompt(config.prompt, "own")
     if config.suite is False:
         return (own,), None
+    if isinstance(config.suite, str):
+        suite = read_suite(str(path.parent / config.suite))
     listed = config.suite if isinstance(config.suite, tuple) else ()
     if suite is None and listed:
         suite = Suite(tuple(map(SuitePrompt, dict.fromkeys(listed))), path.name)
