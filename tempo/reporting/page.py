@@ -31,7 +31,7 @@ from tempo.reporting.findings import counts, interval, rank
 from tempo.reporting.glossary import explained, glossary_html
 from tempo.reporting.hero import hero_of
 from tempo.reporting.prompts import data_html, known, values_of
-from tempo.reporting.report import Report, Section, TestRow, names_of
+from tempo.reporting.report import Report, Section, TestRow, names_of, unlike_names
 from tempo.reporting.sidebyside import opposed, side_by_side_html
 from tempo.reporting.table import badge, claims_table, effect_svg
 from tempo.text import html_text, number, slug
@@ -294,7 +294,7 @@ def _questions(report: Report, at: str) -> str:
 def _figure_of(answer: Answer, report: Report, at: str) -> str:
     """The picture on record that the answer names; empty if there is none."""
     for section in report.sections:
-        for picture in section.pictures:
+        for picture in unlike_names(section.pictures):
             if answer.figure and picture.title == answer.figure:
                 return to_html(picture, at, _figure_id(section, picture, at))
     return ""
@@ -353,7 +353,7 @@ def _section(
         for f in own
     )
     pictures, elsewhere = [], []
-    for picture in section.pictures:
+    for picture in unlike_names(section.pictures):
         anchor = _figure_id(section, picture, at)
         if picture.title in shown:
             elsewhere.append(

@@ -7,8 +7,10 @@ to #111, so that a picture reads in light and in dark mode. Token texts are host
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
+import math
 import re
 import warnings
 import xml.etree.ElementTree as ET
@@ -63,6 +65,7 @@ _RC: dict[Any, Any] = {
 _COLUMN = 600  # CSS pixels of half a page: wider pictures get a row of their own
 _XLINK = "{http://www.w3.org/1999/xlink}"
 _SVG = "{http://www.w3.org/2000/svg}"
+_LONG = re.compile(r"-?\d+\.\d{3,}")  # more digits than a hundredth of a point needs
 FORMATS = ("svg", "png")
 # What a picture may be made of. None of it runs anything, or loads anything by itself.
 SVG_TAGS = {"svg", "g", "defs", "use", "clipPath", "pattern", "linearGradient", "stop", "image"}
@@ -228,6 +231,31 @@ def token_ticks(
         )
 
 
+def csv_of(table: Sequence[Sequence[object]]) -> str:
+    """The rows as comma-separated values; what a spreadsheet would take for a formula is quoted."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([_csv_cell(cell) for cell in row] for row in table)
+    return out.getvalue()
+
+
+def _csv_cell(cell: object) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.6g}" if math.isfinite(cell) else ""
+    text = printable(str(cell))
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+
+
+def _unwrap(parent: ET.Element) -> None:
+    """Replace each group that says nothing by what it holds."""
+    children = []
+    for child in list(parent):
+        _unwrap(child)
+        is_bare = child.tag == "g" and not child.attrib and not child.text
+        children += list(child) if is_bare else [child]
+    parent[:] = children
+
+
 def cmap_of(name: str) -> Colormap:
     """The colour map in 64 levels, to save bytes. Cells without a value get another grey."""
     return matplotlib.colormaps[name].resampled(64).with_extremes(bad="#b0b0b0")
@@ -245,10 +273,12 @@ def picture(
     size: tuple[float, float],
     draw: Callable[[Figure], None],
     tips: Sequence[str] = (),
+    table: Sequence[Sequence[object]] = (),
 ) -> Picture:
     """What `draw` draws on a figure of `size` inches.
 
     tips: an artist with the gid `tip-<i>` shows `tips[i]` when pointed at.
+    table: the numbers that it shows, in rows below a heading.
     """
     vector, raster = io.StringIO(), io.BytesIO()
     with matplotlib.rc_context(_RC), warnings.catch_warnings():
@@ -274,7 +304,13 @@ def picture(
     title, caption, alt = printable(title), printable(caption), printable(alt)
     prefix = f"fig{hashlib.sha256((title + alt + raw).encode()).hexdigest()[:8]}"
     return Picture(
-        slug(title), title, caption, alt, _inline(raw, prefix, alt, tips), png=raster.getvalue()
+        slug(title),
+        title,
+        caption,
+        alt,
+        _inline(raw, prefix, alt, tips),
+        csv_of(table) if table else "",
+        raster.getvalue(),
     )
 
 
@@ -309,12 +345,17 @@ def _inline(raw: str, prefix: str, alt: str, tips: Sequence[str] = ()) -> str:
             else:
                 value = refers.sub(lambda match: f"{prefix}-{match[0]}", value)
                 value = value.replace(INK, "currentColor")
+                if key == "transform" and value.startswith("rotate(-0 "):
+                    continue
+                if key in ("d", "points", "x", "y"):
+                    value = _LONG.sub(lambda match: f"{float(match[0]):.2f}", value)
                 value = re.sub(r"font-family: [^;]*(; )?", "", re.sub(r"\s+", " ", value)).strip()
             if value:
                 element.set(key.replace(_XLINK, ""), value)  # as SVG 2 and all browsers have it
         element.text, element.tail = (
             (s if s and s.strip() else None) for s in (element.text, element.tail)
         )
+    _unwrap(root)
     width, height = (float(x) for x in root.attrib["viewBox"].split()[2:])
     width, height = round(width * 96 / 72), round(height * 96 / 72)
     for key, value in {

@@ -5,20 +5,25 @@ A row has its label above it and its numbers at its end, so that it can be read 
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tempo.reporting.figures.drawing import BLUE, GREEN, PURPLE, VERMILLION, Picture
+from tempo.reporting.figures.drawing import (
+    BLUE,
+    GREEN,
+    PURPLE,
+    VERMILLION,
+    Picture,
+    csv_of,
+)
 from tempo.text import html_text, number, printable, slug
 
-WIDTH, ROW = 470, 47  # CSS pixels of the picture, and from row to row
+WIDTH, ROW = 470, 51  # CSS pixels of the picture, and from row to row
 _LEFT, _RIGHT = 6, 464  # of the axis
 _TOP = 10
-_BAND = 13  # half of the height in which a row's prompts are strewn
+_BAND = 12  # half of the height in which a row's prompts are strewn
 # How far beyond estimates, intervals and margin a scale goes for the sake of single prompts. The
 # few that lie farther stand at the edge, or they would press all that matters together.
 _QUANTILE = 0.025
@@ -126,7 +131,7 @@ def _beside(row: Strip) -> str:
 def _row(row: Strip, top: float, scale: Scale, own_zero: bool) -> list[str]:
     """A row: label and numbers, then region, prompts, interval and estimate."""
     at = _positions(scale)
-    middle = top + 31
+    middle = top + 32
     hue = HUES.get(row.verdict, BLUE)
     faint = ' opacity="0.7"' if row.is_control else ""
     room = max(12, 62 - len(row.numbers) - len(row.note))
@@ -224,18 +229,3 @@ def _csv(rows: Sequence[Strip]) -> str:
         table.append((row.label, "estimate", row.estimate, row.low, row.high, row.note))
         table += [(row.label, "prompt", value, "", "", "") for value in row.values]
     return csv_of(table)
-
-
-def csv_of(table: Sequence[Sequence[object]]) -> str:
-    """The rows as comma-separated values; what a spreadsheet would take for a formula is quoted."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerows([_csv_cell(cell) for cell in row] for row in table)
-    return out.getvalue()
-
-
-def _csv_cell(cell: object) -> str:
-    if isinstance(cell, float):
-        return f"{cell:.6g}" if math.isfinite(cell) else ""
-    text = printable(str(cell))
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
