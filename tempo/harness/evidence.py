@@ -30,6 +30,7 @@ from tempo.harness.plan import Plan, family_sizes
 from tempo.harness.runs import Prompt
 from tempo.harness.store import Store
 from tempo.harness.study import ClaimTest
+from tempo.harness.watch import watched
 from tempo.identity import maker_sha256
 from tempo.models import LanguageModel
 from tempo.records import append_jsonl, plain, read_jsonl
@@ -70,7 +71,7 @@ class Evidence:
 
         progress: from (windows of tasks, how many are on disk already, what on disk cannot be used)
         to a context manager that gives something with two functions: `report`, to be called with
-        each task as it ends, and `ran`, with the tasks under way and how many runs ended. Raises
+        each task as it ends, and `ran`, with a task and how many runs it was given. Raises
         ResultsError if the results cannot be written.
         """
         began = time.perf_counter()
@@ -190,13 +191,18 @@ class Evidence:
         self.num_reused = len(tasks) - len(to_do)
         sets: dict[str, Sets] = {}  # by the task's key
 
-        def saw(task: Task, trace: Trace) -> None:
-            _keep_sets(sets.setdefault(own_key(task), {}), task, trace)
-
         with progress(windows, self.num_reused, self.notes) as shown:
-            measured = execute(
-                self.lm, windows, lambda task: own_key(task) not in on_disk, saw, shown.ran
-            )
+
+            def watching(task: Task) -> Task:
+                def saw(traces: list[Trace]) -> None:
+                    for trace in traces:
+                        _keep_sets(sets.setdefault(own_key(task), {}), task, trace)
+                    shown.ran(task, len(traces))
+
+                return watched(task, saw)
+
+            seen = [list(map(watching, window)) for window in windows]
+            measured = execute(self.lm, seen, lambda task: own_key(task) not in on_disk)
             for task, outcome in measured:
                 key = own_key(task)
                 try:

@@ -92,18 +92,12 @@ def failure_of(error: Exception) -> Failure:
 
 
 def execute(
-    lm: LanguageModel,
-    windows: Sequence[Sequence[Task]],
-    is_wanted: Callable[[Task], bool],
-    saw: Callable[[Task, Trace], None] = lambda task, trace: None,
-    ran: Callable[[Sequence[Task], int], None] = lambda tasks, number: None,
+    lm: LanguageModel, windows: Sequence[Sequence[Task]], is_wanted: Callable[[Task], bool]
 ) -> Iterator[tuple[Task, Any]]:
     """(task, case or Failure) of every task as it ends, a window of prompts at a time.
 
     windows: the tasks that are measured together, see `windows_of`.
     is_wanted: whether a task's case is not on disk. A window that has none of them is left out.
-    saw: called with each trace that a task's measurement is given.
-    ran: called with the tasks under way as runs end, and with how many ended.
 
     Free runs that several studies share are computed once. Forced runs are batched by mode: as
     every study replays the same sets in each mode it compares, the modes' batches have the same
@@ -129,23 +123,14 @@ def execute(
                 if isinstance(each.outcome, Failure):
                     failed.add(each.task.plan.name)
                 yield each.task, each.outcome
-            tasks = [each.task for each in under_way]
-            traces = _run_all(
-                models,
-                [r for each in under_way for r in each.wanted],
-                budget,
-                lambda number, tasks=tasks: ran(tasks, number),
-            )
+            traces = _run_all(models, [r for each in under_way for r in each.wanted], budget)
             for each in under_way:
                 found = [traces[_identity(request)] for request in each.wanted]
                 errors = [trace for trace in found if isinstance(trace, Failure)]
                 if errors:
                     each.finish(errors[0])
                 else:
-                    given = [trace for trace in found if isinstance(trace, Trace)]
-                    for trace in given:
-                        saw(each.task, trace)
-                    each.advance(given)
+                    each.advance([trace for trace in found if isinstance(trace, Trace)])
 
 
 def prompts_at_once(lm: LanguageModel) -> int:
@@ -175,10 +160,7 @@ def _identity(request: RunRequest) -> Identity:
 
 
 def _run_all(
-    models: dict[str | None, LanguageModel],
-    wanted: Sequence[RunRequest],
-    budget: int,
-    ran: Callable[[int], None],
+    models: dict[str | None, LanguageModel], wanted: Sequence[RunRequest], budget: int
 ) -> dict[Identity, Trace | Failure]:
     """A trace for every distinct run, which captures all that any of its askers wants."""
     merged: dict[Identity, RunRequest] = {}
@@ -196,7 +178,6 @@ def _run_all(
             lm = _in_dtype(models, dtype)
             for index, trace in tempo.stream(lm, specs, max_rows=ROWS, memory_budget=budget):
                 traces[identities[index]] = trace
-                ran(1)
         except Exception as error:  # of one batch: others are computed, and results stay
             failure = failure_of(error)
             traces |= {identity: failure for identity in identities if identity not in traces}

@@ -22,7 +22,7 @@ from tempo.harness.plugin import verdict_of
 from tempo.harness.store import Store
 from tempo.reporting import report as records
 from tempo.reporting.answers import headline_lines, verdicts_alone
-from tempo.reporting.findings import findings_summary, findings_table
+from tempo.reporting.findings import BLIND, findings_summary, findings_table
 from tempo.reporting.page import report_html
 from tempo.statistics import SEED
 from tempo.text import escaped
@@ -234,7 +234,7 @@ def summarise(session: Session, terminal: Any) -> None:
 
 def _colour(line: str) -> dict[str, bool]:
     """Of a line of the findings table; pytest leaves colours off where there is no terminal."""
-    if line.endswith(" control!"):
+    if line.endswith(BLIND):
         return {"red": True, "bold": True}
     first = line.split()[0]
     return {COLOURS[first]: True} if first in COLOURS else {}
