@@ -473,7 +473,8 @@ def recommended_mode(f: Findings) -> Answer:
     said += unmeasured(f, numbers)
     rule = " ".join(f"{what.capitalize()}. {explain(rules)}" for what, rules in modes.items())
     question = "Which mode should one use?"
-    return _answer(question, short.capitalize(), said, rule, tuple(numbers), "advice")
+    answer = _answer(question, short.capitalize(), said, rule, tuple(numbers), "advice")
+    return replace(answer, sentence=" ".join(said[:2]))
 
 
 def _answer(

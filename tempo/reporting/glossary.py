@@ -42,7 +42,7 @@ _OTHERS = {
     "nat": "nats",
 }
 _EVERY = sorted([*TERMS, *_OTHERS], key=len, reverse=True)
-_WORDS = re.compile(rf"(?<![\w.-])(?:{'|'.join(map(re.escape, _EVERY))})(?![\w-])")
+_WORDS = re.compile(rf"(?<![\w.\[-])(?:{'|'.join(map(re.escape, _EVERY))})(?![\w/-])")
 
 
 def explained(text: str) -> str:

@@ -109,7 +109,7 @@ def _several(reports: Sequence[Report], prefixes: Sequence[str], compared: str) 
     links += [(TESTS, own)] if tests else []
     links.append((WORDS, "Words"))
     parts = [_top_of_several(reports), _nav(links, "Contents"), compared]
-    parts.append(side_by_side_html(reports, prefixes))
+    parts.append(side_by_side_html(reports))
     for report, at, name in zip(reports, prefixes, names, strict=True):
         inner = [f"<li>{_link(link)}</li>" for link in _links(report, at)]
         parts += [
@@ -202,17 +202,19 @@ def _header(
     said = [f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in entries if text]
     beside = f'<div class="tempo-hero">{"".join(heroes)}</div>' if any(heroes) else ""
     drawn = "".join(to_html(picture) for picture in mechanism())
+    drawn = f'<div class="tempo-mechanism">{drawn}</div>'
+    inner, below = (drawn, "") if len(heroes) < 2 else ("", drawn)
     return (
         f'<header class="tempo-top"><p class="tempo-kicker">{kicker}</p>'
         f'<h1>{html_text(title)}</h1>{alarms}<div class="tempo-first">'
-        f'<dl class="tempo-brief">{"".join(said)}</dl>{beside}</div>'
-        f'<div class="tempo-mechanism">{drawn}</div></header>'
+        f'<dl class="tempo-brief">{"".join(said)}</dl><div>{beside}{inner}</div></div>'
+        f"{below}</header>"
     )
 
 
 def _top(report: Report) -> str:
     conclusions = report.conclusions
-    advice = [_answered("", answer.short, answer.text) for answer in conclusions.advice]
+    advice = [_answered("", answer.short, answer.plain) for answer in conclusions.advice]
     entries = [
         ("Asked", explained(conclusions.asked)),
         ("Found", _found(brief(conclusions))),

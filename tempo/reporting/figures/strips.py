@@ -152,7 +152,7 @@ def _row(row: Strip, top: float, scale: Scale, own_zero: bool) -> list[str]:
         drawn.append(_line(at(0.0), middle - _BAND - 1, at(0.0), middle + _BAND + 1, 0.6))
     if dots := cloud(row.values, at, middle, _BAND - 2):
         drawn.append(
-            f'<path d="{dots}" stroke="{hue}" stroke-opacity="0.42" stroke-width="3.4" '
+            f'<path d="{dots}" stroke="{hue}" stroke-opacity="0.55" stroke-width="3.6" '
             'stroke-linecap="round" fill="none"/>'
         )
     if math.isfinite(row.low) and math.isfinite(row.high):
@@ -185,7 +185,7 @@ def _axis(scale: Scale, bottom: float, unit: str, perfect: str) -> list[str]:
     ticks = _ticks(scale)
     for tick in ticks:
         x = at(tick)
-        drawn.append(_line(x, _TOP + 14, x, bottom + 4, 0.6 if tick == 0 else 0.13))
+        drawn.append(_line(x, _TOP + 18, x, bottom + 4, 0.13))
         anchor = "start" if x < 24 else "end" if x > WIDTH - 24 else "middle"
         drawn.append(
             f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="{anchor}" font-size="12" '
@@ -193,11 +193,13 @@ def _axis(scale: Scale, bottom: float, unit: str, perfect: str) -> list[str]:
         )
     if perfect:
         x = at(0.0)
+        # beside the rows' data only, so that no label is crossed
+        tops = range(_TOP, round(bottom), ROW)
+        rows = "".join(f"M{x:.1f} {top + 32 - _BAND}v{2 * _BAND}" for top in tops)
         drawn.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 6}" y2="{bottom}" stroke="{GREEN}" '
-            'stroke-width="2.5"/>'
+            f'<path d="M{x:.1f} {bottom}v-8{rows}" stroke="{GREEN}" stroke-width="2.5"/>'
         )
-    said = f"0 = {perfect}. " if perfect else ""
+    said = f"0: {perfect}. Axis: " if perfect else ""
     drawn.append(
         f'<text x="{_LEFT}" y="{bottom + 36}" font-size="12" fill="currentColor">'
         f"{html_text(said + unit)}</text>"
