@@ -7,6 +7,7 @@ a true one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
@@ -176,7 +177,8 @@ class Findings:
         for f in found:
             low, middle, high = (number(scale * x) for x in (f.low, f.estimate, f.high))
             variant = f.context.get("variant") if len(found) > 1 else None
-            said.append(f"{middle}{unit} [{low}, {high}]" + (f" ({variant})" if variant else ""))
+            ends = f"[{low}, {high}]" if math.isfinite(f.high - f.low) else "[no interval]"
+            said.append(f"{middle}{unit} {ends}" + (f" ({variant})" if variant else ""))
         return ", ".join(said) or "not measured"
 
     def count(self, claim: object) -> str:

@@ -86,7 +86,9 @@ def fragment(*reports: Report, against: Comparison | None = None) -> str:
             f"{comparison_html(against)}</section>"
         )
     prefixes = ["", *(f"m{i}-" for i in range(2, len(reports) + 1))]
-    parts = _one(reports[0], compared) if len(reports) == 1 else _several(reports, prefixes, compared)
+    parts = (
+        _one(reports[0], compared) if len(reports) == 1 else _several(reports, prefixes, compared)
+    )
     data = data_html(reports, prefixes)
     return "\n".join(['<main class="tempo-report">', *filter(None, [*parts, data]), "</main>"])
 

@@ -172,9 +172,7 @@ def region(f: Finding) -> tuple[float, float]:
     return regions.get(f.test, (f.margin, math.inf))
 
 
-def effect_svg(
-    f: Finding, beside: Sequence[Finding] = (), values: Sequence[float] = ()
-) -> str:
+def effect_svg(f: Finding, beside: Sequence[Finding] = (), values: Sequence[float] = ()) -> str:
     """The effect as a small picture: estimate, interval, prompts, where the claim would hold, zero.
 
     beside: findings about the same claim whose pictures are to have the same scale.
@@ -207,9 +205,7 @@ def effect_svg(
     )
 
 
-def _scale(
-    f: Finding, beside: Sequence[Finding], values: Sequence[float]
-) -> tuple[float, float]:
+def _scale(f: Finding, beside: Sequence[Finding], values: Sequence[float]) -> tuple[float, float]:
     """Both ends of the picture: all estimates and intervals, the margin, zero, nearly all prompts."""
     if f.test in ("always", "proportion"):
         return -0.06, 1.06

@@ -150,9 +150,7 @@ def legend(in_colour: bool) -> Text:
     shades = [
         (f" {color} {f'{short(least)}+' if least else 'below'}", color) for least, color in SHADES
     ]
-    return Text.assemble(
-        *members((" a", " b"), (0.62, 0.21)), (said, "dim"), *shades
-    )
+    return Text.assemble(*members((" a", " b"), (0.62, 0.21)), (said, "dim"), *shades)
 
 
 def summary(trace: Trace) -> Text:

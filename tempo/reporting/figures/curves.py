@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import wrap
 from typing import Any
@@ -62,7 +63,8 @@ def lines_by(
                 for other in drawn:
                     if other != name:
                         _grey(ax, drawn[other], log_y)
-                _line(ax, drawn[name], BLUE, "o", log_y, bare=True)
+                is_theory = _is_theory(name, drawn[name])
+                _line(ax, drawn[name], BLUE, "o", log_y, is_theory, bare=True)
                 ax.set_title("\n".join(wrap(name, 26)), fontsize=8)
             for ax in axes.flat[len(drawn) :]:
                 ax.set_visible(False)
@@ -71,8 +73,11 @@ def lines_by(
             return
         ax = axes[0, 0]
         for i, (name, points) in enumerate(drawn.items()):
-            _line(ax, points, _HUES[i % 4], "osD^"[i % 4], log_y)
+            is_theory = _is_theory(name, points)
+            _line(ax, points, _HUES[i % 4], "osD^"[i % 4], log_y, is_theory)
         ax.set(xlabel=printable(xlabel), ylabel=printable(ylabel))
+        if not drawn:
+            ax.text(0.5, 0.5, "no prompt has a value", transform=ax.transAxes, ha="center")
         if len(drawn) > 1:
             _label_ends(ax, drawn)
 
@@ -99,18 +104,26 @@ def lines_by(
 _HUES = (BLUE, VERMILLION, GREEN, PURPLE)
 
 
-def _is_theory(points: np.ndarray) -> bool:
-    """Whether no point of a line has an interval."""
+def _is_theory(name: str, points: np.ndarray) -> bool:
+    """Whether a line is no measurement: it says so, or none of its points has an interval."""
+    if re.search(r"\b(law|theory)\b", name):
+        return True
     return len(points) > 1 and bool((points[:, 2] == points[:, 3]).all())
 
 
 def _line(
-    ax: Axes, points: np.ndarray, colour: str, marker: str, log_y: bool, bare: bool = False
+    ax: Axes,
+    points: np.ndarray,
+    colour: str,
+    marker: str,
+    log_y: bool,
+    is_theory: bool,
+    bare: bool = False,
 ) -> None:
     """A line with its intervals as bars and band, `bare` as a band alone; of theory the line."""
     shown = points[points[:, 1] > 0] if log_y else points
     x, mean, low, high = shown.T
-    if _is_theory(points):
+    if is_theory:
         ax.plot(x, mean, color=colour, lw=1.4, ls=(0, (5, 2)))
     elif bare:
         ax.plot(x, mean, color=colour, marker=marker, ms=3.5, lw=1.6)
@@ -163,7 +176,7 @@ def _label_ends(ax: Axes, drawn: Mapping[str, np.ndarray]) -> None:
         below = at + _NEAR * (len(lines) - 1) / 2
         i = list(drawn).index(name) % 4
         style = {"transform": ax.transAxes, "clip_on": False}
-        if _is_theory(drawn[name]):
+        if _is_theory(name, drawn[name]):
             ax.plot([1.015, 1.045], [at, at], color=_HUES[i], lw=1.4, ls=(0, (3, 1.5)), **style)
         else:
             ax.plot([1.03], [at], "osD^"[i], color=_HUES[i], ms=4.5, **style)

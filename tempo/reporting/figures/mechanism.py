@@ -67,7 +67,9 @@ def _lattice() -> Picture:
         "that is joined to all three. Dashed lines join the siblings: they see each other only in "
         "visible mode."
     )
-    return _picture("mechanism-lattice", "What a set, a sibling and a reader are", caption, alt, drawn)
+    return _picture(
+        "mechanism-lattice", "What a set, a sibling and a reader are", caption, alt, drawn
+    )
 
 
 def _box(x: float, y: float, token: str, hue: str) -> str:
@@ -102,7 +104,9 @@ def _staircase() -> Picture:
         )
         drawn.append(_text(x + (step - 6) / 2, y + 5, token, size=13))
         drawn.append(_text(x + (step - 6) / 2, bottom + 32, str(FIRST + i)))
-    drawn.append(_text(left + step * 2 - 6, 68, "three siblings, one position", bold=True, anchor="start"))
+    drawn.append(
+        _text(left + step * 2 - 6, 68, "three siblings, one position", bold=True, anchor="start")
+    )
     drawn.append(_text(left, bottom + 52, "slot of the cache: one for each token", "start"))
     drawn.append(_text(10, 18, "position that the model is told (RoPE)", "start"))
     caption = (

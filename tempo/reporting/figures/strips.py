@@ -74,9 +74,7 @@ def scale_of(strips: Sequence[Strip], always: Sequence[float] = ()) -> Scale:
     return low - pad, high + pad
 
 
-def cloud(
-    values: Sequence[float], at: Callable[[float], float], middle: float, half: float
-) -> str:
+def cloud(values: Sequence[float], at: Callable[[float], float], middle: float, half: float) -> str:
     """Every prompt's value as a dot of one path, which needs few bytes: `M12 8h0M14 9h0`."""
     dots = []
     for i, value in enumerate(values, start=1):
@@ -152,7 +150,7 @@ def _row(row: Strip, top: float, scale: Scale, own_zero: bool) -> list[str]:
         drawn.append(_line(at(0.0), middle - _BAND - 1, at(0.0), middle + _BAND + 1, 0.6))
     if dots := cloud(row.values, at, middle, _BAND - 2):
         drawn.append(
-            f'<path d="{dots}" stroke="{hue}" stroke-opacity="0.55" stroke-width="3.6" '
+            f'<path d="{dots}" stroke="{hue}" stroke-opacity="0.7" stroke-width="3.6" '
             'stroke-linecap="round" fill="none"/>'
         )
     if math.isfinite(row.low) and math.isfinite(row.high):
@@ -196,9 +194,7 @@ def _axis(scale: Scale, bottom: float, unit: str, perfect: str) -> list[str]:
         # beside the rows' data only, so that no label is crossed
         tops = range(_TOP, round(bottom), ROW)
         rows = "".join(f"M{x:.1f} {top + 32 - _BAND}v{2 * _BAND}" for top in tops)
-        drawn.append(
-            f'<path d="M{x:.1f} {bottom}v-8{rows}" stroke="{GREEN}" stroke-width="2.5"/>'
-        )
+        drawn.append(f'<path d="M{x:.1f} {bottom}v-8{rows}" stroke="{GREEN}" stroke-width="2.5"/>')
     said = f"0: {perfect}. Axis: " if perfect else ""
     drawn.append(
         f'<text x="{_LEFT}" y="{bottom + 36}" font-size="12" fill="currentColor">'
