@@ -208,7 +208,8 @@ def generate(
     sets = [terminal.members(step.texts, step.probabilities) for step in trace.steps]
     lines = terminal.wrap([terminal.words(shown), *sets], console.width)
     found = terminal.paths(trace) if trace.spec.readout == "mixture" else []
-    _show(console, *lines, Text(), *found, terminal.legend(console.color_system is not None), terminal.summary(trace))
+    legend = terminal.legend(console.color_system is not None)
+    _show(console, *lines, Text(), *found, legend, terminal.summary(trace))
 
 
 @app.command()

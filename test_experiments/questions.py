@@ -42,6 +42,7 @@ from test_experiments import test_exp6_why_identical as exp6
 from test_experiments import test_exp7_branch_mixture as exp7
 from test_experiments import test_exp8_position_or_company as exp8
 from test_experiments import test_exp11_crowding as exp11
+from test_experiments import test_exp15_free_lattices as exp15
 from test_experiments import test_exp16_other_texts as exp16
 
 TITLE = "Does a language model handle several tokens at the same position just fine?"

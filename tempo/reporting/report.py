@@ -22,7 +22,7 @@ from tempo import files
 from tempo.claims import Finding
 from tempo.errors import ResultsError, TraceError
 from tempo.parsing import seal
-from tempo.records import plain, read_findings, read_record, validated
+from tempo.records import AGAIN, plain, read_findings, read_record, validated
 from tempo.reporting.answers import Conclusions, verdicts_alone
 from tempo.reporting.figures.drawing import Picture, check_svg, contents_of
 from tempo.text import slug

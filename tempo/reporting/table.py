@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from tempo.claims import Finding, standing
-from tempo.reporting.figures.strips import cloud, scale_of, Strip
+from tempo.reporting.figures.strips import Strip, cloud, scale_of
 from tempo.reporting.findings import (
     PRIMARY,
     SIGNS,
@@ -206,7 +206,7 @@ def effect_svg(f: Finding, beside: Sequence[Finding] = (), values: Sequence[floa
 
 
 def _scale(f: Finding, beside: Sequence[Finding], values: Sequence[float]) -> tuple[float, float]:
-    """Both ends of the picture: all estimates and intervals, the margin, zero, nearly all prompts."""
+    """Both ends of the picture: all estimates, intervals, the margin, zero, nearly all prompts."""
     if f.test in ("always", "proportion"):
         return -0.06, 1.06
     both = [f.margin, -f.margin] if f.test == "equivalent" else [f.margin]

@@ -25,7 +25,6 @@ from tempo.reporting.figures.drawing import (
 )
 from tempo.text import number, printable
 
-
 MOST_LINES = 4  # on one pair of axes; more stand in panels, each above the others in grey
 _PANELS = 4  # in a row
 _NEAR = 0.075  # of the axis' height: labels of line ends are kept so far apart

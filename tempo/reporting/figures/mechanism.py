@@ -5,6 +5,8 @@ It is drawn, not measured: the tokens are an example.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from tempo.reporting.figures.drawing import BLUE, GREEN, VERMILLION, Picture
 from tempo.text import html_text
 
@@ -41,7 +43,7 @@ def _lattice() -> Picture:
                     f'stroke="{hue}" stroke-width="{weight}" stroke-opacity="0.75"/>'
                 )
     siblings = centres[2]
-    for (x, y), (_, below) in zip(siblings, siblings[1:], strict=False):
+    for (x, y), (_, below) in pairwise(siblings):
         at = x + wide / 2
         drawn.append(
             f'<line x1="{at}" y1="{y + tall / 2}" x2="{at}" y2="{below - tall / 2}" '
