@@ -244,6 +244,8 @@ def _top_of_several(reports: Sequence[Report]) -> str:
     for i, (name, report) in enumerate(zip(names, reports, strict=True)):
         conclusions = report.conclusions
         found.append(f"<p>{_answered(f'{name}:', conclusions.in_short)}</p>")
+        if sentences := " ".join(a.sentence for a in conclusions.headlines if a.sentence):
+            found.append(f"<p>{explained(sentences)}</p>")
         sure.append(f"<p>{html_text(f'{name}: {counted_claims(report)}')}</p>")
         alarms += [f"{name}: {line}" for line in alarms_of(report)]
         if conclusions.advice:

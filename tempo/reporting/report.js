@@ -81,6 +81,7 @@
         if (shows) return next.remove();
         const more = make("tr", "tempo-more"), wide = more.insertCell();
         wide.colSpan = columns.length;
+        if (text.length > 160) wide.append(make("p", "", text)); // the cell shows its begin
         modes.forEach((mode, m) => {
           if (runs[m]) wide.append(make("p", "tempo-sets", `${mode}: ${sets(runs[m])}`));
         });
