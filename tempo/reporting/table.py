@@ -66,8 +66,8 @@ def claims_table(findings: Sequence[Finding], at: str = "", values: ValuesOf = n
         names = "1 invariant" if len(invariants) == 1 else f"{len(invariants)} invariants"
         alarm = ' class="tempo-alarm"' if broken else ""
         parts.append(
-            f"<details{' open' if broken else ''}><summary{alarm}>{names}, {said}: what must be "
-            f"true for every prompt, or the harness is not sound</summary>"
+            f"<details{' open' if broken else ''}><summary{alarm}>{names}, {said}: they check "
+            f"the harness, and must be true for every prompt</summary>"
             f"{_table(invariants, seen, at, values, 'Table of invariants')}</details>"
         )
     return "".join(parts)
