@@ -501,9 +501,10 @@ def registered(experiments) -> set[str]:
     return found
 
 
-def test_every_claim_that_the_method_names_is_registered():
-    """A renamed claim must not leave the method behind. The rules would not even import."""
-    text = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["docs/method.md", "docs/prior-art.md"])
+def test_every_claim_that_a_page_names_is_registered(page):
+    """A renamed claim must not leave the page behind. The rules would not even import."""
+    text = (ROOT / page).read_text(encoding="utf-8")
     explained = re.findall(r"`(exp\d+\.[a-z0-9-]+)`", text)
     assert len(explained) >= 7
     known = registered({claim.split(".")[0] for claim in explained})

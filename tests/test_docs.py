@@ -290,6 +290,32 @@ def test_every_page_is_in_the_table_of_contents():
     assert "<reference/index>" in index
 
 
+INTERVAL = re.compile(r"[+-]?\d[\d.]*(?: nats a token)? \[[^\]]*\]")
+
+
+def intervals_of(page):
+    """Every number of a page that has an interval, on one line and in one notation."""
+    plain = re.sub(r"\s+", " ", text(page).replace("\\[", "[").replace("\\]", "]"))
+    return {found.replace(" nats a token", "") for found in INTERVAL.findall(plain)}
+
+
+def test_the_prior_art_compares_with_the_numbers_that_were_found():
+    """Its table is a copy: new results must not leave it behind."""
+    copied = intervals_of("docs/prior-art.md")
+    known = intervals_of("docs/results.md") | intervals_of("reports/published/findings.md")
+    assert len(copied) >= 15
+    assert copied <= known
+    assert "0.048 [0.041, 0.058]" not in known
+
+
+def test_the_numbers_of_the_prior_art_stand_in_one_table():
+    outside = re.sub(r"^\| N\d+ \|.*$", "", text("docs/prior-art.md"), flags=re.MULTILINE)
+    assert INTERVAL.findall(outside) == []
+    assert set(re.findall(r"\bN\d+\b", outside)) <= set(
+        re.findall(r"^\| (N\d+) \|", text("docs/prior-art.md"), flags=re.MULTILINE)
+    )
+
+
 def test_the_picture_of_the_mechanism_is_what_its_script_draws(tmp_path):
     fresh = tmp_path / "mechanism.svg"
     subprocess.run([sys.executable, DOCS / "figures/mechanism.py", fresh], check=True)

@@ -240,6 +240,11 @@ WRONG = {
     "a dtype that there is not": ([], ("--dtype", "float8"), "dtype is 'float8'; expected one of"),
     "a device that there is not": ([], ("--device", "gpu"), "device is 'gpu'; expected 'cpu'"),
     "a suite that there is not": ([], ("--suite", "none.txt"), "cannot read the suite none.txt"),
+    "a suite of a config that there is not": (
+        [("entropy.yaml", CONFIG, CONFIG + "suite: none.txt\n")],
+        (),
+        "cannot read the suite",
+    ),
     "a suite without prompts": (
         [],
         ("--suite", "table.csv"),
@@ -284,6 +289,19 @@ def test_what_is_wrong_with_a_study_is_one_line(folder, wrong):
     # a run that gathered no evidence replaces no report
     assert (folder.path / "reports/findings.html").read_text() == "an earlier report"
     assert not list((folder.path / "results").glob("*"))
+
+
+def test_a_config_may_name_the_suite_that_it_measures(folder):
+    write(folder, "own.yaml", "drawn: 2026-11-28\nprompts: [Es war einmal, Der Hund]\n")
+    write(folder, "sub/mine.yaml", CONFIG + "suite: ../own.yaml\n")
+    for suite in ((), ("--suite", "prompts.txt")):
+        assert run(folder, ".", *suite, "--config", "sub/mine.yaml").ret == 0
+        records = (folder.path / "results/mine/cases.jsonl").read_text(encoding="utf-8")
+        prompts = {json.loads(line)["prompt"] for line in records.splitlines()}
+        assert prompts == {"The cat sat on the", "Es war einmal", "Der Hund"}
+    assert "2 prompts" in page(folder)
+    assert run(folder, ".", "--suite", "prompts.txt").ret == 0  # the control: another config's
+    assert len((folder.path / "results/entropy/cases.jsonl").read_text().splitlines()) == 7
 
 
 def test_two_studies_may_not_share_a_results_folder_or_a_name(folder):
