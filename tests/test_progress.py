@@ -68,7 +68,7 @@ def test_without_a_terminal_there_are_plain_lines(measured):
     known = "tempo: 3 of 67 prompt cases are on disk already and are not run again"
     assert terminal.lines[0] == known
     assert terminal.lines[1] == "tempo: measuring 64 prompt cases in 2 batches of prompts"
-    end = "tempo: measured 64 prompt cases with 16 runs in 3 min"
+    end = "tempo: measured 64 prompt cases in 3 min, with 16 runs"
     assert terminal.lines[-1] == end
 
 
