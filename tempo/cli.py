@@ -208,7 +208,8 @@ def generate(
     sets = [terminal.members(step.texts, step.probabilities) for step in trace.steps]
     lines = terminal.wrap([terminal.words(shown), *sets], console.width)
     found = terminal.paths(trace) if trace.spec.readout == "mixture" else []
-    _show(console, *lines, Text(), *found, terminal.legend(), terminal.summary(trace))
+    legend = terminal.legend(console.color_system is not None)
+    _show(console, *lines, Text(), *found, legend, terminal.summary(trace))
 
 
 @app.command()
@@ -286,7 +287,7 @@ def compare(
         console,
         Text(escaped(what)),
         terminal.table(rows, free, wide, console.width),
-        terminal.legend(),
+        terminal.legend(console.color_system is not None),
     )
 
 

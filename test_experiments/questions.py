@@ -7,6 +7,7 @@ cannot be imported, and no answer turns into "undetermined" unseen.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from tempo.claims import Finding
@@ -15,6 +16,8 @@ from tempo.reporting.answers import (
     Answer,
     Conclusions,
     Findings,
+    Hero,
+    HeroRow,
     Place,
     every,
     unmeasured,
@@ -39,6 +42,7 @@ from test_experiments import test_exp6_why_identical as exp6
 from test_experiments import test_exp7_branch_mixture as exp7
 from test_experiments import test_exp8_position_or_company as exp8
 from test_experiments import test_exp11_crowding as exp11
+from test_experiments import test_exp15_free_lattices as exp15
 from test_experiments import test_exp16_other_texts as exp16
 
 TITLE = "Does a language model handle several tokens at the same position just fine?"
@@ -85,6 +89,8 @@ class Part(NamedTuple):
     question: what it asks. plain, weighted: the claims that must be supported, each in words.
     ruler: what a perfect reader must pass as well; if it fails, the part measures only the ruler.
     beside: claims that stand beside with their numbers and decide nothing, each in words.
+    sentence: what the numbers of two claims say, plain and weighted, with their units.
+    figure: the title of the picture that shows it.
     """
 
     question: str
@@ -92,6 +98,8 @@ class Part(NamedTuple):
     weighted: dict[object, str]
     ruler: tuple[object, ...]
     beside: dict[object, str]
+    sentence: tuple[str, object, object]
+    figure: str
 
 
 NEAR_TRUTH, DEPTH = "distance to it", "growth a set"
@@ -110,6 +118,14 @@ DISTRIBUTION = Part(
     },
     (EXACT,),
     {},
+    (
+        "The next-token distribution is {plain} away from the exact mixture of all branches if "
+        "siblings are read as they are, and {weighted} with posterior weighting (total variation; "
+        "0: the same, 1: nothing in common).",
+        exp16.test_plain_is_near_the_truth,
+        exp16.test_posterior_is_near_the_truth,
+    ),
+    "How near free runs stay to the truth",
 )
 TEXT = Part(
     "As text: as good as greedy, and facts still found?",
@@ -125,6 +141,14 @@ TEXT = Part(
         exp16.test_best_path_reads_as_well_as_beam: "posterior weighting less a beam search that "
         "forwards as many tokens",
     },
+    (
+        "Read as text, the best path costs {plain} nats a token more than greedy text if siblings "
+        "are read as they are, and {weighted} with posterior weighting (0: as probable as greedy "
+        "text).",
+        exp16.test_plain_best_path_reads_as_well_as_greedy,
+        exp16.test_best_path_reads_as_well_as_greedy,
+    ),
+    "What the best path through the sets costs",
 )
 OPEN = Part(
     "For whom: better where no branch has a posterior of 0.6?",
@@ -135,6 +159,14 @@ OPEN = Part(
     },
     (EXACT,),
     {},
+    (
+        "Where several branches stay open, reading the whole set is {plain} farther from the truth "
+        "than following its best branch alone if siblings are read as they are, and {weighted} "
+        "farther with posterior weighting (total variation; below 0: nearer).",
+        exp16.test_plain_not_worse_than_late_branch_where_open,
+        exp16.test_posterior_beats_late_branch_where_open,
+    ),
+    "Crowding or contradiction: sets, and what their members weigh",
 )
 PARTS = (DISTRIBUTION, TEXT, OPEN)
 AS_THEY_ARE, BY_POSTERIOR = "as they are", "with posterior weighting"
@@ -151,6 +183,20 @@ SCENARIOS = {
     & refuted(EQUIVALENT),
     "D: fundamental difference": supported(ATTENDS) & refuted(EQUIVALENT, TOP_10, SELECTION),
 }
+SCENARIO_MEANS = dict(
+    zip(
+        SCENARIOS,
+        (
+            "Siblings get no attention, and both modes give the same distributions.",
+            "Siblings attend to each other, no more than to any other token, and the "
+            "distributions are equivalent.",
+            "Siblings attend to each other and the distributions differ, but not the tokens that "
+            "are chosen.",
+            "Siblings attend to each other, and distributions, top ten and chosen sets all differ.",
+        ),
+        strict=True,
+    )
+)
 SCENARIO_CLAIMS = (IDENTICAL, EQUIVALENT, TOP_10, SELECTION, ATTENDS, MORE_THAN_UNIFORM)
 SCENARIO_ADVICE = {
     "A": "The modes give the same results.",
@@ -175,7 +221,31 @@ def conclusions(findings: Sequence[Finding]) -> Conclusions:
     f = Findings(findings)
     questions = (attend(f), identical(f), same_position(f), looked_identical(f))
     parts = [part(f, which) for which in PARTS]
-    return Conclusions(TITLE, ASKED, (*parts, scenario(f), *questions, recommended_mode(f)))
+    answers = (*parts, scenario(f), *questions, recommended_mode(f))
+    return Conclusions(TITLE, ASKED, answers, hero(f))
+
+
+def hero(f: Findings) -> Hero:
+    """The figure beside the verdict: ways to read a set, and how far each is from the truth."""
+    study = exp16 if f.of(exp16.test_plain_is_near_the_truth) else exp15
+    plain, posterior = study.test_plain_is_near_the_truth, study.test_posterior_is_near_the_truth
+    control = exp15.test_posterior_is_near_the_truth
+    rows = (
+        HeroRow("siblings as they are", str(plain)),
+        HeroRow("weighted by count", row="weighting count"),
+        HeroRow("weighted by probability", row="weighting probability"),
+        HeroRow("weighted by posterior", str(posterior)),
+        HeroRow("each member reads its best path alone", row="weighting best parent"),
+        HeroRow("control: posteriors of other members", str(control), is_control=True),
+    )
+    return Hero(
+        title="Ways to read sets, and how far each is from the truth",
+        unit="total variation to the exact mixture of all paths",
+        rows=rows,
+        picture=DISTRIBUTION.figure,
+        perfect="a perfect reader",
+        caption="Free runs, at the steps that follow two wide sets.",
+    )
 
 
 def part(f: Findings, which: Part) -> Answer:
@@ -199,7 +269,13 @@ def part(f: Findings, which: Part) -> Answer:
         said.insert(0, "A perfect reader fails as well, so nothing follows.")
     every_claim = (*which.plain, *which.weighted, *which.ruler, *which.beside)
     said += unmeasured(f, every_claim)
-    return _answer(which.question, short, said, " ".join(rules), every_claim, "headline")
+    answer = _answer(which.question, short, said, " ".join(rules), every_claim, "headline")
+    sentence, plain, weighted = which.sentence
+    if f.of(plain) and f.of(weighted):
+        sentence = sentence.format(plain=f.said(plain), weighted=f.said(weighted))
+    else:
+        sentence = " ".join(unmeasured(f, (plain, weighted)))
+    return replace(answer, sentence=sentence, figure=which.figure)
 
 
 def _decided(f: Findings, which: Part, claims: Iterable[object]) -> tuple[str, str]:
@@ -234,7 +310,8 @@ def scenario(f: Findings) -> Answer:
         if possible:
             text = f"{listed(possible, 'or')} cannot be told yet: no verdict on {unknown}."
     claims = [claim for claim in SCENARIO_CLAIMS if str(claim) in rule]
-    return _answer("Which scenario is it?", short, [text], rule, claims, "headline")
+    answer = _answer("Which scenario is it?", short, [text], rule, claims, "headline")
+    return replace(answer, options=tuple(SCENARIO_MEANS.items()))
 
 
 def attend(f: Findings) -> Answer:
@@ -266,7 +343,8 @@ def attend(f: Findings) -> Answer:
     claims = (AT_ONCE, MATTERS_WHO, ISOLATED_ZERO, ATTENDS, MORE_THAN_UNIFORM, WORKS)
     claims = (*claims, MORE_THAN_STRANGERS)
     question = "Do parallel tokens attend to each other in visible mode?"
-    return _answer(question, decide(f, rules), _any(f, claims, text), explain(rules), claims)
+    answer = _answer(question, decide(f, rules), _any(f, claims, text), explain(rules), claims)
+    return replace(answer, figure="Which heads attend to siblings")
 
 
 def identical(f: Findings) -> Answer:
@@ -286,7 +364,8 @@ def identical(f: Findings) -> Answer:
         text += f" On texts drawn later the total variation is {f.said(AGAIN_EQUIVALENT)}."
     claims = (IDENTICAL, EQUIVALENT, TOP_10, SELECTION, AGAIN_EQUIVALENT)
     question = "Are the distributions identical, or just the top-k?"
-    return _answer(question, decide(f, rules), _any(f, claims, text), explain(rules), claims)
+    answer = _answer(question, decide(f, rules), _any(f, claims, text), explain(rules), claims)
+    return replace(answer, figure="Divergence by step")
 
 
 def same_position(f: Findings) -> Answer:
@@ -321,7 +400,8 @@ def same_position(f: Findings) -> Answer:
     said = (where[stored], *measured, *unmeasured(f, (NOT_WORSE, SHARING)))
     claims = (*STORED, EXACT, NOT_WORSE, CLOSER, SHARING, READER_DISTANCE, NEAR)
     question = "How does the model handle several tokens at one position?"
-    return _answer(question, decide(f, rules, given), said, explain(rules, given), claims)
+    answer = _answer(question, decide(f, rules, given), said, explain(rules, given), claims)
+    return replace(answer, figure="How near each way of reading a set comes to the truth")
 
 
 def looked_identical(f: Findings) -> Answer:
@@ -360,7 +440,8 @@ def looked_identical(f: Findings) -> Answer:
     needed = (SAME_BEFORE, IDENTICAL, ENGINE_DIFFERS, *ARTEFACTS)
     question = "Why did both isolation modes give identical results?"
     said = (*parts, *unmeasured(f, needed))
-    return _answer(question, decide(f, rules), said, explain(rules), (*needed, ZERO_TOO))
+    answer = _answer(question, decide(f, rules), said, explain(rules), (*needed, ZERO_TOO))
+    return replace(answer, figure="What each artefact does")
 
 
 def recommended_mode(f: Findings) -> Answer:
@@ -393,7 +474,8 @@ def recommended_mode(f: Findings) -> Answer:
     said += unmeasured(f, numbers)
     rule = " ".join(f"{what.capitalize()}. {explain(rules)}" for what, rules in modes.items())
     question = "Which mode should one use?"
-    return _answer(question, short.capitalize(), said, rule, tuple(numbers), "advice")
+    answer = _answer(question, short.capitalize(), said, rule, tuple(numbers), "advice")
+    return replace(answer, sentence=" ".join(said[:2]))
 
 
 def _answer(

@@ -22,8 +22,7 @@ class Terminal:
     def write_line(self, line):
         self.lines.append(line)
 
-    def rewrite(self, line, erase=False):
-        assert erase
+    def rewrite(self, line):
         self.rewritten.append(line)
 
     def global_and_fixture_disabled(self):
@@ -42,17 +41,22 @@ def task(i: int):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """What is said of 64 cases, two for each prompt, in two windows that take 100 seconds each."""
+    """What is said of 64 cases in two windows, each of which gives its cases after 100 seconds."""
 
-    def run(isatty):
-        clock = iter([0.0, *[100.0 + 20 * (i % 32) for i in range(64)], 2000.0])
-        monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    def run(isatty, sizes=(32, 32)):
+        clock = [0.0]
+        monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
         terminal = Terminal(isatty)
-        tasks = [task(i) for i in range(64)]
+        tasks = [task(i) for i in range(sum(sizes))]
+        windows = [tasks[: sizes[0]], tasks[sizes[0] :]]
         config = SimpleNamespace(pluginmanager=SimpleNamespace(get_plugin=lambda name: terminal))
-        with Progress(config, tasks, 3) as report:
-            for each in tasks:
-                report(each)
+        with Progress(config, windows, 3) as shown:
+            for window in windows:
+                for each in window[:4]:
+                    clock[0] += 25
+                    shown.ran(each, 2)
+                for each in window:
+                    shown.report(each)
         return terminal
 
     return run
@@ -63,19 +67,39 @@ def test_without_a_terminal_there_are_plain_lines(measured):
     assert terminal.rewritten == []
     known = "tempo: 3 of 67 prompt cases are on disk already and are not run again"
     assert terminal.lines[0] == known
-    assert terminal.lines[1].startswith("tempo: measuring 64 prompt cases")
-    # one window of two is done
-    under_way = r"tempo: measured 1/64 prompt cases, now exp\x1b[31m; about 2 min left"
-    assert terminal.lines[2] == under_way
-    assert terminal.lines[-1] == "tempo: measured 64 prompt cases in 33 min"
+    assert terminal.lines[1] == "tempo: measuring 64 prompt cases in 2 batches of prompts"
+    end = "tempo: measured 64 prompt cases in 3 min, with 16 runs"
+    assert terminal.lines[-1] == end
 
 
-def test_at_a_terminal_one_line_is_rewritten_and_cleared(measured):
+def test_before_a_batch_has_ended_it_says_how_much_time_is_gone_and_then_how_much_is_left(measured):
+    lines = measured(isatty=False).lines[2:-1]
+    now = r"now exp\x1b[31m"
+    assert lines[:4] == [
+        f"tempo: 0/64 prompt cases, 25 s so far, 2 runs; {now}",
+        f"tempo: 0/64 prompt cases, 50 s so far, 4 runs; {now}",
+        f"tempo: 0/64 prompt cases, 75 s so far, 6 runs; {now}",
+        f"tempo: 0/64 prompt cases, 2 min so far, 8 runs; {now}",
+    ]
+    # the second batch takes as long as the first one, which took 100 seconds
+    left = [line.split(", ")[1] for line in lines[4:]]
+    assert left == ["about 75 s left", "about 50 s left", "about 25 s left", "longer than expected"]
+
+
+def test_of_a_single_batch_no_end_is_promised(measured):
+    lines = measured(isatty=False, sizes=(12, 0)).lines
+    assert any("so far" in line for line in lines)
+    assert not any("left" in line for line in lines)
+
+
+def test_at_a_terminal_one_line_is_rewritten_and_cleared_with_the_cursor_at_its_begin(measured):
     terminal = measured(isatty=True)
     assert len(terminal.lines) == 3
-    assert terminal.rewritten[0].startswith("tempo: measured 1/64")
-    assert terminal.rewritten[-1] == ""
-    assert max(map(len, terminal.rewritten)) < 80
+    assert terminal.rewritten[0].startswith("tempo: 0/64 prompt cases, 25 s so far")
+    assert terminal.rewritten[-1].strip() == ""
+    # each covers what was there before, and none wraps
+    assert {len(line) for line in terminal.rewritten} == {80}
+    assert all(line.endswith("\r") for line in terminal.rewritten)
 
 
 @pytest.mark.parametrize(

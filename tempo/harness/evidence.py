@@ -30,10 +30,14 @@ from tempo.harness.plan import Plan, family_sizes
 from tempo.harness.runs import Prompt
 from tempo.harness.store import Store
 from tempo.harness.study import ClaimTest
+from tempo.harness.watch import watched
 from tempo.identity import maker_sha256
 from tempo.models import LanguageModel
 from tempo.records import append_jsonl, plain, read_jsonl
 from tempo.statistics import SEED
+from tempo.trace import Trace
+
+Sets = dict[str, list[list[str]]]  # of each visibility, the members' texts of each set
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Evidence:
     """What the selected plans gave.
 
     cases: by plan, one for each prompt, None where the prompt has nothing to say.
+    judged: by plan, the prompt of each of these cases, and the sets that its free runs chose.
     failures: by plan, why it could not be measured; unjudged: by plan and claim, why there is no
     finding.
     """
@@ -51,6 +56,7 @@ class Evidence:
     chat: bool = False
     cases: dict[str, list[Any]] = field(default_factory=dict)
     own_case: dict[str, Any] = field(default_factory=dict)
+    judged: dict[str, list[tuple[Prompt, Sets]]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     unjudged: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -63,8 +69,9 @@ class Evidence:
     def gather(self, progress: Any) -> None:
         """Measure whatever is not on disk yet, and judge every claim.
 
-        progress: from (tasks, how many are on disk already, what on disk cannot be used) to a
-        context manager that gives a function to be called with each task as it ends. Raises
+        progress: from (windows of tasks, how many are on disk already, what on disk cannot be used)
+        to a context manager that gives something with two functions: `report`, to be called with
+        each task as it ends, and `ran`, with a task and how many runs it was given. Raises
         ResultsError if the results cannot be written.
         """
         began = time.perf_counter()
@@ -182,27 +189,46 @@ class Evidence:
         to_do = [task for window in windows for task in window]
         name_of = {own_key(t): _name(map(own_key, window)) for window in windows for t in window}
         self.num_reused = len(tasks) - len(to_do)
-        with progress(to_do, self.num_reused, self.notes) as report:
-            measured = execute(self.lm, windows, lambda task: own_key(task) not in on_disk)
+        sets: dict[str, Sets] = {}  # by the task's key
+
+        with progress(windows, self.num_reused, self.notes) as shown:
+
+            def watching(task: Task) -> Task:
+                def saw(traces: list[Trace]) -> None:
+                    for trace in traces:
+                        _keep_sets(sets.setdefault(own_key(task), {}), task, trace)
+                    shown.ran(task, len(traces))
+
+                return watched(task, saw)
+
+            seen = [list(map(watching, window)) for window in windows]
+            measured = execute(self.lm, seen, lambda task: own_key(task) not in on_disk)
             for task, outcome in measured:
                 key = own_key(task)
                 try:
                     # as it will be read back
                     found[key] = self._keep(
-                        task, key, outcome, readers[task.plan.name], name_of[key], stored.get(key)
+                        task,
+                        key,
+                        outcome,
+                        readers[task.plan.name],
+                        {"window": name_of[key], "sets": sets.get(key, {})},
+                        stored.get(key),
                     )
                 except (TypeError, ValueError) as error:
                     outcome = Failure(f"its case cannot be kept: {' '.join(str(error).split())}")
                 if isinstance(outcome, Failure):
                     where = f"on {task.prompt.text!r}, {outcome.why}"
                     self.failures.setdefault(task.plan.name, where)
-                report(task)
+                shown.report(task)
         for task, key in zip(tasks, keys, strict=True):
             if task.plan.name in self.failures:
                 continue
             cases = self.cases.setdefault(task.plan.name, [])
             if task.plan.judges(task.prompt.text):
                 cases.append(found[key])
+                known = sets.get(key) or (stored.get(key) or {}).get("sets") or {}
+                self.judged.setdefault(task.plan.name, []).append((task.prompt, known))
             if task.prompt.store:
                 self.own_case[task.plan.name] = found[key]
 
@@ -238,13 +264,14 @@ class Evidence:
         key: str,
         outcome: Any,
         reader: TypeAdapter[Any],
-        window: str,
+        beside: Mapping[str, Any],
         stored: Any,
     ) -> Any:
         """Keep a case and read it again. Raises TypeError or ValueError if it is not plain.
 
-        window: the name of all tasks that it was measured with. stored: its record of an
-        interrupted session, to which nothing is added if it says the same.
+        beside: what else its record says: `window`, the name of all tasks that it was measured
+        with, and `sets`, those of its free runs. stored: its record of an interrupted session, to
+        which nothing is added if it says the same.
         """
         if isinstance(outcome, Failure):
             return None
@@ -254,12 +281,12 @@ class Evidence:
             "key": key,
             "prompt": task.prompt.text,
             "category": task.prompt.category,
-            "window": window,
             "case": case,
+            **beside,
         }
         if task.prompt.store:
             record["files"] = dict(task.prompt.store.written)
-        known = {name: (stored or {}).get(name) for name in ("case", "window", "files")}
+        known = {name: (stored or {}).get(name) for name in ("case", "window", "sets", "files")}
         if known == {name: record.get(name) for name in known}:
             return read
         append_jsonl(self.results / task.plan.folder / "cases.jsonl", [record])
@@ -294,6 +321,14 @@ class Evidence:
         append_jsonl(
             self.results / "findings.jsonl", [finding.record() for finding in self.findings]
         )
+
+
+def _keep_sets(known: Sets, task: Task, trace: Trace) -> None:
+    """Keep the sets of a task's first free run on its own prompt, of each visibility."""
+    spec = trace.spec
+    own = spec.prompt == task.prompt.given
+    if own and spec.replay is None and spec.positions == "shared":
+        known.setdefault(spec.visibility, [list(step.texts) for step in trace.steps])
 
 
 def _name(keys: Iterable[str]) -> str:

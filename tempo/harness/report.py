@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shlex
@@ -9,16 +10,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import tempo
 from tempo import files
+from tempo.claims import Finding
 from tempo.errors import ResultsError
-from tempo.harness.evidence import Evidence
+from tempo.harness.evidence import Evidence, Sets
 from tempo.harness.plan import Plan
 from tempo.harness.plugin import verdict_of
 from tempo.harness.store import Store
 from tempo.reporting import report as records
 from tempo.reporting.answers import headline_lines, verdicts_alone
-from tempo.reporting.findings import findings_summary, findings_table
+from tempo.reporting.findings import BLIND, findings_summary, findings_table
 from tempo.reporting.page import report_html
 from tempo.statistics import SEED
 from tempo.text import escaped
@@ -103,7 +107,13 @@ def _section(evidence: Evidence, plan: Plan) -> records.Section:
             text, analysis = _sets_of(store), _analysis_of(store)
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
+    judged = [] if problem else evidence.judged.get(plan.name, [])
     return records.Section(
+        prompts=tuple(
+            records.PromptRow(prompt.text, prompt.category, _frozen(sets))
+            for prompt, sets in judged
+        ),
+        values=_values(evidence, plan) if judged else {},
         experiment=plan.study.name,
         title=plan.study.title,
         config=plan.name,
@@ -118,6 +128,33 @@ def _section(evidence: Evidence, plan: Plan) -> records.Section:
         problem=problem,
         folder=plan.folder,
     )
+
+
+def _frozen(sets: Sets) -> dict[str, tuple[tuple[str, ...], ...]]:
+    return {mode: tuple(map(tuple, of_mode)) for mode, of_mode in sets.items()}
+
+
+def _values(evidence: Evidence, plan: Plan) -> dict[str, records.Values]:
+    """Of each finding of a config, the statistic and its control on each prompt."""
+    cases, found = evidence.cases[plan.name], {}
+    for claim in plan.claims:
+        finding = evidence.finding(plan, claim)
+        if isinstance(finding, Finding):
+            cell = tuple(finding.details.get("cell", ()))
+            found[claim.id] = records.Values(
+                tuple(_value(claim.claim.values(case), cell) for case in cases),
+                tuple(_value(claim.claim.control(case), cell) for case in cases),
+            )
+    return found
+
+
+def _value(value: Any, cell: tuple[int, ...]) -> float | None:
+    """A statistic as a number of six digits: of a map the cell, of the whole map the mean."""
+    if value is None:
+        return None
+    values = np.asarray(value, np.float64)
+    one = float(values[cell] if values.ndim and cell else values.mean())
+    return float(f"{one:.6g}") if math.isfinite(one) else None
 
 
 def _sets_of(store: Store) -> str:
@@ -197,7 +234,7 @@ def summarise(session: Session, terminal: Any) -> None:
 
 def _colour(line: str) -> dict[str, bool]:
     """Of a line of the findings table; pytest leaves colours off where there is no terminal."""
-    if line.endswith(" control!"):
+    if line.endswith(BLIND):
         return {"red": True, "bold": True}
     first = line.split()[0]
     return {COLOURS[first]: True} if first in COLOURS else {}

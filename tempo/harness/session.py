@@ -215,7 +215,7 @@ class Session:
             lm = tempo.load_model(option.model, option.dtype, option.device)
             evidence = Evidence(lm, plans, option.results, option.chat)
             evidence.gather(
-                lambda tasks, reused, notes: Progress(self.config, tasks, reused, notes)
+                lambda windows, reused, notes: Progress(self.config, windows, reused, notes)
             )
         except Exception as error:
             raise pytest.UsageError(_one_line(failure_of(error).why)) from None

@@ -7,6 +7,7 @@ a true one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
@@ -33,6 +34,9 @@ class Answer:
 
     place: `headline` answers stand at the top of a report and at the end of a pytest session;
     `advice` says what to do; a `question` is answered in a section of its own.
+    sentence: the answer in one plain sentence with units, for the first screen; by default `text`.
+    figure: the title of a picture on record that shows it.
+    options: the answers that were possible, each with what it means.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -43,13 +47,56 @@ class Answer:
     rule: str
     claims: tuple[str, ...] = ()
     place: Place = "question"
+    sentence: str = ""
+    figure: str = ""
+    options: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def plain(self) -> str:
+        """What the first screen and a terminal say of it."""
+        return self.sentence or self.text
+
+
+@dataclass(frozen=True)
+class HeroRow:
+    """A row of the figure beside the verdict; left out if the record holds none of its numbers.
+
+    label: what the row is called. claim: whose estimate and prompts it shows; with `is_control`
+    those of its control. row: else the name of a row of the recorded picture of the hero.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    label: str
+    claim: str = ""
+    is_control: bool = False
+    row: str = ""
+
+
+@dataclass(frozen=True)
+class Hero:
+    """The one figure beside the verdict: quantities of one unit, a row each, on one scale.
+
+    unit: what the axis shows, with its unit. picture: the title of the recorded picture whose table
+    holds the rows that no claim is about. perfect: what stands at zero, such as a perfect reader.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    title: str
+    unit: str
+    rows: tuple[HeroRow, ...]
+    picture: str = ""
+    perfect: str = ""
+    caption: str = ""
 
 
 @dataclass(frozen=True)
 class Conclusions:
     """What a report says before its claims: the question of its title, and its answers in order.
 
-    title: the heading of the report. asked: what was asked, in a sentence or two.
+    title: the heading of the report. asked: what was asked, in a sentence or two. hero: the figure
+    beside the verdict; by default the claims behind it.
 
     >>> answer = Answer("Is it so?", "Yes", "On 9 of 9 prompts.", "yes, if a is supported", ("a",))
     >>> conclusions = Conclusions("Is it so?", "Whether it is so.", (answer,))
@@ -62,6 +109,7 @@ class Conclusions:
     title: str
     asked: str
     answers: tuple[Answer, ...]
+    hero: Hero | None = None
 
     @property
     def headlines(self) -> tuple[Answer, ...]:
@@ -129,7 +177,8 @@ class Findings:
         for f in found:
             low, middle, high = (number(scale * x) for x in (f.low, f.estimate, f.high))
             variant = f.context.get("variant") if len(found) > 1 else None
-            said.append(f"{middle}{unit} [{low}, {high}]" + (f" ({variant})" if variant else ""))
+            ends = f"[{low}, {high}]" if math.isfinite(f.high - f.low) else "[no interval]"
+            said.append(f"{middle}{unit} {ends}" + (f" ({variant})" if variant else ""))
         return ", ".join(said) or "not measured"
 
     def count(self, claim: object) -> str:
@@ -199,9 +248,9 @@ def verdicts_alone(findings: Sequence[Finding]) -> Conclusions:
 def brief(conclusions: Conclusions) -> list[tuple[str, str, str]]:
     """The headlines as (question, answer in a word, text). A question that is the title is empty.
 
-    Only the first answer that is decided has a text, or the first of all if none is. The numbers of
-    the others stand by their rules, and so do all where there are many: a phone's first screen also
-    holds how sure they are and what to do.
+    An answer with a plain sentence of its own says it. Of the others only the first that is decided
+    has a text, or the first of all if none is. Their numbers stand by their rules, and so do all
+    where there are many: a phone's first screen also holds how sure they are and what to do.
     """
     headlines = conclusions.headlines
     decided = [answer for answer in headlines if answer.short != UNDETERMINED]
@@ -209,7 +258,8 @@ def brief(conclusions: Conclusions) -> list[tuple[str, str, str]]:
     said = []
     for answer in headlines:
         question = "" if answer.question == conclusions.title else answer.question
-        said.append((question, answer.short, answer.text if answer in told else ""))
+        text = answer.plain if answer in told else answer.sentence
+        said.append((question, answer.short, text))
     return said
 
 

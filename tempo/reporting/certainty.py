@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tempo.claims import Finding
+from tempo.claims import Finding, standing
 from tempo.records import AGAIN
 from tempo.reporting.answers import UNDETERMINED
 from tempo.reporting.findings import ROLES, alarms, counts, deciding, role
@@ -27,7 +27,19 @@ def certainty(report: Report) -> list[str]:
         lines.append(
             f"Behind these answers: {len(ps)} verdicts, corrected p at most {number(max(ps))}."
         )
+    lines += _standing(report.findings)
     return [*lines, f"{measured_on([report])} Other models and prompts may differ."]
+
+
+def _standing(findings: Sequence[Finding]) -> list[str]:
+    """Whether the findings can confirm their claims, in a sentence."""
+    empirical = [f for f in findings if f.kind == "empirical"]
+    confirm = sum(standing(f).confirms for f in empirical)
+    if not empirical:
+        return []
+    if not confirm:
+        return ["All of it is exploratory: nothing says that its prompts were drawn afterwards."]
+    return [f"{confirm} of {len(empirical)} empirical findings are confirmatory."]
 
 
 def measured_on(reports: Sequence[Report]) -> str:
@@ -83,6 +95,17 @@ def roles(findings: Sequence[Finding]) -> str:
     """What the roles of claims mean, and how many claims have each."""
     said = [f"{_role_of(own, name)} ({ROLE_MEANS[name]})" for name, own in _by_role(findings)]
     return "; ".join(said) + "."
+
+
+def standings(findings: Sequence[Finding]) -> str:
+    """How many findings can confirm their claims, and what that takes."""
+    empirical = [f for f in findings if f.kind == "empirical"]
+    confirm = sum(standing(f).confirms for f in empirical)
+    return (
+        f"{confirm} of {len(empirical)} empirical findings are confirmatory: their prompts were "
+        "drawn after the claim was registered. The others are exploratory: their prompts were "
+        "known before."
+    )
 
 
 def _by_role(findings: Sequence[Finding]) -> list[tuple[str, list[Finding]]]:

@@ -17,6 +17,7 @@ MAX_LINES = 20  # of the table in a terminal: what fits above the fold of a smal
 # The one family of claims that answers the questions. Every other empirical claim is secondary.
 PRIMARY = "primary"
 ROLES = (PRIMARY, "secondary", "invariant")
+BLIND = "control!"  # in place of a p: the control supports the claim as well
 # The verdicts, most in need of attention first.
 SIGNS = {"REFUTED": "✕", "INCONCLUSIVE": "◇", "SUPPORTED": "●"}
 
@@ -47,7 +48,7 @@ def counts(findings: Sequence[Finding]) -> str:
 
 
 def findings_table(findings: Sequence[Finding]) -> list[str]:
-    """The findings as at most 20 lines of at most 110 columns.
+    """The findings as at most 20 lines of at most 80 columns.
 
     The primary ones come first, marked with *. If not all fit, those that need attention stay.
     """
@@ -58,11 +59,11 @@ def findings_table(findings: Sequence[Finding]) -> list[str]:
         shown.sort(key=lambda f: f.verdict == "SUPPORTED" and f.control_holds)
     shown = primary_first(shown)
     claim = "claim (* primary)" if any(role(f) == PRIMARY for f in shown) else "claim"
-    lines = [f"{'verdict':<13}{claim:<40} {'estimate [95 % interval]':<32}{'n':>5} {'p corr.':>9}"]
+    lines = [_line("verdict", claim, "estimate [95 % interval]", "n", "p corr.")]
     for f in shown[:room]:
-        name = f"{_cut(f.label, 38)} *" if role(f) == PRIMARY else _cut(f.label, 40)
-        row = f"{f.verdict:<13}{name:<40} {interval(f):<32}{f.n:>5} {number(deciding(f)[1]):>9}"
-        lines.append(row + ("" if f.control_holds else " control!"))
+        name = f"{_cut(f.label, 26)} *" if role(f) == PRIMARY else _cut(f.label, 28)
+        p = number(deciding(f)[1]) if f.control_holds else BLIND
+        lines.append(_line(f.verdict, name, _short_interval(f), str(f.n), p))
     if rest := shown[room:]:
         only_supported = all(f.verdict == "SUPPORTED" for f in rest)
         lines.append(
@@ -122,9 +123,27 @@ def alarms(findings: Sequence[Finding]) -> list[str]:
     return lines
 
 
+def _line(verdict: str, claim: str, estimate: str, n: str, p: str) -> str:
+    """A line of the table, of 79 columns unless a number is very long."""
+    return f"{verdict:<12} {claim:<28} {estimate:<24} {n:>3} {p:>8}"
+
+
+def _short_interval(f: Finding) -> str:
+    """The interval, with two digits where three do not fit."""
+    said = interval(f)
+    if len(said) <= len("estimate [95 % interval]"):
+        return said
+    estimate, low, high = (number(float(f"{x:.2g}")) for x in (f.estimate, f.low, f.high))
+    return f"{estimate} [{low}, {high}]"
+
+
 def _cut(text: str, length: int) -> str:
+    """The text, without its middle if it is too long: names differ at both ends."""
     text = escaped(text)
-    return text if len(text) <= length else text[: length - 1] + "…"
+    if len(text) <= length:
+        return text
+    head = (length - 1) // 2
+    return f"{text[:head]}…{text[head + 1 - length :]}"
 
 
 def markdown_cell(cell: str) -> str:

@@ -10,19 +10,30 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 
 from tempo.claims import Finding
 from tempo.reporting.answers import Answer, brief, evidence
-from tempo.reporting.certainty import alarms_of, certainty, counted_claims, measured_on, roles
+from tempo.reporting.certainty import (
+    alarms_of,
+    certainty,
+    counted_claims,
+    measured_on,
+    roles,
+    standings,
+)
 from tempo.reporting.comparison import Comparison, comparison_html
-from tempo.reporting.figures.drawing import to_html
+from tempo.reporting.figures.drawing import Picture, to_html
 from tempo.reporting.figures.forest import forest
-from tempo.reporting.findings import SIGNS, interval, rank
-from tempo.reporting.report import Report, Section, TestRow, names_of
+from tempo.reporting.figures.mechanism import mechanism
+from tempo.reporting.findings import counts, interval, rank
+from tempo.reporting.glossary import explained, glossary_html
+from tempo.reporting.hero import hero_of
+from tempo.reporting.prompts import data_html, known, values_of
+from tempo.reporting.report import Report, Section, TestRow, names_of, unlike_names
 from tempo.reporting.sidebyside import opposed, side_by_side_html
-from tempo.reporting.table import claims_table
+from tempo.reporting.table import badge, claims_table, effect_svg
 from tempo.text import html_text, number, slug
 
 # No script runs but the page's own, which is known by its hash.
@@ -30,7 +41,7 @@ POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'; img-src data:; "
     "base-uri 'none'; form-action 'none'"
 )
-TESTS = "tempo-tests"  # the anchor of the list of tests
+TESTS, WORDS = "tempo-tests", "tempo-glossary"  # anchors of the tests, and of the words
 Link = tuple[str, str]  # the anchor within the page, and what the link says
 
 
@@ -74,56 +85,82 @@ def fragment(*reports: Report, against: Comparison | None = None) -> str:
             '<section id="tempo-comparison"><h2>Compared with another record</h2>'
             f"{comparison_html(against)}</section>"
         )
-    parts = _one(reports[0], compared) if len(reports) == 1 else _several(reports, compared)
-    return "\n".join(['<main class="tempo-report">', *filter(None, parts), "</main>"])
+    prefixes = ["", *(f"m{i}-" for i in range(2, len(reports) + 1))]
+    parts = (
+        _one(reports[0], compared) if len(reports) == 1 else _several(reports, prefixes, compared)
+    )
+    data = data_html(reports, prefixes)
+    return "\n".join(['<main class="tempo-report">', *filter(None, [*parts, data]), "</main>"])
 
 
 def _one(report: Report, compared: str) -> list[str]:
     links = [*_links(report, ""), *([(TESTS, "Tests")] if report.tests else [])]
-    top = [_top(report, links), _questions(report, ""), compared]
-    return [*top, *_evidence(report, ""), _tests(report.tests)]
+    links.append((WORDS, "Words"))
+    top = [_top(report), _nav(links, "Contents"), _questions(report, ""), compared]
+    return [*top, *_evidence(report, ""), _tests(report.tests), glossary_html()]
 
 
-def _several(reports: Sequence[Report], compared: str) -> list[str]:
+def _several(reports: Sequence[Report], prefixes: Sequence[str], compared: str) -> list[str]:
     """The models side by side, then a part for each; its ids begin with a prefix of its own."""
     names = names_of(reports)
-    prefixes = ["", *(f"m{i}-" for i in range(2, len(reports) + 1))]
     # Of several folders none has the tests of all.
     tests = reports[0].tests if len({report.root for report in reports}) == 1 else ()
     own = f"Tests of {names[0]}"
     links = [("tempo-models", "Side by side")]
     links += [(f"{at}tempo-model", name) for at, name in zip(prefixes, names, strict=True)]
     links += [(TESTS, own)] if tests else []
-    parts = [_top_of_several(reports, links), compared, side_by_side_html(reports, prefixes)]
+    links.append((WORDS, "Words"))
+    parts = [_top_of_several(reports), _nav(links, "Contents"), compared]
+    parts.append(side_by_side_html(reports))
     for report, at, name in zip(reports, prefixes, names, strict=True):
+        inner = [f"<li>{_link(link)}</li>" for link in _links(report, at)]
         parts += [
             f'<section id="{at}tempo-model" aria-label="{html_text(name)}">',
             f'<h2 class="tempo-model">{html_text(name)}</h2>',
             _alarms(alarms_of(report)),
             f'<p class="tempo-kicker">{_conditions(report)}</p>',
-            _nav(_links(report, at), f"Sections of {name}"),
+            f'<nav class="tempo-inner" aria-label="Sections of {html_text(name)}">'
+            f"<ul>{''.join(inner)}</ul></nav>",
             _questions(report, at),
             *_evidence(report, at),
             "</section>",
         ]
-    return [*parts, _tests(tests, f" ({names[0]})")]
+    return [*parts, _tests(tests, f" ({names[0]})"), glossary_html()]
 
 
 def _evidence(report: Report, at: str) -> list[str]:
-    """Claims, sections of the configs, and provenance of one model."""
+    """Claims, experiments, and provenance of one model."""
     findings = report.findings
     parts = []
     if findings:
         empirical = [f for f in findings if f.kind == "empirical"]
-        picture = forest(empirical, "Empirical claims at a glance")
+        glance = ""
+        if empirical:
+            picture = to_html(forest(empirical, "Empirical claims at a glance"), at)
+            glance = f"<details><summary>All claims in one figure</summary>{picture}</details>"
         parts = [
-            f'<section id="{at}tempo-claims"><h2>Claims</h2><p>{html_text(roles(findings))}</p>',
-            claims_table(findings, at),
-            to_html(picture, at),
+            f'<section id="{at}tempo-claims"><h2>Claims</h2>'
+            f'<p class="tempo-prose">{explained(roles(findings))}</p>'
+            f'<p class="tempo-prose">{explained(standings(findings))}</p>',
+            claims_table(findings, at, lambda f: _values(report, f)),
+            glance,
             "</section>",
         ]
-    sections = [_section(section, findings, at) for section in report.sections]
-    return [*parts, *sections, _provenance(report, at)]
+    if report.sections:
+        shown = _shown_above(report)
+        folds = [_section(section, findings, at, shown) for section in report.sections]
+        parts += [
+            f'<section id="{at}tempo-experiments"><h2>Experiments</h2>'
+            "<p>Each with its figures, its config, and where its raw results lie.</p>",
+            *folds,
+            "</section>",
+        ]
+    return [*parts, _provenance(report, at)]
+
+
+def _values(report: Report, f: Finding) -> list[float]:
+    values = values_of(report, f)
+    return known(values.claim) if values else []
 
 
 def _links(report: Report, at: str) -> list[Link]:
@@ -138,8 +175,13 @@ def _links(report: Report, at: str) -> list[Link]:
 
 
 def _nav(links: Sequence[Link], label: str) -> str:
-    shown = [f'<a href="#{anchor}">{html_text(name)}</a>' for anchor, name in links]
-    return f'<nav aria-label="{html_text(label)}">{" ".join(shown)}</nav>'
+    shown = [f"<li>{_link(link)}</li>" for link in links]
+    return f'<nav class="tempo-toc" aria-label="{label}"><ul>{"".join(shown)}</ul></nav>'
+
+
+def _link(link: Link) -> str:
+    anchor, name = link
+    return f'<a href="#{anchor}">{html_text(name)}</a>'
 
 
 def _conditions(report: Report) -> str:
@@ -156,59 +198,97 @@ def _alarms(lines: Iterable[str]) -> str:
 
 
 def _header(
-    kicker: str, title: str, alarms: str, entries: Sequence[tuple[str, str]], links: Sequence[Link]
+    kicker: str, title: str, alarms: str, entries: Sequence[tuple[str, str]], heroes: Sequence[str]
 ) -> str:
-    """What was asked, what was found, how sure it is, what to do: to be read without scrolling."""
+    """The first screen: what was asked and found beside one figure, then what the words mean."""
     said = [f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in entries if text]
+    beside = f'<div class="tempo-hero">{"".join(heroes)}</div>' if any(heroes) else ""
+    drawn = "".join(to_html(picture) for picture in mechanism())
+    drawn = f'<div class="tempo-mechanism">{drawn}</div>'
+    inner, below = (drawn, "") if len(heroes) < 2 else ("", drawn)
     return (
-        f'<header><p class="tempo-kicker">{kicker}</p><h1>{html_text(title)}</h1>{alarms}'
-        f'<dl class="tempo-brief">{"".join(said)}</dl>{_nav(links, "Sections")}</header>'
+        f'<header class="tempo-top"><p class="tempo-kicker">{kicker}</p>'
+        f'<h1>{html_text(title)}</h1>{alarms}<div class="tempo-first">'
+        f'<dl class="tempo-brief">{"".join(said)}</dl><div>{beside}{inner}</div></div>'
+        f"{below}</header>"
     )
 
 
-def _top(report: Report, links: Sequence[Link]) -> str:
+def _top(report: Report) -> str:
     conclusions = report.conclusions
-    advice = [_answered("", answer.short, answer.text) for answer in conclusions.advice]
+    advice = [_answered("", answer.short, answer.plain) for answer in conclusions.advice]
     entries = [
-        ("Asked", html_text(conclusions.asked)),
-        ("Found", " ".join(_answered(*said) for said in brief(conclusions))),
-        ("How sure", html_text(" ".join(certainty(report)))),
+        ("Asked", explained(conclusions.asked)),
+        ("Found", _found(brief(conclusions))),
+        ("How sure", explained(" ".join(certainty(report)))),
         ("What to do", " ".join(advice)),
     ]
+    hero = hero_of(report)
     alarms = _alarms(alarms_of(report))
-    return _header(_conditions(report), conclusions.title, alarms, entries, links)
+    heroes = [to_html(hero)] if hero else []
+    return _header(_conditions(report), conclusions.title, alarms, entries, heroes)
 
 
-def _top_of_several(reports: Sequence[Report], links: Sequence[Link]) -> str:
+def _found(said: Sequence[tuple[str, str, str]]) -> str:
+    """The answers, as a list if there are several."""
+    answers = [_answered(*each) for each in said]
+    if len(answers) == 1:
+        return answers[0]
+    return f'<ul class="tempo-found">{"".join(f"<li>{answer}</li>" for answer in answers)}</ul>'
+
+
+def _top_of_several(reports: Sequence[Report]) -> str:
     """The same for several models, a line for each."""
     names = names_of(reports)
-    found, sure, advice, alarms = [], [], [], []
-    for name, report in zip(names, reports, strict=True):
+    found, sure, advice, alarms, heroes = [], [], [], [], []
+    for i, (name, report) in enumerate(zip(names, reports, strict=True)):
         conclusions = report.conclusions
         found.append(f"<p>{_answered(f'{name}:', conclusions.in_short)}</p>")
+        if sentences := " ".join(a.sentence for a in conclusions.headlines if a.sentence):
+            found.append(f"<p>{explained(sentences)}</p>")
         sure.append(f"<p>{html_text(f'{name}: {counted_claims(report)}')}</p>")
         alarms += [f"{name}: {line}" for line in alarms_of(report)]
         if conclusions.advice:
             do = "; ".join(answer.short for answer in conclusions.advice)
             advice.append(f"<p>{html_text(f'{name}: {do}.')}</p>")
+        if hero := hero_of(report):
+            heroes.append(f"<h3>{html_text(name)}</h3>{to_html(hero, f'h{i}-')}")
     asked = [report.conclusions.asked for report in reports]
     entries = [
-        ("Asked", html_text(next(filter(None, asked), ""))),
+        ("Asked", explained(next(filter(None, asked), ""))),
         ("Found", f"{''.join(found)}<p>{html_text(opposed(reports))}.</p>"),
-        ("How sure", f"{''.join(sure)}<p>{html_text(measured_on(reports))}</p>"),
+        ("How sure", f"{''.join(sure)}<p>{explained(measured_on(reports))}</p>"),
         ("What to do", "".join(advice)),
     ]
     title = reports[0].conclusions.title
-    return _header(html_text(" · ".join(names)), title, _alarms(alarms), entries, links)
+    return _header(html_text(" · ".join(names)), title, _alarms(alarms), entries, heroes)
 
 
 def _answered(question: str, short: str, text: str = "") -> str:
-    answer = f'{html_text(question)} <b class="tempo-answer">{html_text(short)}.</b>'
-    return f"{answer} {html_text(text)}".strip()
+    asked = f'<span class="tempo-asked">{html_text(question)}</span>' if question else ""
+    answer = f'<b class="tempo-answer">{html_text(short)}.</b>'
+    return f"{asked} {answer} {explained(text)}".strip()
+
+
+def _shown_above(report: Report) -> dict[str, str]:
+    """The pictures that stand at a question: from their titles to the question."""
+    titles = {picture.title for section in report.sections for picture in section.pictures}
+    asked = [answer for answer in report.conclusions.explained if answer.figure in titles]
+    return {answer.figure: answer.question for answer in reversed(asked)}
+
+
+def _figure_id(section: Section, picture: Picture, at: str) -> str:
+    return f"{at}figure-{slug(section.config)}-{picture.name}"
 
 
 def _questions(report: Report, at: str) -> str:
-    cards = [_card(answer, report.findings, at) for answer in report.conclusions.explained]
+    cards, placed = [], set()
+    for answer in report.conclusions.explained:
+        figure = ""
+        if answer.figure not in placed:
+            figure = _figure_of(answer, report, at)
+            placed.add(answer.figure)
+        cards.append(_card(answer, report, at, figure))
     if not cards:
         return ""
     return (
@@ -217,53 +297,95 @@ def _questions(report: Report, at: str) -> str:
     )
 
 
-def _card(answer: Answer, findings: Sequence[Finding], at: str) -> str:
-    """An answer, the rule that gives it, and the claims behind it with their numbers."""
-    behind = [f"<li>{_grounds(claim, f, at)}</li>" for claim, f in evidence(answer, findings)]
+def _figure_of(answer: Answer, report: Report, at: str) -> str:
+    """The picture on record that the answer names; empty if there is none."""
+    for section in report.sections:
+        for picture in unlike_names(section.pictures):
+            if answer.figure and picture.title == answer.figure:
+                return to_html(picture, at, _figure_id(section, picture, at))
+    return ""
+
+
+def _card(answer: Answer, report: Report, at: str, figure: str) -> str:
+    """An answer with its figure, the rule that gives it, and the claims behind it."""
+    behind = [_grounds(claim, f, report, at) for claim, f in evidence(answer, report.findings)]
     rule = f"<details><summary>By which rule</summary><p>{html_text(answer.rule)}</p></details>"
+    options = [_option(name, means, answer.short) for name, means in answer.options]
+    legend = f'<dl class="tempo-options">{"".join(options)}</dl>' if options else ""
     return (
-        f'<article class="tempo-card"><h3>{html_text(answer.question)}</h3>'
-        f"<p>{_answered('', answer.short, answer.text)}</p>{rule if answer.rule else ''}"
+        f'<article class="tempo-card"><div class="tempo-said"><h3>{html_text(answer.question)}</h3>'
+        f'<p class="tempo-prose">{_answered("", answer.short, answer.text)}</p>{legend}'
+        f"{rule if answer.rule else ''}</div>{figure}"
         f'<ul class="tempo-grounds">{"".join(behind)}</ul></article>'
     )
 
 
-def _grounds(claim: str, f: Finding | None, at: str) -> str:
+def _option(name: str, means: str, given: str) -> str:
+    """An answer that was possible; the one that was given is marked."""
+    mark = ' class="tempo-given"' if name == given else ""
+    return f"<div{mark}><dt>{html_text(name)}</dt><dd>{explained(means)}</dd></div>"
+
+
+def _grounds(claim: str, f: Finding | None, report: Report, at: str) -> str:
+    """A claim behind an answer, with its effect and the prompts behind that."""
     if f is None:
-        return f"<code>{html_text(claim)}</code> not measured in this record"
+        return f"<li><code>{html_text(claim)}</code> not measured in this record</li>"
     said = (
-        f"{SIGNS[f.verdict]} {f.verdict.lower()}, {rank(f)}: {interval(f)}, n {f.n}, "
+        f"{interval(f)}, n {f.n}, "
         f"control {number(f.control_estimate)}{'' if f.control_holds else ', MISBEHAVES'}"
     )
-    return f"{_claim_link(f, f'<code>{html_text(f.label)}</code>', at)} {html_text(said)}"
+    picture = effect_svg(f, values=_values(report, f))
+    return (
+        f"<li>{badge(f)} <div>{_claim_link(f, html_text(f.statement), at)} "
+        f"<small>{html_text(f.label)}, {rank(f)}</small></div>"
+        f"<div>{picture} <small>{html_text(said)}</small></div></li>"
+    )
 
 
 def _claim_link(f: Finding, shown: str, at: str) -> str:
     return f'<a href="#{at}claim-{slug(f.label)}">{shown}</a>'
 
 
-def _section(section: Section, findings: Sequence[Finding], at: str) -> str:
-    """One config: its verdicts in a line, its figures, its evidence."""
+def _section(
+    section: Section, findings: Sequence[Finding], at: str, shown: Mapping[str, str]
+) -> str:
+    """One config, folded: its verdicts, its figures, its evidence.
+
+    shown: the pictures that stand at a question already.
+    """
     own = [f for f in findings if f.context.get("config") == section.config]
     verdicts = "".join(
         f"<li>{_claim_link(f, html_text(f.statement), at)} <b>{f.verdict.lower()}</b></li>"
         for f in own
     )
-    pictures = "\n".join(to_html(picture, at) for picture in section.pictures)
+    pictures, elsewhere = [], []
+    for picture in unlike_names(section.pictures):
+        anchor = _figure_id(section, picture, at)
+        if picture.title in shown:
+            elsewhere.append(
+                f'<li><a href="#{anchor}">{html_text(picture.title)}</a>: at the question '
+                f"“{html_text(shown[picture.title])}”</li>"
+            )
+        else:
+            pictures.append(to_html(picture, at, anchor))
+    above = f"<p>Figures that stand above:</p><ul>{''.join(elsewhere)}</ul>" if elsewhere else ""
     problem = f'<p class="tempo-alarm">No pictures: {html_text(section.problem)}</p>'
     raw = f"{section.folder}/: {', '.join(section.files)}"
     facts = [*((name, _json(value)) for name, value in section.settings.items())]
     facts += [("prompts measured", str(section.num_prompts)), ("raw results", raw)]
     facts += [("fingerprint", section.fingerprint)]
     texts = [f"<pre>{_lines(text)}</pre>" for text in (section.text, section.analysis) if text]
+    counted = counts(own) or "no claims"
     return (
-        f'<section id="{at}{section.anchor}">'
-        f"<h2>{html_text(section.experiment)}: {html_text(section.title)} "
-        f"<small>{html_text(section.config)}</small></h2>{problem if section.problem else ''}"
+        f'<section id="{at}{section.anchor}"><details class="tempo-fold"><summary>'
+        f"<h3>{html_text(section.experiment)}: {html_text(section.title)}</h3> "
+        f"<small>{html_text(section.config)}; {len(own)} claims: {counted}</small></summary>"
+        f"{problem if section.problem else ''}"
         f'<details class="tempo-verdicts"><summary>{len(own)} claims</summary>'
-        f'<ul>{verdicts}</ul></details><div class="tempo-pictures">{pictures}</div>'
+        f'<ul>{verdicts}</ul></details>{above}<div class="tempo-pictures">'
+        f"{chr(10).join(pictures)}</div>"
         "<details><summary>Evidence: config, sets and raw numbers</summary>"
-        f"{_facts(facts)}{''.join(texts)}</details></section>"
+        f"{_facts(facts)}{''.join(texts)}</details></details></section>"
     )
 
 

@@ -1,7 +1,22 @@
 "use strict";
 (() => {
-  for (const table of document.querySelectorAll(".tempo-claims")) {
-    const body = table.tBodies[0], rows = [...body.rows];
+  const make = (tag, kind, text) => {
+    const element = document.createElement(tag);
+    if (kind) element.className = kind;
+    if (text !== undefined) element.textContent = text;
+    return element;
+  };
+  const press = (text, does) => {
+    const button = make("button", "tempo-tool", text);
+    button.type = "button";
+    button.addEventListener("click", () => does(button));
+    return button;
+  };
+  const aimed = () => document.getElementById(decodeURIComponent(location.hash.slice(1)));
+
+  // A table whose headings sort it. moved is called before its rows move.
+  const sortable = (table, moved) => {
+    const body = table.tBodies[0];
     const key = (row, column, numeric) => {
       const value = row.cells[column].dataset.value;
       return numeric ? (value === "" ? NaN : Number(value)) : value;
@@ -9,9 +24,11 @@
     [...table.tHead.rows[0].cells].forEach((head, column) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.append(...head.childNodes);
-      head.append(button);
+      button.append(head.textContent ? head.firstChild.textContent : "");
+      if (head.firstElementChild) button.textContent = head.firstElementChild.firstChild.data;
+      head.replaceChildren(button);
       button.addEventListener("click", () => {
+        moved();
         const down = head.getAttribute("aria-sort") === "ascending";
         const numeric = head.dataset.sort === "number";
         for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
@@ -25,12 +42,102 @@
           }
           return sign * (numeric ? x - y : x < y ? -1 : x > y ? 1 : 0);
         };
-        body.append(...rows.slice().sort(order));
+        body.append(...[...body.rows].sort(order));
       });
     });
-    const filters = table.closest("section").querySelector(".tempo-filters");
-    const said = filters.querySelector("output");
+  };
+
+  // The prompts behind a claim: a table that is made when it is asked for.
+  const kept = document.getElementById("tempo-data");
+  const data = kept ? JSON.parse(kept.textContent) : { claims: {} };
+  const sets = (run) => run.map((members) => `[${members.join("/")}]`).join("");
+  const promptTable = (claim) => {
+    const modes = Object.keys(claim.sets);
+    const list = (name) => data.lists[claim.sets[name]];
+    const table = make("table", "tempo-table"), rows = table.createTHead().insertRow();
+    const columns = [["Prompt", "text"], ["Category", "text"], ["Value", "number"],
+      ["Control", "number"], ...modes.map((mode) => [`Widths, ${mode}`, "number"])];
+    for (const [name, kind] of columns) {
+      const head = make("th", "", name);
+      head.scope = "col";
+      head.dataset.sort = kind;
+      rows.append(head);
+    }
+    const body = table.createTBody();
+    const close = () => body.querySelectorAll(".tempo-more").forEach((row) => row.remove());
+    data.lists[claim.prompts].forEach((number, i) => {
+      const [text, category] = data.prompts[number], row = body.insertRow();
+      const runs = modes.map((mode) => data.runs[list(mode)[i]]);
+      const cell = (shown, value) => {
+        const made = row.insertCell();
+        made.append(shown);
+        made.dataset.value = value;
+        return made;
+      };
+      const open = (button) => {
+        const next = row.nextElementSibling;
+        const shows = next && next.classList.contains("tempo-more");
+        button.setAttribute("aria-expanded", String(!shows));
+        if (shows) return next.remove();
+        const more = make("tr", "tempo-more"), wide = more.insertCell();
+        wide.colSpan = columns.length;
+        if (text.length > 160) wide.append(make("p", "", text)); // the cell shows its begin
+        modes.forEach((mode, m) => {
+          if (runs[m]) wide.append(make("p", "tempo-sets", `${mode}: ${sets(runs[m])}`));
+        });
+        row.after(more);
+      };
+      const any = runs.some(Boolean);
+      const name = any ? press(text, open) : make("span", "", text);
+      if (any) name.setAttribute("aria-expanded", "false");
+      cell(name, text);
+      cell(category, category);
+      for (const value of [claim.values[i], claim.control[i]]) {
+        cell(value === null ? "–" : String(value), value === null ? "" : value);
+      }
+      for (const run of runs) {
+        const widths = run ? run.map((members) => members.length) : [];
+        const total = widths.reduce((sum, width) => sum + width, 0);
+        cell(widths.join(" "), run ? total / widths.length : "");
+      }
+    });
+    sortable(table, close);
+    return table;
+  };
+  const tables = [];
+  for (const row of document.querySelectorAll(".tempo-claims tbody tr")) {
+    const claim = data.claims[row.id];
+    if (!claim) continue;
+    const count = claim.values.filter((value) => value !== null).length;
+    const toggle = (button) => {
+      const shows = row.nextElementSibling && row.nextElementSibling.matches(".tempo-more");
+      button.setAttribute("aria-expanded", String(!shows));
+      if (shows) return row.nextElementSibling.remove();
+      const more = make("tr", "tempo-more"), wide = more.insertCell(), list = make("div", "tempo-list");
+      wide.colSpan = row.cells.length;
+      list.tabIndex = 0;
+      list.setAttribute("role", "region");
+      list.setAttribute("aria-label", "Prompts of this claim");
+      list.append(promptTable(claim));
+      wide.append(list);
+      row.after(more);
+    };
+    const button = press(`${count} prompts, one by one`, toggle);
+    button.setAttribute("aria-expanded", "false");
+    row.cells[1].append(button);
+    tables.push(button);
+  }
+  const closeAll = () => {
+    for (const row of document.querySelectorAll(".tempo-claims > tbody > .tempo-more")) row.remove();
+    for (const button of tables) button.setAttribute("aria-expanded", "false");
+  };
+
+  for (const block of document.querySelectorAll(".tempo-block")) {
+    const table = block.querySelector(".tempo-claims"), rows = [...table.tBodies[0].rows];
+    sortable(table, closeAll);
+    const filters = block.querySelector(".tempo-filters"), said = filters.querySelector("output");
     const apply = () => {
+      closeAll();
       const checked = [...filters.querySelectorAll("input:checked")];
       const shown = new Set(checked.map((box) => box.value));
       for (const row of rows) row.hidden = !shown.has(row.dataset.verdict);
@@ -42,9 +149,8 @@
     apply();
     // a link to a claim shows it, whatever the filters say
     const reveal = () => {
-      const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-      const row = target && target.closest(".tempo-claims tr");
-      if (row && row.hidden) {
+      const target = aimed(), row = target && target.closest(".tempo-claims tr");
+      if (row && row.hidden && rows.includes(row)) {
         for (const box of filters.querySelectorAll("input")) box.checked = true;
         apply();
         target.scrollIntoView();
@@ -53,9 +159,84 @@
     addEventListener("hashchange", reveal);
     reveal();
   }
-  // the list of tests is folded, unless a link leads to it
-  const tests = document.querySelector("#tempo-tests details");
-  const unfold = () => { if (tests && location.hash === "#tempo-tests") tests.open = true; };
+
+  // What is folded unfolds when a link leads to it, or into it.
+  const unfold = () => {
+    const target = aimed();
+    if (!target) return;
+    const inner = target.tagName === "SECTION" && target.querySelector(":scope > details");
+    for (let fold = inner || target; fold; fold = fold.parentElement) {
+      if (fold.tagName === "DETAILS") fold.open = true;
+    }
+    target.scrollIntoView();
+  };
   addEventListener("hashchange", unfold);
   unfold();
+
+  // Every figure as a file, made here: nothing is fetched.
+  const save = (blob, name) => {
+    const link = make("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  };
+  const standing = (svg) => {
+    const copy = svg.cloneNode(true), [, , width, height] = svg.getAttribute("viewBox").split(/[ ,]+/);
+    copy.removeAttribute("style");
+    copy.setAttribute("color", "#222");
+    const paper = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    for (const [name, value] of [["width", width], ["height", height], ["fill", "#fff"]]) {
+      paper.setAttribute(name, value);
+    }
+    copy.prepend(paper);
+    return new XMLSerializer().serializeToString(copy);
+  };
+  const raster = (svg, name) => {
+    const image = new Image(), scale = 300 / 96;
+    image.addEventListener("load", () => {
+      const canvas = make("canvas");
+      canvas.width = Math.round(Number(svg.getAttribute("width")) * scale);
+      canvas.height = Math.round(Number(svg.getAttribute("height")) * scale);
+      canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+      canvas.toBlob((blob) => save(blob, `${name}.png`));
+    });
+    image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(standing(svg))}`;
+  };
+  for (const figure of document.querySelectorAll(".tempo-figure")) {
+    const svg = figure.querySelector("svg"), name = figure.dataset.name, row = make("div", "tempo-tools");
+    row.append(
+      press("SVG", () => save(new Blob([standing(svg)], { type: "image/svg+xml" }), `${name}.svg`)),
+      press("PNG", () => raster(svg, name)),
+    );
+    if (figure.dataset.csv) {
+      const table = new Blob([figure.dataset.csv], { type: "text/csv" });
+      row.append(press("CSV", () => save(table, `${name}.csv`)));
+    }
+    for (const button of row.children) {
+      button.setAttribute("aria-label", `${button.textContent} of this figure`);
+    }
+    figure.append(row);
+  }
+
+  // The contents say where the reader is.
+  const links = new Map();
+  for (const link of document.querySelectorAll(".tempo-toc a")) {
+    const target = document.getElementById(link.hash.slice(1));
+    if (target) links.set(target, link);
+  }
+  const mark = () => {
+    let last = null;
+    for (const [target, link] of links) {
+      link.removeAttribute("aria-current");
+      if (target.getBoundingClientRect().top < innerHeight / 3) last = link;
+    }
+    if (last) last.setAttribute("aria-current", "true");
+  };
+  let waiting = false;
+  addEventListener("scroll", () => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => { waiting = false; mark(); });
+  }, { passive: true });
 })();

@@ -22,7 +22,7 @@ from tempo import files
 from tempo.claims import Finding
 from tempo.errors import ResultsError, TraceError
 from tempo.parsing import seal
-from tempo.records import plain, read_findings, read_record, validated
+from tempo.records import AGAIN, plain, read_findings, read_record, validated
 from tempo.reporting.answers import Conclusions, verdicts_alone
 from tempo.reporting.figures.drawing import Picture, check_svg, contents_of
 from tempo.text import slug
@@ -30,7 +30,34 @@ from tempo.text import slug
 RECORD = "report.json"
 ELSEWHERE = "choose another folder with --results"
 FIGURES = "figures"
-_PICTURE = ("name", "title", "caption", "alt", "svg")
+_PICTURE = ("name", "title", "caption", "alt", "svg", "csv")
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One prompt of a config, and the sets that its free runs chose.
+
+    sets: of each visibility, the members' texts of each set; empty where they are not on record.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    text: str
+    category: str = ""
+    sets: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a claim's statistic was on each prompt of its config, and that of its control.
+
+    None stands for a prompt that has no value. Truth is 1. Of a map it is the cell of the estimate.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    claim: tuple[float | None, ...]
+    control: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -41,6 +68,8 @@ class Section:
     files: raw results beside this record. problem: why there are no pictures.
     rasters: a hash of the PNG of each picture, by its name.
     folder: where the record lies, under the results folder.
+    prompts: those that the claims were judged on. values: by claim, one for each of the prompts.
+    What an older tempo did not record of these is empty.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -59,6 +88,8 @@ class Section:
     problem: str = ""
     rasters: Mapping[str, str] = field(default_factory=dict)
     folder: str = ""
+    prompts: tuple[PromptRow, ...] = ()
+    values: Mapping[str, Values] = field(default_factory=dict)
 
     @property
     def anchor(self) -> str:
@@ -325,6 +356,12 @@ def _section(path: Path, results: Path) -> Section:
                 "hyphens, so that it stays in its folder"
             )
         check_svg(picture.svg, str(path))
+    for claim, values in section.values.items():
+        if not len(values.claim) == len(values.control) == len(section.prompts):
+            raise TraceError(
+                f"{path} has {len(values.claim)} values of {claim!r:.60} for "
+                f"{len(section.prompts)} prompts; {AGAIN}"
+            )
     return section
 
 

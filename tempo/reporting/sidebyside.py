@@ -18,6 +18,7 @@ from tempo.reporting.findings import (
     primary_first,
     role,
 )
+from tempo.reporting.prompts import known, values_of
 from tempo.reporting.report import Report, names_of
 from tempo.reporting.table import badge, effect_svg
 from tempo.text import html_text, number
@@ -134,8 +135,8 @@ def said(reports: Sequence[Report]) -> list[str]:
     return [*lines, f"{'; '.join(counted)}."]
 
 
-def side_by_side_html(reports: Sequence[Report], at: Sequence[str]) -> str:
-    """Both tables; `at`: what the ids of each model's part of the page begin with."""
+def side_by_side_html(reports: Sequence[Report]) -> str:
+    """Both tables."""
     names = [html_text(name) for name in names_of(reports)]
     first, *lines, last = said(reports)
     listed = "".join(f"<li>{html_text(line)}</li>" for line in lines)
@@ -149,12 +150,13 @@ def side_by_side_html(reports: Sequence[Report], at: Sequence[str]) -> str:
         answers += _html_row(f"{asked}{cells}", question.marker)
     for row in claim_rows(reports):
         cells = "".join(
-            _cell(f, row, name, prefix)
-            for f, name, prefix in zip(row.found, names, at, strict=True)
+            _cell(f, row, name, report)
+            for f, name, report in zip(row.found, names, reports, strict=True)
         )
         claim = (
-            f'<td data-label="Claim"><code>{html_text(row.label)}</code><small>{row.role}</small>'
-            f"{html_text(row.statement)}</td>"
+            f'<td data-label="Claim"><span>{html_text(row.statement)}</span>'
+            f'<small class="tempo-id">{html_text(row.label)}</small>'
+            f"<small>{row.role}</small></td>"
         )
         claims += _html_row(f"{claim}{cells}", row.marker)
     return (
@@ -199,13 +201,15 @@ def _in_words(f: Finding | None) -> str:
     return f"{SIGNS[f.verdict]} {f.verdict.lower()} {interval(f)}, n {f.n}" if f else "not measured"
 
 
-def _cell(f: Finding | None, row: Row, name: str, at: str) -> str:
+def _cell(f: Finding | None, row: Row, name: str, report: Report) -> str:
     if f is None:
         return f'<td data-label="{name}">not measured</td>'
     p = "" if f.kind == "invariant" else f", p {number(deciding(f)[1])}"
     others = [other for other in row.found if other]
+    values = values_of(report, f)
+    picture = effect_svg(f, others, known(values.claim) if values else ())
     return (
-        f'<td data-label="{name}" class="tempo-number">{badge(f)}<br>{effect_svg(f, others)}<br>'
+        f'<td data-label="{name}" class="tempo-number">{badge(f)}<br>{picture}<br>'
         f"{interval(f)}<small>n {f.n}{p}</small></td>"
     )
 

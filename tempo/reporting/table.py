@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tempo.claims import Finding, standing
+from tempo.reporting.figures.strips import Strip, cloud, scale_of
 from tempo.reporting.findings import (
     PRIMARY,
     SIGNS,
@@ -15,10 +16,12 @@ from tempo.reporting.findings import (
     primary_first,
     rank,
     role,
+    violated,
 )
+from tempo.reporting.glossary import explained
 from tempo.text import html_text, number, slug
 
-_WIDTH, _HEIGHT = 150, 22  # of the drawn effect, in CSS pixels
+_WIDTH, _HEIGHT = 200, 26  # of the drawn effect, in CSS pixels
 # The heading of each column, and whether it sorts by numbers or by text.
 _COLUMNS = (
     ("Verdict", "number"),
@@ -28,34 +31,71 @@ _COLUMNS = (
     ("p, corrected", "number"),
     ("Negative control", "number"),
 )
+# From a finding to the values of its prompts, none where they are not on record.
+ValuesOf = Callable[[Finding], Sequence[float]]
 
 
-def claims_table(findings: Sequence[Finding], at: str = "") -> str:
-    """The findings as a table, the primary ones first.
+def no_values(f: Finding) -> Sequence[float]:
+    """Of a record that keeps no values."""
+    return ()
 
-    Filters and sort buttons are there only where a script can serve them.
+
+def claims_table(findings: Sequence[Finding], at: str = "", values: ValuesOf = no_values) -> str:
+    """The findings as a table, the primary ones first; invariants in a table of their own, folded.
+
+    Filters, sort buttons and tables of prompts are there only where a script can serve them.
     at: what the ids of this table begin with, so that a page can hold several.
     """
-    head = "".join(f'<th scope="col" data-sort="{kind}">{name}</th>' for name, kind in _COLUMNS)
+    seen: set[str] = set()
+    empirical = [f for f in findings if f.kind != "invariant"]
+    invariants = [f for f in findings if f.kind == "invariant"]
+    parts = []
+    if empirical:
+        legend = (
+            "The bar is the 95 % interval, the disc the estimate, and each faint dot a prompt. The "
+            "claim would hold in the shaded region. The thin line is zero. Each row has its own "
+            "scale; what lies far beyond stands at the edge."
+        )
+        parts += [_table(empirical, seen, at, values, "Table of claims")]
+        parts += [f"<p><small>{html_text(legend)}</small></p>"]
+    if invariants:
+        broken = sum(map(violated, invariants))
+        said = f"{broken} VIOLATED" if broken else "all held"
+        if broken == 0 and any(f.verdict != "SUPPORTED" for f in invariants):
+            said = "none violated"
+        names = "1 invariant" if len(invariants) == 1 else f"{len(invariants)} invariants"
+        alarm = ' class="tempo-alarm"' if broken else ""
+        parts.append(
+            f"<details{' open' if broken else ''}><summary{alarm}>{names}, {said}: they check "
+            f"the harness, and must be true for every prompt</summary>"
+            f"{_table(invariants, seen, at, values, 'Table of invariants')}</details>"
+        )
+    return "".join(parts)
+
+
+def _table(
+    findings: Sequence[Finding], seen: set[str], at: str, values: ValuesOf, label: str
+) -> str:
+    head = "".join(
+        f'<th scope="col" data-sort="{kind}">{explained(name) if name == "n" else name}</th>'
+        for name, kind in _COLUMNS
+    )
     boxes = ""
     for verdict, sign in SIGNS.items():
         name, n = verdict.lower(), sum(f.verdict == verdict for f in findings)
         box = f'<input type="checkbox" checked value="{name}"/>'
         boxes += f"<label>{box} {sign} {name} ({n})</label>"
-    seen: set[str] = set()
-    body = "\n".join(_row(f, seen, at) for f in primary_first(findings))
+    body = "\n".join(_row(f, seen, at, values(f)) for f in primary_first(findings))
     return (
-        f'<fieldset class="tempo-filters" hidden><legend>Show</legend>{boxes}'
-        "<output></output></fieldset>"
-        '<div class="tempo-scroll" tabindex="0" role="region" aria-label="Table of claims">'
+        '<div class="tempo-block"><fieldset class="tempo-filters" hidden><legend>Show</legend>'
+        f"{boxes}<output></output></fieldset>"
+        f'<div class="tempo-scroll" tabindex="0" role="region" aria-label="{label}">'
         f'<table class="tempo-table tempo-claims tempo-stacked"><thead><tr>{head}</tr></thead>'
-        f"<tbody>\n{body}\n</tbody></table></div>"
-        "<p><small>The bar is the 95 % interval and the mark the estimate. The claim would hold in "
-        "the shaded region. The thin line is zero. Each row has its own scale.</small></p>"
+        f"<tbody>\n{body}\n</tbody></table></div></div>"
     )
 
 
-def _row(f: Finding, seen: set[str], at: str) -> str:
+def _row(f: Finding, seen: set[str], at: str, values: Sequence[float]) -> str:
     """The finding's row; `seen` collects the ids, so that each stands in the page once."""
     raw, p = deciding(f)
     against = ", against it" if f.verdict == "REFUTED" else ""
@@ -68,17 +108,18 @@ def _row(f: Finding, seen: set[str], at: str) -> str:
     seen |= {own, shared}
     units = f.unit if f.n == 1 else f"{f.unit}s"
     control = f"{number(f.control_estimate)}: {behaved(f)}"
+    name = f'<small class="tempo-id">{html_text(f.label)}</small>'
     cells = (
         _cell("Verdict", list(SIGNS).index(f.verdict), f"{badge(f)}<small>{rank(f)}</small>"),
         _cell(
             "Claim",
-            html_text(f.label),
-            f"{also}<code>{html_text(f.label)}</code><br>{html_text(f.statement)}{_how(f)}",
+            html_text(f.statement),
+            f"{also}<span>{html_text(f.statement)}</span>{name}{_how(f)}",
         ),
         _cell(
             "Effect",
             _value(f.estimate),
-            f"{effect_svg(f)}<br>{interval(f)}",
+            f"{effect_svg(f, values=values)}<br>{interval(f)}",
             "tempo-number",
         ),
         _cell("n", f.n, f"{f.n}<small>{html_text(units)}</small>", "tempo-number"),
@@ -112,7 +153,7 @@ def _how(f: Finding) -> str:
     parts = (f.reason, _dated(f), f"Statistic: {f.statistic}", f"Test: {f.test}", margin, size)
     said = "".join(f"{part}. " for part in parts if part) + f"Refuted by {f.refuted_by}."
     summary = "<summary>How it was decided</summary>"
-    return f"<details>{summary}<small>{html_text(said)}</small></details>"
+    return f'<details class="tempo-how">{summary}<small>{html_text(said)}</small></details>'
 
 
 def _dated(f: Finding) -> str:
@@ -121,48 +162,57 @@ def _dated(f: Finding) -> str:
     return "" if f.kind == "invariant" else why[0].upper() + why[1:]
 
 
-def effect_svg(f: Finding, beside: Sequence[Finding] = ()) -> str:
-    """The effect as a small picture: estimate, interval, where the claim would hold, and zero.
+def region(f: Finding) -> tuple[float, float]:
+    """From where to where the claim would hold; an end may be infinite."""
+    regions = {
+        "always": (0.98, math.inf),
+        "less": (-math.inf, f.margin),
+        "equivalent": (-f.margin, f.margin),
+    }
+    return regions.get(f.test, (f.margin, math.inf))
+
+
+def effect_svg(f: Finding, beside: Sequence[Finding] = (), values: Sequence[float] = ()) -> str:
+    """The effect as a small picture: estimate, interval, prompts, where the claim would hold, zero.
 
     beside: findings about the same claim whose pictures are to have the same scale.
+    values: the statistic of each prompt.
     """
     if not math.isfinite(f.estimate):
         return ""
-    low, high = _scale(f, beside)
+    low, high = _scale(f, beside, values)
 
-    def at(x: float) -> str:
-        return f"{_WIDTH * (min(max(x, low), high) - low) / (high - low):.1f}"
+    def at(x: float) -> float:
+        return _WIDTH * (min(max(x, low), high) - low) / (high - low)
 
-    regions = {"always": (0.98, high), "less": (low, f.margin), "equivalent": (-f.margin, f.margin)}
-    start, end = regions.get(f.test, (f.margin, high))
-    width = max(0.0, float(at(end)) - float(at(start)))
+    start, end = region(f)
+    width = max(0.0, at(end) - at(start))
     middle = _HEIGHT / 2
-    zero = at(0.0)
+    zero = f"{at(0.0):.1f}"
     drawn = [
-        f'<rect x="{at(start)}" y="1" width="{width:.1f}" height="{_HEIGHT - 2}"/>',
+        f'<rect x="{at(start):.1f}" y="1" width="{width:.1f}" height="{_HEIGHT - 2}"/>',
         f'<line class="tempo-zero" x1="{zero}" x2="{zero}" y1="0" y2="{_HEIGHT}"/>',
     ]
+    if dots := cloud(values, at, middle, middle - 2):
+        drawn.append(f'<path class="tempo-dots" d="{dots}"/>')
     if math.isfinite(f.low) and math.isfinite(f.high):
-        ends = f'x1="{at(f.low)}" x2="{at(f.high)}" y1="{middle}" y2="{middle}"'
+        ends = f'x1="{at(f.low):.1f}" x2="{at(f.high):.1f}" y1="{middle}" y2="{middle}"'
         drawn.append(f'<line class="tempo-ci" {ends}/>')
-    drawn.append(f'<circle class="tempo-mark" cx="{at(f.estimate)}" cy="{middle}" r="4"/>')
+    drawn.append(f'<circle class="tempo-mark" cx="{at(f.estimate):.1f}" cy="{middle}" r="4.5"/>')
     return (
         f'<svg class="tempo-effect tempo-{f.verdict.lower()}" width="{_WIDTH}" height="{_HEIGHT}" '
         f'viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-hidden="true">{"".join(drawn)}</svg>'
     )
 
 
-def _scale(f: Finding, beside: Sequence[Finding]) -> tuple[float, float]:
-    """Both ends of the picture: it shows all estimates and intervals, the margin, and zero."""
-    low, high = 0.0, 1.0
-    if f.test not in ("always", "proportion"):
-        ends = [x for g in (f, *beside) for x in (g.estimate, g.low, g.high) if math.isfinite(x)]
-        values = [min(max(x, -1e300), 1e300) for x in ends]
-        low, high = min(0.0, *values), max(0.0, f.margin, *values)
-    if f.test == "equivalent":
-        low = min(low, -f.margin)
-    pad = 0.06 * ((high - low) or 1.0)
-    return low - pad, high + pad
+def _scale(f: Finding, beside: Sequence[Finding], values: Sequence[float]) -> tuple[float, float]:
+    """Both ends of the picture: all estimates, intervals, the margin, zero, nearly all prompts."""
+    if f.test in ("always", "proportion"):
+        return -0.06, 1.06
+    both = [f.margin, -f.margin] if f.test == "equivalent" else [f.margin]
+    rows = [Strip("", g.estimate, g.low, g.high) for g in (f, *beside)]
+    rows.append(Strip("", math.nan, values=values))
+    return scale_of(rows, both)
 
 
 def _value(x: float) -> str:

@@ -142,13 +142,15 @@ def wrap(groups: Sequence[Sequence[Text]], width: int) -> list[Text]:
     return lines
 
 
-def legend() -> Text:
+def legend(in_colour: bool) -> Text:
+    """How to read a set; what the colours mean is said only where there are some."""
+    said = " a set, with probabilities" + (":" if in_colour else "")
+    if not in_colour:
+        return Text.assemble(*members((" a", " b"), (0.62, 0.21)), said)
     shades = [
         (f" {color} {f'{short(least)}+' if least else 'below'}", color) for least, color in SHADES
     ]
-    return Text.assemble(
-        *members((" a", " b"), (0.62, 0.21)), (" a set, with probabilities:", "dim"), *shades
-    )
+    return Text.assemble(*members((" a", " b"), (0.62, 0.21)), (said, "dim"), *shades)
 
 
 def summary(trace: Trace) -> Text:

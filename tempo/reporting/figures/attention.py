@@ -113,7 +113,9 @@ def layer_head_map(values: np.ndarray, title: str, label: str, caption: str) -> 
     )
     caption += "" if np.isfinite(values).all() else " Grey: no value."
     size = (min(WIDTH, 2.2 + 0.24 * num_heads), min(6.0, 1.0 + 0.15 * num_layers))
-    return picture(title, caption, alt, size, draw)
+    table: list[Sequence[object]] = [("layer", *(f"head {h}" for h in range(num_heads)))]
+    table += [(str(layer), *of_layer) for layer, of_layer in enumerate(values.tolist())]
+    return picture(title, caption, alt, size, draw, table=table)
 
 
 def key_similarity(

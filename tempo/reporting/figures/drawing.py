@@ -7,8 +7,10 @@ to #111, so that a picture reads in light and in dark mode. Token texts are host
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
+import math
 import re
 import warnings
 import xml.etree.ElementTree as ET
@@ -25,6 +27,7 @@ from matplotlib.figure import Figure
 
 from tempo import files
 from tempo.errors import TraceError
+from tempo.reporting.glossary import explained
 from tempo.text import html_text, printable, slug
 
 INK = "#010203"  # stands for `currentColor` while matplotlib draws; used for nothing else
@@ -34,7 +37,7 @@ SYMBOLS = {"SUPPORTED": (GREEN, "o"), "REFUTED": (VERMILLION, "X"), "INCONCLUSIV
 _MAX_LABELS = 48  # token labels along an axis that can still be told apart at the widest picture
 _LABEL_LENGTH = 14
 WIDTH = 7.5  # inches at 96 CSS pixels
-_DPI = 110  # of a PNG: sharp enough beside text, and some ten kilobytes
+_DPI = 300  # of a PNG, as journals ask for
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 _RC: dict[Any, Any] = {
     **dict.fromkeys(_INKED, INK),
@@ -62,6 +65,7 @@ _RC: dict[Any, Any] = {
 _COLUMN = 600  # CSS pixels of half a page: wider pictures get a row of their own
 _XLINK = "{http://www.w3.org/1999/xlink}"
 _SVG = "{http://www.w3.org/2000/svg}"
+_LONG = re.compile(r"-?\d+\.\d{3,}")  # more digits than a hundredth of a point needs
 FORMATS = ("svg", "png")
 # What a picture may be made of. None of it runs anything, or loads anything by itself.
 SVG_TAGS = {"svg", "g", "defs", "use", "clipPath", "pattern", "linearGradient", "stop", "image"}
@@ -92,7 +96,8 @@ _STYLE = (
 class Picture:
     """An SVG that can stand inline in HTML, with what to see in it and a text alternative.
 
-    name: a slug, for ids and file names. png: the same on white, for a paper or a slide.
+    name: a slug, for ids and file names. csv: the numbers that it shows, empty if it has no table.
+    png: the same on white, for a paper or a slide.
     """
 
     name: str
@@ -100,6 +105,7 @@ class Picture:
     caption: str
     alt: str
     svg: str
+    csv: str = ""
     png: bytes = field(default=b"", repr=False)
 
     def named(self, name: str) -> Picture:
@@ -147,21 +153,30 @@ def check_svg(svg: str, where: str) -> None:
         )
 
 
-def to_html(picture: Picture, at: str = "") -> str:
+def to_html(picture: Picture, at: str = "", id: str = "") -> str:
     """The picture as a <figure> with its text alternative. It scrolls where it cannot shrink.
 
-    at: what its ids begin with, so that one page can hold the same picture twice.
+    Where a script can serve them, buttons give it as SVG, PNG and, if it has a table, as CSV.
+    at: what its ids begin with, so that one page can hold the same picture twice. id: its anchor.
     """
-    title, caption, alt = map(html_text, (picture.title, picture.caption, picture.alt))
+    title, alt = map(html_text, (picture.title, picture.alt))
+    caption = explained(picture.caption)
     width = re.search(r' width="(\d+)"', picture.svg)
     svg = re.sub(r'( id="|#)(?=fig[0-9a-f]{8}-)', rf"\1{at}", picture.svg) if at else picture.svg
     wide = " tempo-wide" if width and int(width[1]) > _COLUMN else ""
+    anchor = f' id="{html_text(id)}"' if id else ""
+    table = f' data-csv="{_attribute(picture.csv)}"' if picture.csv else ""
     return (
-        f'<figure class="tempo-figure{wide}">'
+        f'<figure class="tempo-figure{wide}"{anchor} data-name="{html_text(picture.name)}"{table}>'
         f'<div class="tempo-scroll" tabindex="0" role="region" aria-label="{title}">'
         f"{svg}</div><figcaption><strong>{title}.</strong> {caption}</figcaption>"
         f"<details><summary>As text</summary><p>{alt}</p></details></figure>"
     )
+
+
+def _attribute(table: str) -> str:
+    """A table as the value of an attribute, its line breaks kept."""
+    return "&#10;".join(map(html_text, table.split("\n")))
 
 
 def save(picture: Picture, folder: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
@@ -216,6 +231,31 @@ def token_ticks(
         )
 
 
+def csv_of(table: Sequence[Sequence[object]]) -> str:
+    """The rows as comma-separated values; what a spreadsheet would take for a formula is quoted."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([_csv_cell(cell) for cell in row] for row in table)
+    return out.getvalue()
+
+
+def _csv_cell(cell: object) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.6g}" if math.isfinite(cell) else ""
+    text = printable(str(cell))
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+
+
+def _unwrap(parent: ET.Element) -> None:
+    """Replace each group that says nothing by what it holds."""
+    children = []
+    for child in list(parent):
+        _unwrap(child)
+        is_bare = child.tag == "g" and not child.attrib and not child.text
+        children += list(child) if is_bare else [child]
+    parent[:] = children
+
+
 def cmap_of(name: str) -> Colormap:
     """The colour map in 64 levels, to save bytes. Cells without a value get another grey."""
     return matplotlib.colormaps[name].resampled(64).with_extremes(bad="#b0b0b0")
@@ -233,10 +273,12 @@ def picture(
     size: tuple[float, float],
     draw: Callable[[Figure], None],
     tips: Sequence[str] = (),
+    table: Sequence[Sequence[object]] = (),
 ) -> Picture:
     """What `draw` draws on a figure of `size` inches.
 
     tips: an artist with the gid `tip-<i>` shows `tips[i]` when pointed at.
+    table: the numbers that it shows, in rows below a heading.
     """
     vector, raster = io.StringIO(), io.BytesIO()
     with matplotlib.rc_context(_RC), warnings.catch_warnings():
@@ -262,7 +304,13 @@ def picture(
     title, caption, alt = printable(title), printable(caption), printable(alt)
     prefix = f"fig{hashlib.sha256((title + alt + raw).encode()).hexdigest()[:8]}"
     return Picture(
-        slug(title), title, caption, alt, _inline(raw, prefix, alt, tips), raster.getvalue()
+        slug(title),
+        title,
+        caption,
+        alt,
+        _inline(raw, prefix, alt, tips),
+        csv_of(table) if table else "",
+        raster.getvalue(),
     )
 
 
@@ -297,12 +345,17 @@ def _inline(raw: str, prefix: str, alt: str, tips: Sequence[str] = ()) -> str:
             else:
                 value = refers.sub(lambda match: f"{prefix}-{match[0]}", value)
                 value = value.replace(INK, "currentColor")
+                if key == "transform" and value.startswith("rotate(-0 "):
+                    continue
+                if key in ("d", "points", "x", "y"):
+                    value = _LONG.sub(lambda match: f"{float(match[0]):.2f}", value)
                 value = re.sub(r"font-family: [^;]*(; )?", "", re.sub(r"\s+", " ", value)).strip()
             if value:
                 element.set(key.replace(_XLINK, ""), value)  # as SVG 2 and all browsers have it
         element.text, element.tail = (
             (s if s and s.strip() else None) for s in (element.text, element.tail)
         )
+    _unwrap(root)
     width, height = (float(x) for x in root.attrib["viewBox"].split()[2:])
     width, height = round(width * 96 / 72), round(height * 96 / 72)
     for key, value in {

@@ -61,7 +61,9 @@ def cell_table(
     )
     num_lines = max(text.count("\n") + 1 for of_row in texts for text in of_row)
     size = (min(WIDTH, 1.6 + 1.6 * len(columns)), 0.5 + len(rows) * (0.2 + 0.16 * num_lines))
-    return picture(title, caption, f"Table. {said}.", size, draw)
+    table = [("", *map(_flat, columns))]
+    table += [(_flat(row), *map(_flat, of_row)) for row, of_row in zip(rows, texts, strict=True)]
+    return picture(title, caption, f"Table. {said}.", size, draw, table=table)
 
 
 def dots(
@@ -111,9 +113,11 @@ def dots(
         )
         for name, points in drawn.items()
     )
-    return picture(
-        title, caption, f"Dots of {xlabel}. {said}.", (6.8, 1.0 + 0.42 * len(labels)), draw
-    )
+    table: list[Sequence[object]] = [("group", "row", "estimate", "low", "high")]
+    for name, points in drawn.items():
+        table += [(name, label, *p) for label, p in zip(labels, points.tolist(), strict=True)]
+    size = (6.8, 1.0 + 0.42 * len(labels))
+    return picture(title, caption, f"Dots of {xlabel}. {said}.", size, draw, table=table)
 
 
 def _lines(text: str) -> str:

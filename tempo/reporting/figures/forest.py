@@ -69,9 +69,11 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
     counted = ", ".join(f"{n} {v.lower()}" for v, n in count.items())
     each = "; ".join(f"{f.label}: {interval(f)} {f.verdict.lower()}" for f in findings)
     alt = f"{counted}. {each}"
-    return picture(
-        title, caption, alt, (10.5, 0.6 + 0.27 * len(findings) + 0.5 * len(panels)), draw
-    )
+    table: list[Sequence[object]] = [("claim", "verdict", "estimate", "low", "high", "margin", "n")]
+    for f in findings:
+        table.append((f.label, f.verdict.lower(), f.estimate, f.low, f.high, f.margin, str(f.n)))
+    size = (10.5, 0.6 + 0.27 * len(findings) + 0.5 * len(panels))
+    return picture(title, caption, alt, size, draw, table=table)
 
 
 def _limits(members: Sequence[tuple[Finding, float]]) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from tempo.reporting.figures.drawing import BLUE, INK, Picture, clip, picture
+from tempo.reporting.figures.drawing import BLUE, GREEN, INK, Picture, clip, picture
 from tempo.text import number
 
 
@@ -20,6 +20,8 @@ def intervals(
 ) -> Picture:
     """(mean, low, high) of each named row as a dot on a bar, with its numbers and its note.
 
+    A row that is exactly zero is what the others are measured from: it is marked, and a line drawn
+    through all rows. The row of a control, which says so, is drawn open.
     reference: where a dashed line is drawn.
     """
     texts = [f"{number(mean)} [{number(low)}, {number(high)}]" for mean, low, high in rows.values()]
@@ -30,9 +32,14 @@ def intervals(
 
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
-        for row, (mean, low, high) in enumerate(rows.values()):
-            ax.plot([low, high], [row, row], color=BLUE, lw=1.8, solid_capstyle="butt")
-            ax.plot([mean], [row], "o", color=BLUE, ms=5.5)
+        for row, (name, (mean, low, high)) in enumerate(rows.items()):
+            if mean == low == high == 0:
+                ax.axvline(0.0, color=GREEN, lw=1.4)
+                ax.plot([0.0], [row], "D", color=GREEN, ms=6)
+            else:
+                face = "none" if "control" in name else BLUE
+                ax.plot([low, high], [row, row], color=BLUE, lw=2.2, solid_capstyle="butt")
+                ax.plot([mean], [row], "o", mfc=face, mec=BLUE, ms=6)
             ax.text(
                 1.02, row, texts[row], transform=ax.get_yaxis_transform(), va="center", fontsize=8
             )
@@ -44,7 +51,11 @@ def intervals(
         ax.grid(axis="x")
 
     said = "; ".join(f"{name}: {text}" for name, text in zip(rows, texts, strict=True))
-    return picture(title, caption, f"{xlabel}. {said}.", (8.4, 0.9 + 0.27 * len(rows)), draw)
+    table: list[Sequence[object]] = [("row", "estimate", "low", "high", "note")]
+    noted = notes or [""] * len(texts)
+    table += [(name, *found, n) for (name, found), n in zip(rows.items(), noted, strict=True)]
+    size = (8.4, 0.9 + 0.27 * len(rows))
+    return picture(title, caption, f"{xlabel}. {said}.", size, draw, table=table)
 
 
 def interval_panels(
@@ -75,4 +86,7 @@ def interval_panels(
         values = "; ".join(f"{name}: {number(mean)}" for name, (mean, _, _) in rows.items())
         said.append(f"{heading}: {values}.")
     size = (8.4, 1.2 + 0.36 * max(1, len(names)))
-    return picture(title, caption, f"{xlabel}. {' '.join(said)}", size, draw)
+    table: list[Sequence[object]] = [("panel", "row", "estimate", "low", "high")]
+    for heading, rows in panels.items():
+        table += [(heading, name, *found) for name, found in rows.items()]
+    return picture(title, caption, f"{xlabel}. {' '.join(said)}", size, draw, table=table)
