@@ -74,7 +74,8 @@ def finding_html(finding: Finding) -> str:
     ]
     return (
         f"{OPEN}<p><b>{html_text(finding.statement)}</b> "
-        f"<code>{html_text(finding.label)}</code><br/>{_verdict(finding)}: {html_text(finding.reason)}</p>"
+        f"<code>{html_text(finding.label)}</code><br/>{_verdict(finding)}: "
+        f"{html_text(finding.reason)}</p>"
         f"<table><tbody>{''.join(rows)}</tbody></table></div>"
     )
 

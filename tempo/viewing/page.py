@@ -49,6 +49,7 @@ CLASSES = "tempo-view tex2jax_ignore mathjax_ignore"
 LONGEST_PROMPT = 300
 LONGEST_SPEC = 400
 LONG_LIST = 40  # tokens of a prompt that any window shows without a scroll bar
+HUES = 3  # of the runs of a group; the letters tell all of them apart
 LETTERS = "ABCDEFGH"  # of the runs of a group, for numbers side by side
 HEAD = 4096  # bytes at the begin of a page that hold its title
 TITLE = "<title>tempo view: "
@@ -246,7 +247,7 @@ def _group(group: Group, text_of: TextOf, with_prompt: bool) -> str:
     named = " and ".join(group.names)
     head = f"{named}: {len(trace.steps)} sets of {_counted(trace.widths)} tokens"
     keys = "".join(
-        f'<li class="tempo-run-{i}"><i>{letter}</i> {html_text(name)}</li>'
+        f'<li class="tempo-run-{i % HUES}"><i>{letter}</i> {html_text(name)}</li>'
         for i, (letter, name) in enumerate(zip(letters, group.names, strict=True))
     )
     legend = f'<ul class="tempo-keys">{keys}</ul>' if len(group.traces) > 1 else ""
@@ -281,7 +282,9 @@ def _lattice(group: Group, text_of: TextOf) -> str:
     """Prompt and sets as a list of lists; each token is a chip with a number for each run."""
     trace, letters = group.traces[0], _letters(group)
     best = [best_members(each) for each in group.traces]
-    empty = "".join(f'<span class="tempo-n tempo-run-{i}"></span>' for i in range(len(letters)))
+    empty = "".join(
+        f'<span class="tempo-n tempo-run-{i % HUES}"></span>' for i in range(len(letters))
+    )
     stop = ' tabindex="0"' if len(trace.prompt_tokens) > LONG_LIST else ""  # it may scroll
     prompt = "".join(
         f'<li><ol><li><span class="tempo-chip" data-slot="{slot}">'
@@ -321,7 +324,7 @@ def _number(letter: str, run: int, probability: float, on_path: bool) -> str:
     key = f"<i{filled}>{letter}</i>" if letter else ""
     value = min(1.0, max(0.0, probability))
     return (
-        f'<span class="tempo-n tempo-run-{run}" style="--v:{value:.3g}">{key}'
+        f'<span class="tempo-n tempo-run-{run % HUES}" style="--v:{value:.3g}">{key}'
         f"<b>{digits(probability)}</b></span>"
     )
 
