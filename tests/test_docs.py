@@ -72,6 +72,10 @@ def test_the_tutorial_runs_as_it_stands(tmp_path):
     assert run_page(DOCS / "tutorial.md", "sh,python", tmp_path) == []
 
 
+def test_the_page_on_viewing_runs_as_it_stands(tmp_path):
+    assert run_page(DOCS / "viewing.md", "python", tmp_path) == []
+
+
 # `real` makes sure that the model is there.
 @pytest.mark.usefixtures("real")
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ Shapes: L layers, H query heads, w set width, N slots, N_k slots once set k is i
 
 from __future__ import annotations
 
+import io
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 TRACE = instance("Trace", "what tempo.generate returns")
 LONGEST_LABEL = 14
+DPI = 110  # of a notebook's picture
 MOST_LABELS = 60  # along an axis that can still be told apart
 CAPTURE = "generate it with capture='attention'"
 
@@ -30,8 +33,7 @@ def plot_attention(
     trace: Trace, step: int, *, layer: int | None = None, head: int | None = None
 ) -> Figure:
     """A matplotlib figure: what each member of a set gives to each slot. See `Trace`."""
-    from matplotlib import pyplot, rc_context  # pyplot makes notebooks show figures
-    from matplotlib.figure import Figure
+    from matplotlib import rc_context
 
     weights = attention_of(trace, step, layer, head)
     labels = [printable(shown(text, LONGEST_LABEL)) for text in texts(trace)]
@@ -40,7 +42,7 @@ def plot_attention(
     size = (min(16.0, 2.5 + 0.28 * num_slots), min(10.0, 1.9 + 0.28 * width))
     # A token such as `$x$` is no formula.
     with rc_context({"text.parse_math": False, "font.size": 9}):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = _figure_type()(figsize=size, layout="constrained")
         axes = figure.subplots()
         image = axes.imshow(np.sqrt(weights), cmap="viridis", vmin=0.0, vmax=1.0, aspect="auto")
         every = -(-num_slots // MOST_LABELS)
@@ -58,8 +60,21 @@ def plot_attention(
             np.sqrt([0, 0.05, 0.25, 0.5, 1.0]).tolist(), labels=["0", ".05", ".25", ".5", "1"]
         )
         bar.set_label("weight")
-    pyplot.get_backend()  # a notebook's backend learns to show figures once it is asked for
     return figure
+
+
+@cache
+def _figure_type() -> type[Figure]:
+    """A figure that a notebook shows whatever its backend is, and only once."""
+    from matplotlib.figure import Figure
+
+    class ShownFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+            return file.getvalue()
+
+    return ShownFigure
 
 
 def attention_of(trace: Trace, step: int, layer: int | None, head: int | None) -> np.ndarray:
