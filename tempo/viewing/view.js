@@ -178,7 +178,7 @@
 
     // --- the panel: controls that stay, and lists that are made anew
     const choice = (name, options, change) => {
-      const select = element("select", {}, ...options.map(([value, text]) =>
+      const select = element("select", { ariaLabel: name }, ...options.map(([value, text]) =>
         element("option", { value, textContent: text })));
       select.addEventListener("change", () => { change(select.value); show(now); });
       return [element("label", {}, `${name} `, select), select];

@@ -1,4 +1,4 @@
-"""What needs pandas and a kernel: frames, and the notebook of the documentation. `make notebook`."""
+"""What needs pandas and a kernel: frames, and the notebook of the documentation."""
 
 import json
 import subprocess
