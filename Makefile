@@ -4,14 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: experiments test wheel compat browser conformance architectures floors speed calibration
+.PHONY: experiments test wheel compat browser notebook conformance architectures floors speed calibration
 .PHONY: campaign setup lock lowest lint typecheck format docs coverage clean
 
 experiments: setup  ## run all experiments on the default real model; writes reports/findings.html
 	$(BIN)/python -m pytest test_experiments
 
 test: setup  ## the library's own tests, on tiny models and on the real one
-	$(BIN)/python -m pytest tests --ignore tests/browser
+	$(BIN)/python -m pytest tests --ignore tests/browser --ignore tests/notebook
 
 # Tried as a stranger would: the wheel in an environment of its own, in an empty folder.
 WHEEL := .wheel
@@ -30,6 +30,10 @@ browser: setup  ## the report in a browser; screenshots in reports/screenshots/.
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
 	command -v chromium || command -v chromium-browser || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 	$(BIN)/python -m pytest tests/browser
+
+notebook: setup  ## frames, and docs/notebook.ipynb in a fresh kernel; `python docs/notebook.py` rewrites it
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebook]"
+	$(BIN)/python -m pytest tests/notebook
 
 conformance: setup  ## engine against oracle on the real model; writes reports/published/conformance.json
 	$(BIN)/python -m benchmarks.conformance
@@ -93,7 +97,7 @@ docs: setup  ## the site, from docs/ and the docstrings; warnings are errors; wr
 
 coverage: setup  ## which lines of tempo the tests run; writes reports/coverage/index.html
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "coverage>=7.10"
-	$(BIN)/python -m coverage run -m pytest tests --ignore tests/browser
+	$(BIN)/python -m coverage run -m pytest tests --ignore tests/browser --ignore tests/notebook
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage html --quiet --directory reports/coverage
 	$(BIN)/python -m coverage report

@@ -24,11 +24,12 @@ from tempo.errors import (
 )
 
 if TYPE_CHECKING:
-    from tempo import claims, metrics, reference
+    from tempo import claims, metrics, reference, viewing
     from tempo.engine import generate, generate_batch, stream
     from tempo.models import LanguageModel, load_model, wrap_model
     from tempo.spec import RunSpec
     from tempo.trace import Step, Trace, load_trace
+    from tempo.viewing import View, view
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ __all__ = [
     "TempoError",
     "Trace",
     "TraceError",
+    "View",
     "claims",
     "generate",
     "generate_batch",
@@ -52,6 +54,8 @@ __all__ = [
     "metrics",
     "reference",
     "stream",
+    "view",
+    "viewing",
     "wrap_model",
 ]
 
@@ -61,11 +65,13 @@ _HOMES = {
     "RunSpec": "spec",
     "Step": "trace",
     "Trace": "trace",
+    "View": "viewing",
     "generate": "engine",
     "generate_batch": "engine",
     "load_model": "models",
     "load_trace": "trace",
     "stream": "engine",
+    "view": "viewing",
     "wrap_model": "models",
 }
 # `tempo.metrics` and the like work after `import tempo` alone.
@@ -87,6 +93,7 @@ _MODULES = {
     "support",
     "text",
     "trace",
+    "viewing",
     "wheels",
 }
 

@@ -255,6 +255,11 @@ class Finding:
         variant = self.context.get("variant")
         return f"{self.claim} ({variant})" if variant else self.claim
 
+    def _repr_html_(self) -> str:
+        from tempo.viewing.objects import finding_html
+
+        return finding_html(self)
+
     def record(self) -> dict[str, Any]:
         """The finding as JSON-ready values, with the schema's version. NaN becomes None."""
         record: dict[str, Any] = {"schema": SCHEMA}

@@ -1,4 +1,4 @@
-"""The command line: `tempo generate`, `compare`, `models`, `new`, `report` and `doctor`.
+"""The command line: `tempo generate`, `compare`, `view`, `models`, `new`, `report`, `doctor`.
 
 `tempo --help` must be quick. So torch, NumPy and Rich are imported inside the commands.
 """
@@ -291,6 +291,60 @@ def compare(
     )
 
 
+@app.command(name="view")
+def view_run(
+    context: typer.Context,
+    run: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN...", help="Folders that --save wrote, or a text to continue."),
+    ] = None,
+    threshold: Threshold = DEFAULT["threshold"],
+    schedule: Schedule = DEFAULT["schedule"],
+    top_k: TopK = DEFAULT["top_k"],
+    top_p: TopP = DEFAULT["top_p"],
+    min_p: MinP = DEFAULT["min_p"],
+    sample: Sample = DEFAULT["sample"],
+    seed: Seed = DEFAULT["seed"],
+    max_steps: MaxSteps = DEFAULT["max_steps"],
+    visibility: Annotated[
+        Visibility | None,
+        typer.Option(help="Only this mode, on sets of its own; else isolated and visible."),
+    ] = None,
+    positions: WhichPositions = DEFAULT["positions"],
+    readout: HowRead = DEFAULT["readout"],
+    weighting: HowWeighted = DEFAULT["weighting"],
+    prune: Prune = DEFAULT["prune"],
+    prune_by: HowPruned = DEFAULT["prune_by"],
+    max_width: MaxWidth = DEFAULT["max_width"],
+    stop_at_eos: StopAtEos = DEFAULT["stop_at_eos"],
+    model: ModelName = "smollm2-135m",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    config: Config = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("run.html"),
+) -> None:
+    """Write one offline page to walk through a run, or through several side by side.
+
+    RUN is a folder that --save wrote, or several of them, or a text to continue. Of a text, the
+    isolated and the visible mode are shown on the same sets, with attention and logits. Token
+    texts that a saved trace lacks come from its model, if that is here or named by --model.
+    """
+    from tempo.viewing import runs
+
+    runs.check_target(out)
+    folders = runs.folders_of(run or [])
+    given = context.get_parameter_source("model")
+    if folders:
+        by_user = given is not None and given.name == "COMMANDLINE"
+        made = runs.view_folders(folders, (model, dtype, device) if by_user else None)
+    else:
+        context.params["prompt"] = run[0] if run else None
+        spec = _spec(context, config, ["prompt"] if run else [])
+        with tempo.load_model(model, dtype, device) as lm:
+            made = runs.view_prompt(lm, spec, visibility, _run)
+    _write(f"written: {escaped(str(made.save(out)))}\n")
+
+
 @app.command()
 def models(
     architectures: Annotated[
@@ -503,12 +557,15 @@ class Settings(RunSpec):
     prompt: str | tuple[int, ...] = ""
 
 
-def _spec(context: typer.Context, config: Path | None) -> RunSpec:
-    """The settings of the config file, overridden by the options that were given."""
+def _spec(context: typer.Context, config: Path | None, also: Sequence[str] = ()) -> RunSpec:
+    """The settings of the config file, overridden by the options that were given.
+
+    also: parameters that were given in another way.
+    """
     settings = load_yaml(Settings, config).model_dump(exclude_unset=True) if config else {}
     for name in context.params.keys() & DEFAULT.keys():
         source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if name in also or (source is not None and source.name == "COMMANDLINE"):
             value = context.params[name]
             settings[name] = _thresholds(value) if name == "schedule" else value
     if "prompt" not in settings:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -19,6 +19,9 @@ from tempo.claims import SCHEMA, Estimand, Finding, Test
 from tempo.errors import ResultsError, TraceError
 from tempo.parsing import parse_json, read_bytes, seal, unseal
 from tempo.text import escaped
+
+if TYPE_CHECKING:
+    from pandas import DataFrame  # pyright: ignore[reportMissingImports]
 
 T = TypeVar("T")
 AGAIN = "run pytest on the studies to make it again"
@@ -40,6 +43,20 @@ class Findings(NamedTuple):
 
     findings: list[Finding]
     damaged: list[str]
+
+    def to_frame(self) -> DataFrame:
+        """A pandas frame with one row for each finding: its fields, experiment, config and model.
+
+        Raises TempoError if pandas is not installed.
+        """
+        from tempo.viewing.frames import findings_frame
+
+        return findings_frame(self.findings)
+
+    def _repr_html_(self) -> str:
+        from tempo.viewing.objects import findings_html
+
+        return findings_html(self.findings)
 
 
 def read_findings(path: str | Path) -> Findings:

@@ -235,6 +235,7 @@ def generate(
         seconds=time.perf_counter() - began,
         peak_bytes=0,
         provenance=lm.provenance() | {"oracle": True},
+        prompt_texts=[lm.token_text(token) for token in prompt_tokens],
         **output.kv,
     )
 

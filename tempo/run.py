@@ -414,5 +414,6 @@ class Run:
             seconds=self.seconds,
             peak_bytes=sum(trace_bytes(lm, self.spec, self.num_prompt, widths).values()),
             provenance=lm.provenance(),
+            prompt_texts=[lm.token_text(token) for token in self.prompt],
             **self.kv,
         )

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,6 +28,10 @@ from tempo.paths import best_members, most_probable
 from tempo.selection import SMALLEST_PROBABILITY, member_weights
 from tempo.spec import RunSpec
 from tempo.text import escaped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame  # pyright: ignore[reportMissingImports]
 
 FORMAT = 2  # of the saved folder; raised when an older reader would misread it
 # Format 1 had no checksum of the record. A flipped bit cannot make a 2 of it, or a 1 of a 2.
@@ -48,7 +52,14 @@ _STEP_FIELDS = (
     "dropped",
     "seconds",
 )
-_TRACE_FIELDS = ("prompt_tokens", "stop_reason", "seconds", "peak_bytes", "provenance")
+_TRACE_FIELDS = (
+    "prompt_tokens",
+    "prompt_texts",
+    "stop_reason",
+    "seconds",
+    "peak_bytes",
+    "provenance",
+)
 
 # What a repr shows at most, so that it fits one line: characters, and members of a set.
 LONGEST_PROMPT = 28
@@ -105,6 +116,11 @@ class Step:
             shown[MOST_MEMBERS:] = [f"{len(shown) - MOST_MEMBERS} more"]
         return f"<Step [{', '.join(shown)}] at position {self.position}>"
 
+    def _repr_html_(self) -> str:
+        from tempo.viewing.objects import step_html
+
+        return step_html(self)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trace:
@@ -124,6 +140,7 @@ class Trace:
         keys: [L, Hkv, N, D] float32 as cached; None unless "kv" was captured.
         values: [L, Hkv, N, D] float32; None unless "kv" was captured.
         raw_keys: [L, Hkv, N, D] float32, before rotation; None unless "kv" was captured.
+        prompt_texts: The text of each token of the prompt; empty in a trace of an older tempo.
 
     Example:
         >>> import tempo
@@ -150,6 +167,7 @@ class Trace:
     keys: np.ndarray | None = None
     values: np.ndarray | None = None
     raw_keys: np.ndarray | None = None
+    prompt_texts: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         prompt = self.spec.prompt
@@ -163,6 +181,11 @@ class Trace:
         sets = "1 set" if len(self.steps) == 1 else f"{len(self.steps)} sets"
         mode = self.spec.visibility
         return f"<Trace {shown} + {sets}, {self.num_slots} slots, {mode}, {model}>"
+
+    def _repr_html_(self) -> str:
+        from tempo.viewing.page import view
+
+        return view(self).html
 
     @property
     def widths(self) -> list[int]:
@@ -259,6 +282,45 @@ class Trace:
             )
         return self._links()[step - 1].argmax(axis=0).tolist()
 
+    def to_frame(self) -> DataFrame:
+        """A pandas frame with one row for each member of each set.
+
+        Its columns: step, member, token, text, probability, position, slot, parent (the most
+        probable member of the set before), parent_probability, on_best_path. The last three are
+        missing where they are not known.
+
+        Raises:
+            TempoError: if pandas is not installed.
+        """
+        from tempo.viewing.frames import trace_frame
+
+        return trace_frame(self)
+
+    def plot_attention(
+        self, step: int, *, layer: int | None = None, head: int | None = None
+    ) -> Figure:
+        """A matplotlib figure: what each member of a set gives to each slot.
+
+        Args:
+            step: The number of the set, from 0.
+            layer: Which layer; by default the mean of all.
+            head: Which query head; by default the mean of all.
+
+        Raises:
+            SpecError: if there is no such set, layer or head, or if attention was not captured.
+
+        Example:
+            >>> import tempo
+            >>> lm = tempo.load_model("tiny")
+            >>> trace = tempo.generate(lm, "The cat", max_steps=2, capture="attention")
+            >>> figure = trace.plot_attention(1, layer=2, head=0)
+            >>> figure.axes[0].get_title(loc="left")
+            'Attention of set 1: layer 2, head 0'
+        """
+        from tempo.viewing.exports import plot_attention
+
+        return plot_attention(self, step, layer=layer, head=head)
+
     def _links(self) -> list[np.ndarray]:
         """The links of every set but the last."""
         found = [step.links for step in self.steps[:-1] if step.links is not None]
@@ -331,6 +393,7 @@ class Trace:
             "format": FORMAT,
             "spec": self.spec.model_dump(mode="json"),
             "prompt_tokens": self.prompt_tokens,
+            "prompt_texts": self.prompt_texts,
             "steps": steps,
             "stop_reason": self.stop_reason,
             "seconds": self.seconds,
@@ -463,6 +526,7 @@ class _TraceRecord(BaseModel):
     format: int
     spec: dict[str, Any]
     prompt_tokens: Annotated[_Tokens, Field(min_length=1)]
+    prompt_texts: list[str] = Field(default_factory=list)
     steps: list[_StepRecord]
     stop_reason: Literal["max_steps", "eos", "replay"]
     seconds: _Seconds
@@ -506,6 +570,8 @@ def _check_shapes(trace: Trace) -> None:
             raise ValueError(f"step {k} drops slots that come after it")
         if step.slots != list(range(ends[k], ends[k + 1])):
             raise ValueError(f"step {k} stands in other slots than its tokens do")
+    if len(trace.prompt_texts) not in (0, len(trace.prompt_tokens)):
+        raise ValueError(f"{len(trace.prompt_texts)} texts of {len(trace.prompt_tokens)} tokens")
     tokens = [*trace.prompt_tokens, *(token for step in trace.steps for token in step.tokens)]
     num_slots, vocabulary = len(tokens), None
     if trace.steps:

@@ -36,6 +36,8 @@ def wrong_lines(folder: Path) -> list[tuple[str, ...]]:
         ("generate", "hi", "--model", "x" * 5000),
         ("report", "--format", "gif"),
         ("report", "--results", "a", "--results", "b", "--against", "c"),
+        ("view",),
+        ("view", "hi", "--model", "tiny", "--visibility", "all"),
         ("models", "more"),
         ("new",),
     ]

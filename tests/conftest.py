@@ -7,8 +7,9 @@ import torch
 
 import tempo
 
-# These tests need what `make browser` installs.
+# These tests need what `make browser` and `make notebook` install.
 collect_ignore = [] if find_spec("playwright") else ["browser"]
+collect_ignore += [] if find_spec("nbclient") and find_spec("pandas") else ["notebook"]
 
 
 @pytest.fixture(scope="session")

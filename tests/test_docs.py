@@ -72,6 +72,10 @@ def test_the_tutorial_runs_as_it_stands(tmp_path):
     assert run_page(DOCS / "tutorial.md", "sh,python", tmp_path) == []
 
 
+def test_the_page_on_viewing_runs_as_it_stands(tmp_path):
+    assert run_page(DOCS / "viewing.md", "python", tmp_path) == []
+
+
 # `real` makes sure that the model is there.
 @pytest.mark.usefixtures("real")
 @pytest.mark.parametrize(
@@ -228,7 +232,7 @@ def test_the_reference_has_every_public_name():
     pages = "".join(text(page) for page in (DOCS / "reference").glob("*.md"))
     from tempo import harness
 
-    modules = {"claims", "metrics", "reference"}
+    modules = {"claims", "metrics", "reference", "viewing"}
     for module, names in (("tempo", set(tempo.__all__) - modules), ("harness", harness.__all__)):
         errors = {name for name in names if name.endswith("Error")}  # tempo.errors has them all
         found = {name for name in names if f":: {name}\n" in pages or f"`{name}[" in pages}

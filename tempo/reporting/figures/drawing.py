@@ -112,6 +112,9 @@ class Picture:
         """The same picture by another name."""
         return replace(self, name=name)
 
+    def _repr_html_(self) -> str:
+        return to_html(self)
+
 
 def clean_svg(svg: str) -> str:
     """The picture without all that a drawing does not need: scripts, links, what loads anything.
