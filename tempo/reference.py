@@ -10,6 +10,7 @@ Shapes: N slots, L layers, H query heads, Hkv key heads, w set width, D head siz
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -519,18 +520,21 @@ def _self_attention(lm: LanguageModel) -> list[Any]:
     found: list[Any] = [
         m
         for m in lm.model.modules()
-        if hasattr(m, "layer_idx") and type(m).__name__.endswith("Attention")
+        # that of an image tower has no number
+        if getattr(m, "layer_idx", None) is not None and type(m).__name__.endswith("Attention")
     ]
     return sorted(found, key=lambda module: module.layer_idx)
 
 
 def _blocks(lm: LanguageModel) -> list[nn.Module]:
-    """The decoder layers: what each attention module is a part of, by the names of modules."""
+    """The decoder layers: the numbered modules that the attention modules are parts of, by name."""
     names = {module: name for name, module in lm.model.named_modules()}
-    return [
-        lm.model.get_submodule(names[attention].rpartition(".")[0])
-        for attention in _self_attention(lm)
-    ]
+    found = []
+    for attention in _self_attention(lm):
+        numbered = re.match(r".*?\.\d+(?=\.)", names[attention])
+        assert numbered is not None, names[attention]
+        found.append(lm.model.get_submodule(numbered[0]))
+    return found
 
 
 @contextmanager
