@@ -26,6 +26,7 @@ from tempo.errors import (
 if TYPE_CHECKING:
     from tempo import claims, metrics, reference
     from tempo.engine import generate, generate_batch, stream
+    from tempo.interpret import lens, patch
     from tempo.models import LanguageModel, load_model, wrap_model
     from tempo.spec import RunSpec
     from tempo.trace import Step, Trace, load_trace
@@ -47,9 +48,11 @@ __all__ = [
     "claims",
     "generate",
     "generate_batch",
+    "lens",
     "load_model",
     "load_trace",
     "metrics",
+    "patch",
     "reference",
     "stream",
     "wrap_model",
@@ -63,8 +66,10 @@ _HOMES = {
     "Trace": "trace",
     "generate": "engine",
     "generate_batch": "engine",
+    "lens": "interpret",
     "load_model": "models",
     "load_trace": "trace",
+    "patch": "interpret",
     "stream": "engine",
     "wrap_model": "models",
 }
@@ -75,11 +80,13 @@ _MODULES = {
     "capture",
     "claims",
     "engine",
+    "interpret",
     "layout",
     "metrics",
     "models",
     "records",
     "reference",
+    "residual",
     "selection",
     "spec",
     "statistics",

@@ -190,9 +190,9 @@ def generate(
         "capture": capture,
     }
     spec, began = RunSpec(**settings), time.perf_counter()
-    hooks = conform(hooks_by_place, "hooks", hooks)
+    changed: Hooks = conform(hooks_by_place, "hooks", hooks)
     # refused for what the engine refuses
-    prompt_tokens = Run(lm, 0, spec, hooks=hooks).prompt
+    prompt_tokens = Run(lm, 0, spec, hooks=changed).prompt
     slots = [_Slot(token, i, -1, i, 0.0, 0.0, {}) for i, token in enumerate(prompt_tokens)]
     dropped: dict[int, int] = {}  # from which step on a slot is not seen any more
     steps: list[dict[str, Any]] = []
@@ -200,7 +200,7 @@ def generate(
     num_steps = len(spec.replay) if spec.replay else spec.max_steps
     while not stop_reason:
         k = len(steps)
-        output = _full_forward(lm, spec, slots, dropped, hooks)
+        output = _full_forward(lm, spec, slots, dropped, changed)
         _record(steps, output, read, spec)
         distribution = read_out(output.logits[read], probabilities, spec.readout)
         if spec.replay:
@@ -235,7 +235,7 @@ def generate(
         )
         if chosen.stops or k + 1 == num_steps:
             stop_reason = "eos" if chosen.stops else "replay" if spec.replay else "max_steps"
-    output = _full_forward(lm, spec, slots, dropped, hooks)
+    output = _full_forward(lm, spec, slots, dropped, changed)
     _record(steps, output, read, spec)
     return Trace(
         spec=spec,
