@@ -23,7 +23,7 @@ def test_the_primary_family_is_as_large_as_it_is_corrected_for(found):
 
 def test_experiments_can_be_run_together(found):
     check_together(found)
-    assert len({plan.study.name for plan in found}) == 15
+    assert len({plan.study.name for plan in found}) == 16
 
 
 def test_every_other_family_belongs_to_one_experiment(found):
