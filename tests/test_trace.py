@@ -19,7 +19,7 @@ from tempo.parsing import seal
 from tempo.spec import CAPTURES, RunSpec
 from tempo.trace import FORMAT, STEP_ARRAYS, Step, Trace, load_trace, slot_steps
 
-SUBSETS = [names for count in range(5) for names in combinations(CAPTURES, count)]
+SUBSETS = [names for count in range(len(CAPTURES) + 1) for names in combinations(CAPTURES, count)]
 ARRAYS = ("slot_token", "slot_position", "slot_step", "keys", "values", "raw_keys")
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
 
