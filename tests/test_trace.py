@@ -111,7 +111,7 @@ def test_a_loaded_trace_is_the_saved_one_to_the_bit(traces, tmp_path, names):
     )
     captured = {
         name
-        for name in ("logits", "attention", "siblings")
+        for name in ("logits", "attention", "siblings", "residual")
         if getattr(loaded.steps[0], name) is not None
     }
     assert captured | ({"kv"} if loaded.keys is not None else set()) == set(names)
