@@ -54,7 +54,7 @@ endef
 PEERS := .peers
 
 speed: setup $(PEERS)/.ready  ## against transformers, nnsight, TransformerLens; writes reports/published/speed.*
-	TEMPO_PEERS=1 $(PEERS)/bin/python -m pytest -q tests/test_speed.py
+	TEMPO_PEERS=1 $(PEERS)/bin/python -m pytest -q tests/test_speed.py tests/test_interpret_peers.py
 	$(PEERS)/bin/python -m benchmarks.speed
 
 $(PEERS)/.ready: $(READY)

@@ -40,6 +40,8 @@ LATTICES: list[dict[str, Any]] = [
     for v, p, w in itertools.product(VISIBILITIES, POSITIONS, BY_QUERY)
 ] + [
     {"visibility": "visible", "weighting": "posterior", "isolated_layers": (10, 20)},
+    {"weighting": "posterior", "weighting_layers": (10, 20)},
+    {"visibility": "visible", "weighting": "probability", "weighting_layers": (0, 10)},
     {"prune": 0.2},
     {"prune": 0.2, "prune_by": "attention"},
     {"weighting": "posterior", "prune": 0.2},
@@ -55,6 +57,8 @@ LATTICES: list[dict[str, Any]] = [
 # Both sides are float32. Each is up to 4e-5 in attention from float64, and partly in the same
 # direction.
 BOUNDS = {"probabilities": 1e-5, "logits": 1e-3, "attention": 5e-5, "kv": 2e-3, "links": 1e-4}
+# In units of the largest number of a run's residuals.
+BOUNDS |= {"residual": 1e-5}
 # transformers computes softmax and norms in float32 even in a float64 model. So about 1e-6 is the
 # best there is.
 FLOAT64_BOUNDS = dict.fromkeys(BOUNDS, 1e-5) | {"logits": 1e-4, "kv": 1e-4}
@@ -78,7 +82,7 @@ def specs(prompt: str, settings: Sequence[dict[str, Any]]) -> list[RunSpec]:
         "prompt": prompt,
         "threshold": THRESHOLD,
         "max_steps": NUM_STEPS,
-        "capture": ("attention", "logits", "kv"),
+        "capture": ("attention", "logits", "kv", "residual"),
     }
     return [RunSpec(**common | chosen) for chosen in settings]
 
@@ -105,6 +109,8 @@ def deviations(oracle: LanguageModel, run: Trace) -> dict[str, Any]:
         "attention": max(_largest_gap(a.attention, b.attention) for a, b in pairs),
         "kv": max(_largest_gap(a, b) for a, b in cached),
         "links": max((_largest_gap(a, b) for a, b in links), default=0.0),
+        "residual": max(_largest_gap(a.residual, b.residual) for a, b in pairs)
+        / max(float(np.abs(b.residual).max()) for _, b in pairs),
         "forbidden": _largest_forbidden(run),
     }
 
@@ -204,7 +210,7 @@ def summary(found: Sequence[Mapping[str, Any]], bounds: Mapping[str, float]) -> 
     """The largest of each deviation, and how many runs break a bound."""
     matched = [f for f in found if f["same_sets"]]
     ties = [f["from_a_tie"] for f in found if not f["same_sets"]]
-    quantities = ("probabilities", "logits", "attention", "kv", "links", "forbidden")
+    quantities = ("probabilities", "logits", "attention", "kv", "links", "residual", "forbidden")
     num_over = 0
     for f in matched:
         num_over += any(f[name] > bound for name, bound in bounds.items())

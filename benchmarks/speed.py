@@ -50,7 +50,7 @@ PEERS_AT_LEAST = {"generate": 6.0, "nnsight": 6.0, "TransformerLens": 12.0, "sin
 # What a step of siblings may cost, over a step of one token.
 SIBLINGS_AT_MOST = {torch.float32: 1.5, torch.bfloat16: 1.25}
 # What capture may cost, over a run without, in float32.
-CAPTURE_AT_MOST = {"attention": 1.15, "siblings": 1.03}
+CAPTURE_AT_MOST = {"attention": 1.15, "siblings": 1.03, "residual": 1.10}
 # What weighting by posterior may cost, over no weighting, in float32.
 WEIGHTING_AT_MOST = {"posterior": 1.05}
 # Members of each set of the runs that are weighted.

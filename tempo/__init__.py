@@ -26,6 +26,7 @@ from tempo.errors import (
 if TYPE_CHECKING:
     from tempo import claims, metrics, reference, viewing
     from tempo.engine import generate, generate_batch, stream
+    from tempo.interpret import lens, patch
     from tempo.models import LanguageModel, load_model, wrap_model
     from tempo.spec import RunSpec
     from tempo.trace import Step, Trace, load_trace
@@ -49,9 +50,11 @@ __all__ = [
     "claims",
     "generate",
     "generate_batch",
+    "lens",
     "load_model",
     "load_trace",
     "metrics",
+    "patch",
     "reference",
     "stream",
     "view",
@@ -68,8 +71,10 @@ _HOMES = {
     "View": "viewing",
     "generate": "engine",
     "generate_batch": "engine",
+    "lens": "interpret",
     "load_model": "models",
     "load_trace": "trace",
+    "patch": "interpret",
     "stream": "engine",
     "view": "viewing",
     "wrap_model": "models",
@@ -81,11 +86,13 @@ _MODULES = {
     "capture",
     "claims",
     "engine",
+    "interpret",
     "layout",
     "metrics",
     "models",
     "records",
     "reference",
+    "residual",
     "selection",
     "spec",
     "statistics",

@@ -168,6 +168,8 @@ class PassContext:
         isolated: [R, w, N] bool, `allowed` in the layers that isolate siblings.
         isolated_bias: [R, w, N] float64, `bias` in these layers.
         isolated_layers: The first of these layers and the one after the last, by row.
+        weighted_layers: The first layer in which `bias` counts and the one after the last, by row;
+            a row without them is weighted in all layers.
         only: The slots of the tokens, if there is only one row.
         is_unmasked: Whether the pass has a single token, which may attend to every slot, and
             nothing is added.
@@ -187,6 +189,7 @@ class PassContext:
     isolated: Tensor | None = None
     isolated_bias: Tensor | None = None
     isolated_layers: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    weighted_layers: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     only: range | None = None
     is_unmasked: bool = False
     copies: tuple[Tensor, Tensor, Tensor] | None = None
@@ -248,16 +251,29 @@ class PassContext:
         isolating = tuple(
             row for row, (first, end) in self.isolated_layers.items() if first <= layer < end
         )
-        key = isolating, window, groups, dtype
+        plain = tuple(
+            row for row, (first, end) in self.weighted_layers.items() if not first <= layer < end
+        )
+        key = isolating, plain, window, groups, dtype
         if key not in self._masks:
-            self._masks[key] = self._make_mask(isolating, window, groups, dtype)
+            self._masks[key] = self._make_mask(isolating, plain, window, groups, dtype)
         return self._masks[key]
 
     def _make_mask(
-        self, isolating: Sequence[int], window: int | None, groups: int, dtype: torch.dtype
+        self,
+        isolating: Sequence[int],
+        plain: Sequence[int],
+        window: int | None,
+        groups: int,
+        dtype: torch.dtype,
     ) -> Tensor:
-        """The mask [R, 1, G*w, N] of a layer in which the rows `isolating` isolate siblings."""
+        """The mask [R, 1, G*w, N] of a layer.
+
+        The rows `isolating` isolate siblings in it. To the rows `plain` nothing is added.
+        """
         allowed, bias = self.allowed, self.bias
+        if plain and bias is not None:
+            bias = bias.index_fill(0, torch.tensor(plain, device=bias.device), 0.0)
         if isolating:
             assert self.isolated is not None
             rows = torch.tensor(isolating, device=allowed.device)
@@ -335,7 +351,8 @@ def tempo_attention(
         output = weights.to(value.dtype) @ value
         if recording is not None:
             recording.take_weights(weights)
-    output = output.reshape(num_rows, num_heads, width, -1).transpose(1, 2)
+    # contiguous, as transformers' own functions are: some models view what they get (AfMoE)
+    output = output.reshape(num_rows, num_heads, width, -1).transpose(1, 2).contiguous()
     if tempo_pass.only is None:
         output = output[tempo_pass.rows, tempo_pass.offsets].unsqueeze(0)
     return output, None

@@ -1,7 +1,7 @@
 """What a run records beyond its sets, and how much memory that takes, computed before it starts.
 
 Shapes: L layers, H query heads, Hkv key heads, w set width, N_k slots once set k is in,
-N slots at the end, D key size, Dv value size, V vocabulary, P prompt.
+N slots at the end, D key size, Dv value size, E residual size, V vocabulary, P prompt.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def trace_bytes(
     - `siblings`: sum over steps of L * H * w * w * 4, if captured
     - `logits`: sum over steps of w * V * 4, if captured
     - `kv`: L * Hkv * N * (2 * D + Dv) * 4, if captured
+    - `residual`: sum over steps of (L + 1) * w * E * 4, if captured
 
     Args:
         lm: The model.
@@ -91,6 +92,8 @@ def trace_bytes(
         "logits": int(wide.sum()) * lm.vocab_size * 4,
         "kv": (2 * keys + values) * num_slots * 4,
     }
+    if "residual" in spec.capture:  # a model without such a stream has no size of it
+        sizes["residual"] = (lm.num_layers + 1) * int(wide.sum()) * lm.residual_stream.size * 4
     # distribution, links and cache are held whatever is captured
     return {
         name: size for name, size in sizes.items() if name not in CAPTURES or name in spec.capture
@@ -196,6 +199,10 @@ def _working_bytes(lm: LanguageModel, demands: Sequence[_Demand], num_rows: int)
         recording += layers * lm.num_heads * columns * 4
     if "kv" in captured:
         recording += (3 * keys + values) * num_slots * 4  # joined when a run ends
+    if "residual" in captured:
+        # of all tokens whose sets are read: by layer, stacked, and in float32
+        rows = min(num_rows * read, max(MAX_NEW_TOKENS, read))
+        recording += (layers + 1) * rows * lm.residual_stream.size * (2 * itemsize + 4)
     return {
         "cache": cache,
         "logits of a pass": logits * lm.vocab_size + links,

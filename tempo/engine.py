@@ -21,9 +21,10 @@ from tempo.attention import PassContext, Recording, installed
 from tempo.cache import SlotCache
 from tempo.capture import Spool, check_files, raw_keys, rows_that_fit
 from tempo.errors import ModelError, SpecError
-from tempo.inputs import checked, model, optional, place, seen, whole
+from tempo.inputs import checked, conform, model, optional, place, seen, whole
 from tempo.layout import MAX_NEW_TOKENS
 from tempo.models import LanguageModel
+from tempo.residual import Change, Hooks, Tap, hooks_by_place, tapped
 from tempo.run import Prefix, Run
 from tempo.spec import (
     Capture,
@@ -71,12 +72,14 @@ def generate(
     replay_positions: Sequence[Sequence[int]] | None = None,
     replay_weights: Sequence[Sequence[float]] | None = None,
     replay_links: Sequence[Sequence[Sequence[float]]] | None = None,
+    weighting_layers: tuple[int, int] | None = None,
     isolated_layers: tuple[int, int] | None = None,
     isolated_mass: IsolatedMass = "spread",
     capture: Capture | Iterable[Capture] = (),
     memory_budget: int | None = None,
     spool: str | Path | None = None,
     store: str | Path | None = None,
+    hooks: Hooks | None = None,
 ) -> Trace:
     """The trace of one TEMPO run.
 
@@ -126,18 +129,24 @@ def generate(
         replay_links: With a replay and weighting `posterior` or `best_parent`, the probability
             that each member came before each member of the next set, [w, w'] for every set but
             the last, instead of what the members predict. Columns sum to one.
+        weighting_layers: The layers (first, end), end excluded, in which `weighting` or
+            `replay_weights` count. None means all. It excludes `isolated_layers`.
         isolated_layers: The layers (first, end), end excluded, in which siblings are isolated
             whatever `visibility` says.
         isolated_mass: Where a sibling's attention goes in those layers: to all it still sees
             (`spread`), or to itself (`self`: its own key counts for all n members, +log n).
         capture: What to record beside the sets, one name or several: "attention" [L, H, w, N],
             "siblings" (the set's own columns of attention, [L, H, w, w]), "logits" [w, V], "kv"
-            (keys and values [L, Hkv, N, D]).
+            (keys and values [L, Hkv, N, D]), "residual" (the stream before each layer and after
+            the last, [L + 1, w, E]).
         memory_budget: Bytes that the run may take; None means half of the free memory.
         spool: A folder on whose disk the captured arrays are kept instead of in memory. They
             vanish with the trace.
         store: A folder where the trace is saved, and from which it is read if the same run is
             asked for again.
+        hooks: Functions by (step, member, layer). Each gets the residual [E] of that member before
+            that layer (L: after the last one) in the real pass, and returns what takes its place.
+            Not with `store`.
 
     Returns:
         A `Trace`: per step the tokens, their probabilities and the distribution [V] float32 that
@@ -187,12 +196,14 @@ def generate(
         "replay_positions": replay_positions,
         "replay_weights": replay_weights,
         "replay_links": replay_links,
+        "weighting_layers": weighting_layers,
         "isolated_layers": isolated_layers,
         "isolated_mass": isolated_mass,
         "capture": capture,
     }
     spec = RunSpec(**settings)
-    return generate_batch(lm, [spec], memory_budget=memory_budget, spool=spool, store=store)[0]
+    limits = {"memory_budget": memory_budget, "spool": spool, "store": store}
+    return generate_batch(lm, [spec], hooks=[hooks], **limits)[0]
 
 
 @checked(lm=model, max_rows=whole(1), memory_budget=BYTES, spool=FOLDER, store=FOLDER)
@@ -204,6 +215,7 @@ def generate_batch(
     memory_budget: int | None = None,
     spool: str | Path | None = None,
     store: str | Path | None = None,
+    hooks: Sequence[Hooks | None] | None = None,
 ) -> list[Trace]:
     """The traces of all specs, in their order, computed together.
 
@@ -216,6 +228,8 @@ def generate_batch(
             vanish with the trace.
         store: A folder where each trace is saved, and from which it is read if the same run is
             asked for again.
+        hooks: For each spec its functions by (step, member, layer), as `generate` takes them, or
+            None. A run with hooks shares no pass with another from the first changed set on.
 
     Raises:
         SpecError: if a spec cannot be run on this model.
@@ -232,14 +246,14 @@ def generate_batch(
         True
     """
     specs = _listed(specs)
-    runs = [Run(lm, index, spec) for index, spec in enumerate(specs)]
+    given = _hooks_of(specs, hooks)
+    runs = [Run(lm, index, spec, hooks=given[index]) for index, spec in enumerate(specs)]
     prompts = [run.num_prompt for run in runs]
     max_rows = rows_that_fit(lm, specs, prompts, max_rows, memory_budget, spool, keep_all=True)
     if spool:
         check_files(len(specs), spool)
-    traces = dict(
-        stream(lm, specs, max_rows=max_rows, memory_budget=memory_budget, spool=spool, store=store)
-    )
+    limits = {"memory_budget": memory_budget, "spool": spool, "store": store}
+    traces = dict(stream(lm, specs, max_rows=max_rows, hooks=given, **limits))
     return [traces[index] for index in range(len(specs))]
 
 
@@ -252,6 +266,7 @@ def stream(
     memory_budget: int | None = None,
     spool: str | Path | None = None,
     store: str | Path | None = None,
+    hooks: Sequence[Hooks | None] | None = None,
 ) -> Iterator[tuple[int, Trace]]:
     """(index, trace) of each spec as its run ends, so that a sweep need not hold all traces.
 
@@ -270,6 +285,8 @@ def stream(
             the trace is.
         store: A folder where each trace is saved as its run ends. A run that is already there is
             read and not computed, if spec, weights, dtype, device, versions and code are the same.
+        hooks: For each spec its functions by (step, member, layer), as `generate` takes them, or
+            None. A run with hooks shares no pass with another from the first changed set on.
 
     Yields:
         The index of the spec in `specs`, and its trace, in the order in which runs end.
@@ -290,8 +307,15 @@ def stream(
         0 [1, 1, 1, 1]
     """
     specs = _listed(specs)
+    given = _hooks_of(specs, hooks)
+    if store and any(given):
+        raise SpecError(
+            "a run with hooks has no name in a store, which knows runs by their spec; "
+            "leave store or hooks out"
+        )
     runs = [
-        Run(lm, index, spec, Spool(spool) if spool else None) for index, spec in enumerate(specs)
+        Run(lm, index, spec, Spool(spool) if spool else None, hooks=given[index])
+        for index, spec in enumerate(specs)
     ]
     shelf = TraceStore(lm, store) if store else None
     for run in list(runs):
@@ -373,6 +397,19 @@ def _listed(specs: Iterable[RunSpec]) -> list[RunSpec]:
     return listed
 
 
+def _hooks_of(specs: Sequence[RunSpec], hooks: object) -> list[Hooks]:
+    """The hooks of each spec; SpecError unless they are a list as long as `specs`, or None."""
+    if hooks is None:
+        return [{} for _ in specs]
+    if not isinstance(hooks, Sequence) or isinstance(hooks, str | bytes):
+        raise SpecError(f"hooks is {seen(hooks)}; expected a list with a mapping or None a spec")
+    if len(hooks) != len(specs):
+        raise SpecError(
+            f"hooks has {len(hooks)} entries for {len(specs)} specs; give one mapping or None each"
+        )
+    return [conform(hooks_by_place, "hooks", given) for given in hooks]
+
+
 def _enter(run: Run, row: int, cache: SlotCache, prefixes: dict[int, Prefix]) -> None:
     """Give a run a row of the cache, and what an earlier pass over its prompt left, if any."""
     run.row = row
@@ -400,7 +437,7 @@ def _forward_in_parts(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) 
     if len(runs) > 1 or run.num_new <= MAX_NEW_TOKENS:
         _forward(lm, cache, runs)
         return
-    start, seconds, logits, whole = layout.start, 0.0, [], None
+    start, seconds, logits, whole, residuals = layout.start, 0.0, [], None, []
     if run.records_attention:
         # the slots that a part has no weights for are those that it may not see
         first = 0 if run.records_all_attention else start
@@ -412,6 +449,7 @@ def _forward_in_parts(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) 
         assert run.new_logits is not None
         logits.append(run.new_logits)
         seconds += run.pass_seconds
+        residuals += [] if run.residual is None else [run.residual]
         if whole is not None and run.attention is not None:
             first = run.first_column - (layout.num_slots - whole.shape[3])
             columns = slice(first, first + run.attention.shape[3])
@@ -419,6 +457,7 @@ def _forward_in_parts(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) 
     layout.start, layout.part_end = start, None
     run.new_logits = torch.cat(logits) if len(logits) > 1 else logits[0]
     run.pass_seconds, run.attention = seconds, whole
+    run.residual = np.concatenate(residuals, axis=1) if residuals else None
     run.first_column = 0 if whole is None else layout.num_slots - whole.shape[3]
 
 
@@ -436,7 +475,11 @@ def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
     tokens = _of_new_slots(packed, "slot_token")
     positions = _of_new_slots(packed, "slot_position")
     captures_kv = any("kv" in run.spec.capture for run in runs)
-    with raw_keys(lm.attention_modules) if captures_kv else nullcontext([]) as raw:
+    tap = _tap(lm, groups, ends)
+    with (
+        raw_keys(lm.attention_modules) if captures_kv else nullcontext([]) as raw,
+        tapped(lm.residual_stream, tap) if tap else nullcontext(),
+    ):
         output = lm.model(
             input_ids=torch.tensor([tokens], device=lm.device),
             position_ids=torch.tensor([positions], device=lm.device),
@@ -456,6 +499,8 @@ def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
             f"{len(lm.attention_calls)} at load; load it again"
         )
     logits = output.logits[0].cpu()  # all at once, so that no run waits for the device again
+    if tap and tap.found:
+        _hand_out(torch.stack(tap.found).float().cpu().numpy(), groups)
     seconds = time.perf_counter() - began
     parts = logits.split([run.num_read for run in packed])
     for group, end, new_logits in zip(groups, ends, parts, strict=True):
@@ -468,6 +513,36 @@ def _forward(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
             if run.layout.end == run.layout.num_prompt:
                 own_keys = torch.cat(run.raw_keys, dim=2) if run.raw_keys else None
                 run.begin_with(Prefix(run.row, run.prompt, new_logits, own_keys))
+
+
+def _tap(lm: LanguageModel, groups: Sequence[Sequence[Run]], ends: np.ndarray) -> Tap | None:
+    """What the coming pass reads of its residual stream and changes in it; None if nothing.
+
+    A group's tokens end at its entry of `ends`. Residuals are read of the groups in which a run
+    records them, and changed in those of a run with hooks, which is alone in its group.
+    """
+    rows: list[int] = []
+    changes: dict[int, list[tuple[int, Change]]] = {}
+    for group, end in zip(groups, ends, strict=True):
+        leader, first = group[0], int(end) - group[0].num_new
+        if any(run.records_residual for run in group):
+            rows += range(first, int(end))
+        for layer, offset, change in leader.changes():
+            changes.setdefault(layer, []).append((first + offset, change))
+    if not rows and not changes:
+        return None
+    return Tap(torch.tensor(rows, device=lm.device) if rows else None, changes, [])
+
+
+def _hand_out(residuals: np.ndarray, groups: Sequence[Sequence[Run]]) -> None:
+    """Give the runs that record residuals their part [L + 1, w, E] of those that were read."""
+    first = 0
+    for group in groups:
+        recording = [run for run in group if run.records_residual]
+        end = first + group[0].num_new * bool(recording)
+        for run in recording:
+            run.residual = residuals[:, first:end]
+        first = end
 
 
 def _of_new_slots(runs: Sequence[Run], name: str) -> list[int]:
@@ -514,6 +589,7 @@ def _pass_context(
         bias=bias.to(lm.device) if is_biased else None,
         expected=lm.attention_calls,
         isolated_layers=partly,
+        weighted_layers={run.row: layers for run in runs if (layers := run.spec.weighting_layers)},
         only=range(runs[0].layout.start, num_slots) if num_rows == 1 else None,
         is_unmasked=num_rows == width == 1 and not is_biased and bool(allowed.all()),
         copies=_copies(lm, groups),

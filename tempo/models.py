@@ -22,6 +22,7 @@ import torch
 from tempo.errors import ChoiceError, ModelError, SpecError
 from tempo.inputs import checked, conform, model_name, optional, place, seen, several, text, whole
 from tempo.probe import probe
+from tempo.residual import Stream, find_stream
 from tempo.spec import Prompt, plain_prompt
 from tempo.support import (
     adapter_settings,
@@ -123,6 +124,15 @@ class LanguageModel:
                 "or use it inside its `with` block"
             )
         return self._model
+
+    @cached_property
+    def residual_stream(self) -> Stream:
+        """The decoder layers, and the size E of a residual.
+
+        Raises:
+            ModelError: if the layers of this model hand on no such stream.
+        """
+        return find_stream(self.model, self.attention_modules, self.num_layers)
 
     def _check_calls(self) -> None:
         """Return if layers can be told apart and the config's windows are those of the masks."""

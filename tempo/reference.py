@@ -10,9 +10,11 @@ Shapes: N slots, L layers, H query heads, Hkv key heads, w set width, D head siz
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +23,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from tempo.errors import ModelError
-from tempo.inputs import checked, model
+from tempo.inputs import checked, conform, model
 from tempo.models import LanguageModel
+from tempo.residual import Change, Hooks, hooks_by_place
 from tempo.run import Run
 from tempo.selection import Selection, member_weights, read_out, select
 from tempo.spec import (
@@ -77,9 +80,11 @@ def generate(
     replay_positions: Sequence[Sequence[int]] | None = None,
     replay_weights: Sequence[Sequence[float]] | None = None,
     replay_links: Sequence[Sequence[Sequence[float]]] | None = None,
+    weighting_layers: tuple[int, int] | None = None,
     isolated_layers: tuple[int, int] | None = None,
     isolated_mass: IsolatedMass = "spread",
     capture: Capture | Iterable[Capture] = (),
+    hooks: Hooks | None = None,
 ) -> Trace:
     """The trace that `tempo.generate` gives, to rounding, by brute force.
 
@@ -129,13 +134,18 @@ def generate(
         replay_links: With a replay and weighting `posterior` or `best_parent`, the probability
             that each member came before each member of the next set, [w, w'] for every set but
             the last, instead of what the members predict. Columns sum to one.
+        weighting_layers: The layers (first, end), end excluded, in which `weighting` or
+            `replay_weights` count. None means all. It excludes `isolated_layers`.
         isolated_layers: The layers (first, end), end excluded, in which siblings are isolated
             whatever `visibility` says.
         isolated_mass: Where a sibling's attention goes in those layers: to all it still sees
             (`spread`), or to itself (`self`: its own key counts for all n members, +log n).
         capture: What to record beside the sets, one name or several: "attention" [L, H, w, N],
             "siblings" (the set's own columns of attention, [L, H, w, w]), "logits" [w, V], "kv"
-            (keys and values [L, Hkv, N, D]).
+            (keys and values [L, Hkv, N, D]), "residual" (the stream before each layer and after
+            the last, [L + 1, w, E]).
+        hooks: Functions by (step, member, layer). Each gets the residual [E] of that member before
+            that layer (L: after the last one) and returns what takes its place.
 
     Returns:
         A `Trace` with the arrays that `capture` names, in the shapes of `tempo.generate`. Its
@@ -174,12 +184,15 @@ def generate(
         "replay_positions": replay_positions,
         "replay_weights": replay_weights,
         "replay_links": replay_links,
+        "weighting_layers": weighting_layers,
         "isolated_layers": isolated_layers,
         "isolated_mass": isolated_mass,
         "capture": capture,
     }
     spec, began = RunSpec(**settings), time.perf_counter()
-    prompt_tokens = Run(lm, 0, spec).prompt  # refused for what the engine refuses
+    changed: Hooks = conform(hooks_by_place, "hooks", hooks)
+    # refused for what the engine refuses
+    prompt_tokens = Run(lm, 0, spec, hooks=changed).prompt
     slots = [_Slot(token, i, -1, i, 0.0, 0.0, {}) for i, token in enumerate(prompt_tokens)]
     dropped: dict[int, int] = {}  # from which step on a slot is not seen any more
     steps: list[dict[str, Any]] = []
@@ -187,7 +200,7 @@ def generate(
     num_steps = len(spec.replay) if spec.replay else spec.max_steps
     while not stop_reason:
         k = len(steps)
-        output = _full_forward(lm, spec, slots, dropped)
+        output = _full_forward(lm, spec, slots, dropped, changed)
         _record(steps, output, read, spec)
         distribution = read_out(output.logits[read], probabilities, spec.readout)
         if spec.replay:
@@ -222,7 +235,7 @@ def generate(
         )
         if chosen.stops or k + 1 == num_steps:
             stop_reason = "eos" if chosen.stops else "replay" if spec.replay else "max_steps"
-    output = _full_forward(lm, spec, slots, dropped)
+    output = _full_forward(lm, spec, slots, dropped, changed)
     _record(steps, output, read, spec)
     return Trace(
         spec=spec,
@@ -363,6 +376,12 @@ def _may_attend(
     return same_set and (visibility == "visible" or (visibility == "causal" and key < query))
 
 
+def _weighs(spec: RunSpec, layer: int) -> bool:
+    """Whether members are weighted in this layer."""
+    layers = spec.weighting_layers
+    return layers is None or layers[0] <= layer < layers[1]
+
+
 def _bias(query: int, key: int, slots: Sequence[_Slot], visibility: str, weighting: str) -> float:
     """What is added to the attention logit of an allowed pair of slots.
 
@@ -388,6 +407,7 @@ def _mask(
     slots: Sequence[_Slot],
     spec: RunSpec,
     isolates: bool,
+    weighs: bool,
     window: int | None,
     dropped: Mapping[int, int],
     dtype: torch.dtype,
@@ -397,7 +417,7 @@ def _mask(
 
     def entry(query: int, key: int) -> float:
         if _may_attend(query, key, slots, visibility, window, dropped):
-            return _bias(query, key, slots, visibility, spec.weighting)
+            return _bias(query, key, slots, visibility, spec.weighting) if weighs else 0.0
         return -math.inf
 
     num_slots = len(slots)
@@ -412,14 +432,22 @@ class _Output(NamedTuple):
     logits: Tensor  # [N, V]
     attention: np.ndarray | None  # [L, H, N, N]
     kv: dict[str, np.ndarray]  # keys, values, raw_keys [L, Hkv, N, D], if captured
+    residual: np.ndarray | None  # [L + 1, N, E]
 
 
 @torch.inference_mode()
 def _full_forward(
-    lm: LanguageModel, spec: RunSpec, slots: Sequence[_Slot], dropped: Mapping[int, int]
+    lm: LanguageModel,
+    spec: RunSpec,
+    slots: Sequence[_Slot],
+    dropped: Mapping[int, int],
+    hooks: Hooks,
 ) -> _Output:
     """Every slot from scratch, by eager attention under an explicit mask and positions."""
-    kinds = [(_isolates(spec, layer), window) for layer, window in enumerate(lm.layer_windows)]
+    kinds = [
+        (_isolates(spec, layer), _weighs(spec, layer), window)
+        for layer, window in enumerate(lm.layer_windows)
+    ]
     made = {kind: _mask(slots, spec, *kind, dropped, lm.dtype).to(lm.device) for kind in set(kinds)}
     masks = [made[kind] for kind in kinds]
     cache: Any = DynamicCache()  # new for each pass, read afterwards and thrown away
@@ -427,15 +455,18 @@ def _full_forward(
     wanted = captured or spec.prune_by == "attention"
     with ExitStack() as stack:
         stack.enter_context(_eager(lm))
-        if any(lm.layer_windows) or spec.isolated_layers:
+        if any(lm.layer_windows) or spec.isolated_layers or spec.weighting_layers:
             stack.enter_context(_masks_by_layer(lm, masks))
         raw = stack.enter_context(_raw_keys(lm)) if "kv" in spec.capture else None
+        last = stack.enter_context(_last_residual(lm)) if "residual" in spec.capture else None
+        changed = stack.enter_context(_hooked(lm, slots, hooks))
         output = lm.model(
             input_ids=torch.tensor([[slot.token for slot in slots]], device=lm.device),
             position_ids=torch.tensor([[slot.position for slot in slots]], device=lm.device),
             attention_mask=masks[0],
             use_cache=True,
             output_attentions=wanted,
+            output_hidden_states=last is not None,
             **{lm.cache_keyword: cache},
         )
     logits, attention = output.logits[0], None
@@ -444,7 +475,13 @@ def _full_forward(
     if wanted:
         attention = torch.cat([weights.float().cpu() for weights in output.attentions]).numpy()
     kv = {} if raw is None else {"raw_keys": torch.cat(raw).numpy(), **_cached(cache)}
-    return _Output(logits.cpu(), attention, kv)
+    residual = None
+    if last is not None:  # transformers' own last one has been through the final norm
+        states = [*output.hidden_states[: lm.num_layers], *last]
+        residual = torch.cat([state.float().cpu() for state in states]).numpy()
+        for layer, slot, state in changed:  # transformers looks before the hooks do
+            residual[layer, slot] = state.float().cpu().numpy()
+    return _Output(logits.cpu(), attention, kv, residual)
 
 
 def _cached(cache: Any) -> dict[str, np.ndarray]:
@@ -461,6 +498,8 @@ def _record(steps: list[dict[str, Any]], output: _Output, slots: list[int], spec
         return
     if "logits" in spec.capture:
         steps[-1]["logits"] = output.logits[slots].float().numpy()
+    if output.residual is not None:
+        steps[-1]["residual"] = output.residual[:, slots]
     if "attention" in spec.capture and output.attention is not None:
         steps[-1]["attention"] = output.attention[:, :, slots]
     if "siblings" in spec.capture and output.attention is not None:
@@ -482,9 +521,75 @@ def _self_attention(lm: LanguageModel) -> list[Any]:
     found: list[Any] = [
         m
         for m in lm.model.modules()
-        if hasattr(m, "layer_idx") and type(m).__name__.endswith("Attention")
+        # that of an image tower has no number
+        if getattr(m, "layer_idx", None) is not None and type(m).__name__.endswith("Attention")
     ]
     return sorted(found, key=lambda module: module.layer_idx)
+
+
+def _blocks(lm: LanguageModel) -> list[nn.Module]:
+    """The decoder layers: the numbered modules that the attention modules are parts of, by name."""
+    names = {module: name for name, module in lm.model.named_modules()}
+    found = []
+    for attention in _self_attention(lm):
+        numbered = re.match(r".*?\.\d+(?=\.)", names[attention])
+        assert numbered is not None, names[attention]
+        found.append(lm.model.get_submodule(numbered[0]))
+    return found
+
+
+@contextmanager
+def _last_residual(lm: LanguageModel) -> Iterator[list[Tensor]]:
+    """What the last decoder layer gives, [1, N, E], once a pass is made."""
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        found.append(output if isinstance(output, Tensor) else output[0])
+
+    handle = _blocks(lm)[-1].register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _hooked(
+    lm: LanguageModel, slots: Sequence[_Slot], hooks: Hooks
+) -> Iterator[list[tuple[int, int, Tensor]]]:
+    """Every slot of a hooked member gets its changed residual, whichever pass it is in.
+
+    Yields a list that the pass fills with layer, slot and changed residual [E].
+    """
+    blocks, changed = _blocks(lm) if hooks else [], []
+    first = {slot.step: i for i, slot in reversed(list(enumerate(slots)))}
+
+    def put(states: Tensor, layer: int, slot: int, change: Change) -> Tensor:
+        states = states.clone()
+        states[0, slot] = torch.as_tensor(change(states[0, slot].clone()))
+        changed.append((layer, slot, states[0, slot]))
+        return states
+
+    def before(put: Any, module: Any, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (put(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": put(kwargs["hidden_states"])}
+
+    def after(put: Any, module: Any, args: Any, output: Any) -> Any:
+        return put(output) if isinstance(output, Tensor) else (put(output[0]), *output[1:])
+
+    with ExitStack() as stack:
+        for (step, member, layer), change in hooks.items():
+            if step not in first:
+                continue  # that set has not been chosen yet
+            own = partial(put, layer=layer, slot=first[step] + member, change=change)
+            if layer < len(blocks):
+                hook = partial(before, own)
+                handle = blocks[layer].register_forward_pre_hook(hook, with_kwargs=True)
+            else:
+                handle = blocks[-1].register_forward_hook(partial(after, own))
+            stack.callback(handle.remove)
+        yield changed
 
 
 @contextmanager

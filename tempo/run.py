@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from tempo.errors import ModelError, SpecError
 from tempo.lattice import Lattice, dropped
 from tempo.layout import MAX_NEW_TOKENS, Layout
 from tempo.models import LanguageModel
+from tempo.residual import Change, Hooks
 from tempo.selection import Selection, read_out, select
 from tempo.spec import BY_QUERY, RunSpec
 from tempo.trace import Step, Trace, slot_steps
@@ -71,6 +72,8 @@ class Run:
         raw_keys: The keys before rotation, [L, Hkv, T, D] for each pass of T tokens.
         kv: The arrays of "kv", once the run is finished.
         seconds: How long the run took, once it is finished.
+        hooks: What changes a residual, by step, member and layer.
+        residual: [L + 1, w, E], what the layers of the pass just made handed on.
 
     Raises:
         SpecError: if the spec does not fit the model.
@@ -95,6 +98,8 @@ class Run:
     raw_keys: list[Tensor] = field(default_factory=list)
     kv: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: float = 0.0
+    hooks: Hooks = field(default_factory=dict)
+    residual: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         spec = self.spec
@@ -130,6 +135,7 @@ class Run:
                 f"the layers of {lm.name} do not all cache keys and values of one size (they share "
                 "them, cache latents, or differ); leave 'kv' out of capture"
             )
+        self._check_residuals()
         num_positions = self._num_positions()
         if num_positions > lm.context_length:
             raise SpecError(
@@ -137,10 +143,42 @@ class Run:
                 f"positions, {lm.name} has {lm.context_length}; shorten the prompt or lower "
                 "max_steps"
             )
-        if spec.isolated_layers and spec.isolated_layers[1] > lm.num_layers:
+        for name in ("isolated_layers", "weighting_layers"):
+            layers = getattr(spec, name)
+            if layers and layers[1] > lm.num_layers:
+                raise SpecError(
+                    f"{name}={list(layers)}: {lm.name} has {lm.num_layers} layers, "
+                    f"0 to {lm.num_layers - 1}; the second number is the layer after the last"
+                )
+
+    def _check_residuals(self) -> None:
+        """SpecError if residuals are asked for that the run will not have."""
+        lm, spec = self.lm, self.spec
+        if not self.hooks and "residual" not in spec.capture:
+            return
+        try:
+            num_layers = len(lm.residual_stream.layers)
+        except ModelError as error:
+            remedy = "leave 'residual' out of capture and give no hooks"
+            raise SpecError(f"{error}; {remedy}") from None
+        for step, member, layer in self.hooks:
+            if step >= self.num_steps:
+                raise SpecError(
+                    f"a hook is for step {step} and the run has {self.num_steps}, counted from 0"
+                )
+            if layer > num_layers:
+                raise SpecError(
+                    f"a hook is for layer {layer}: {lm.name} has {num_layers} layers; expected "
+                    f"the layer that the residual enters, or {num_layers} for after the last"
+                )
+            if spec.replay:
+                self._check_member(step, member, len(spec.replay[step]))
+
+    def _check_member(self, step: int, member: int, width: int) -> None:
+        if member >= width:
             raise SpecError(
-                f"isolated_layers={list(spec.isolated_layers)}: {lm.name} has {lm.num_layers} "
-                f"layers, 0 to {lm.num_layers - 1}; the second number is the layer after the last"
+                f"a hook is for member {member} of step {step}, whose set has {width}, counted "
+                "from 0; replay sets to know how wide they are"
             )
 
     def _num_positions(self) -> int:
@@ -168,6 +206,24 @@ class Run:
         if self.layout.new_tokens_are_prompt():
             return int(self.layout.end == self.layout.num_prompt)
         return 0 if self.stop_reason and "logits" not in self.spec.capture else self.num_new
+
+    @property
+    def records_residual(self) -> bool:
+        """Whether the residuals of the coming pass are captured."""
+        return "residual" in self.spec.capture and not self.layout.new_tokens_are_prompt()
+
+    def changes(self) -> Iterator[tuple[int, int, Change]]:
+        """Layer, offset among the new tokens, and function of each hook in the coming pass."""
+        layout = self.layout
+        for (step, member, layer), change in self.hooks.items():
+            if step < len(self.slots):
+                slot = self.slots[step].start + member
+                if layout.start <= slot < layout.end:
+                    yield layer, slot - layout.start, change
+
+    def _is_hooked(self, step: int) -> bool:
+        """Whether a hook changes a member of this set."""
+        return any(of_step == step for of_step, _, _ in self.hooks)
 
     @property
     def records_attention(self) -> bool:
@@ -213,6 +269,9 @@ class Run:
             sets = [range(self.layout.start, self.layout.num_slots)[-1:]]
         self.num_forwarded = len(self.slots)
         attention, self.attention = self.attention, None
+        residual, self.residual = self.residual, None
+        if residual is not None:
+            self._check_finite("residuals", torch.from_numpy(residual[-1]))
         if attention is not None and not len(new_logits):
             # without logits, weights of the last layer show whether the pass was finite
             self._check_finite("attention weights", torch.from_numpy(attention[-1]))
@@ -221,12 +280,13 @@ class Run:
             parts = new_logits.split([len(slots) for slots in sets])
         for slots, logits in zip(sets, parts, strict=True):
             if self.steps:
-                self._record(slots, logits, attention)
+                self._record(slots, logits, attention, residual)
             if self.stop_reason:
                 return True
             self._choose(logits, attention, len(sets))
-        # the last set is forwarded only if something of that pass is captured
-        return bool(self.stop_reason) and not self.spec.capture
+        # the last set is forwarded only if something of that pass is captured or hooked
+        is_needed = bool(self.spec.capture) or self._is_hooked(len(self.steps) - 1)
+        return bool(self.stop_reason) and not is_needed
 
     def _check_finite(self, what: str, found: Tensor) -> None:
         if found.numel() and not all(map(math.isfinite, torch.aminmax(found))):
@@ -247,14 +307,25 @@ class Run:
         remedy = f"load it in {wider}" if wider else "look for a hook or a layer that makes them"
         return f"all its weights are finite and it runs in {dtype}, so that it overflows: {remedy}"
 
-    def _record(self, slots: range, logits: Tensor, attention: np.ndarray | None) -> None:
+    def _record(
+        self,
+        slots: range,
+        logits: Tensor,
+        attention: np.ndarray | None,
+        residual: np.ndarray | None,
+    ) -> None:
         """Keep what the members of the last set gave in the pass that forwarded them.
 
         Args:
             slots: The slots of the set.
             logits: The members' logits, [w, V].
             attention: The weights of the whole pass, [L, H, w of the pass, N - first_column].
+            residual: What its layers handed on, [L + 1, w of the pass, E].
         """
+        if residual is not None:
+            new = self.layout.start
+            own = residual[:, slots.start - new : slots.stop - new]
+            self.steps[-1]["residual"] = self._keep(own)
         if "logits" in self.spec.capture:
             kept = logits.float()
             if self.spool is None and kept.untyped_storage().nbytes() > kept.nbytes:
@@ -368,8 +439,15 @@ class Run:
         self.slots.append(range(start, self.layout.num_slots))
         # a single token without a weight looks the same in every mode
         plain = len(self.slots[-1]) == 1 and not self.layout.slot_bias[start]
-        mode = self.spec.visibility, self.spec.isolated_layers, self.spec.isolated_mass
-        self._note(start, None if plain else mode)
+        spec, step = self.spec, len(self.slots) - 1
+        mode = spec.visibility, spec.isolated_layers, spec.isolated_mass, spec.weighting_layers
+        if self._is_hooked(step):
+            for _, member, _ in (at for at in self.hooks if at[0] == step):
+                self._check_member(step, member, len(tokens))
+            # what a hook does is known to no other run, so from here on none shares a pass
+            self._note(start, ("hooked", self.index))
+        else:
+            self._note(start, None if plain else mode)
 
     def _note(self, start: int, mode: object) -> None:
         """Add the slots from `start` on, and how they see each other, to the history."""
@@ -388,6 +466,12 @@ class Run:
 
     def finish(self, cache: SlotCache) -> None:
         """Copy out what the next run in this row would overwrite."""
+        late = max((step for step, _, _ in self.hooks), default=-1)
+        if late >= len(self.slots):
+            raise SpecError(
+                f"a hook is for step {late}, and the run ended after {len(self.slots)} sets "
+                f"({self.stop_reason}); stop_at_eos=False or a replay has all its steps"
+            )
         self.seconds = time.perf_counter() - self.started
         if "kv" not in self.spec.capture:
             return
@@ -403,6 +487,7 @@ class Run:
         lm, layout = self.lm, self.layout
         widths = [len(step["tokens"]) for step in self.steps]
         steps = self.spool.read(self.steps) if self.spool else self.steps
+        hooked = {"hooks": list(map(list, sorted(self.hooks)))} if self.hooks else {}
         return Trace(
             spec=self.spec,
             prompt_tokens=self.prompt,
@@ -413,7 +498,7 @@ class Run:
             stop_reason=self.stop_reason,
             seconds=self.seconds,
             peak_bytes=sum(trace_bytes(lm, self.spec, self.num_prompt, widths).values()),
-            provenance=lm.provenance(),
+            provenance=lm.provenance() | hooked,
             prompt_texts=[lm.token_text(token) for token in self.prompt],
             **self.kv,
         )

@@ -33,7 +33,7 @@ Readout = Literal["mixture", "mean_logits", "last", "first"]
 Weighting = Literal["none", "count", "probability", "posterior", "best_parent"]
 PruneBy = Literal["posterior", "attention"]
 IsolatedMass = Literal["spread", "self"]
-Capture = Literal["attention", "siblings", "logits", "kv"]
+Capture = Literal["attention", "siblings", "logits", "kv", "residual"]
 
 VISIBILITIES: tuple[Visibility, ...] = get_args(Visibility)
 POSITIONS: tuple[Positions, ...] = get_args(Positions)
@@ -233,13 +233,16 @@ class RunSpec(Strict):
         replay_links: With a replay and weighting `posterior` or `best_parent`, the probability
             that each member came before each member of the next set, [w, w'] for every set but
             the last, instead of what the members predict. Columns sum to one.
+        weighting_layers: The layers (first, end), end excluded, in which `weighting` or
+            `replay_weights` count. None means all. It excludes `isolated_layers`.
         isolated_layers: The layers (first, end), end excluded, in which siblings are isolated
             whatever `visibility` says.
         isolated_mass: Where a sibling's attention goes in those layers: to all it still sees
             (`spread`), or to itself (`self`: its own key counts for all n members, +log n).
         capture: What to record beside the sets, one name or several: "attention" [L, H, w, N],
             "siblings" (the set's own columns of attention, [L, H, w, w]), "logits" [w, V], "kv"
-            (keys and values [L, Hkv, N, D]).
+            (keys and values [L, Hkv, N, D]), "residual" (the stream before each layer and after
+            the last, [L + 1, w, E]).
 
     Raises:
         SpecError: if a setting is unknown or cannot be run; the message names every problem.
@@ -275,6 +278,7 @@ class RunSpec(Strict):
     replay_positions: tuple[tuple[int, ...], ...] | None = None
     replay_weights: tuple[tuple[float, ...], ...] | None = None
     replay_links: tuple[tuple[tuple[float, ...], ...], ...] | None = None
+    weighting_layers: tuple[int, int] | None = None
     isolated_layers: tuple[int, int] | None = None
     isolated_mass: IsolatedMass = "spread"
     capture: tuple[Capture, ...] = ()
@@ -285,7 +289,9 @@ class RunSpec(Strict):
     _plain_weights = field_validator("replay_weights", mode="before")(_weight_sets)
     _plain_links = field_validator("replay_links", mode="before")(_matrices)
     _plain_schedule = field_validator("schedule", mode="before")(_numbers)
-    _plain_layers = field_validator("isolated_layers", mode="before")(_token_ids)
+    _plain_layers = field_validator("weighting_layers", "isolated_layers", mode="before")(
+        _token_ids
+    )
     _plain_captures = field_validator("capture", mode="before")(_names)
 
     @field_validator("prompt")
@@ -346,9 +352,9 @@ class RunSpec(Strict):
                 )
         return replay
 
-    @field_validator("isolated_layers")
+    @field_validator("weighting_layers", "isolated_layers")
     @classmethod
-    def _isolated_layers_is_range(cls, layers: tuple[int, int] | None) -> tuple[int, int] | None:
+    def _layers_are_range(cls, layers: tuple[int, int] | None) -> tuple[int, int] | None:
         if layers is not None and not 0 <= layers[0] < layers[1]:
             raise ValueError(
                 "expected the first layer and the one after the last, for example [0, 4]"
@@ -388,6 +394,17 @@ class RunSpec(Strict):
                 "isolated_mass='self' says what isolated_layers do with the attention; "
                 "give isolated_layers as well"
             )
+        if self.weighting_layers is not None:
+            if self.weighting == "none" and self.replay_weights is None:
+                raise ValueError(
+                    "weighting_layers says in which layers members are weighted; "
+                    "give weighting or replay_weights as well"
+                )
+            if self.isolated_layers is not None:
+                raise ValueError(
+                    "weighting_layers and isolated_layers both say what some layers do; "
+                    "give one of them"
+                )
         return self
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """Trace and Step: everything recorded of one run, and how it is kept on disk without pickle.
 
 Shapes: L layers, H query heads, Hkv key heads, w set width, N slots, N_k slots once set k is in,
-D head size, V vocabulary, P prompt.
+D head size, E residual size, V vocabulary, P prompt.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 FORMAT = 2  # of the saved folder; raised when an older reader would misread it
 # Format 1 had no checksum of the record. A flipped bit cannot make a 2 of it, or a 1 of a 2.
 FORMATS = (1, FORMAT)
-STEP_ARRAYS = ("distribution", "logits", "attention", "siblings", "links")
+STEP_ARRAYS = ("distribution", "logits", "attention", "siblings", "links", "residual")
 # The files of a saved folder. The record names its arrays: a trace that replaces an earlier one
 # writes the other of the two names, so that the one rename of the record changes both.
 _ARRAYS, RECORD = ("arrays.npz", "arrays-2.npz"), "trace.json"
@@ -91,6 +91,8 @@ class Step:
             next set, which has w'. A column sums to one. None for the last set, and for a readout
             other than `mixture`.
         dropped: The slots that this set and all later ones no longer attend to (`prune`).
+        residual: [L + 1, w, E] float32, what enters each layer at each member, and last what the
+            final norm gets; None if not captured.
     """
 
     tokens: list[int]
@@ -106,6 +108,7 @@ class Step:
     siblings: np.ndarray | None = None
     links: np.ndarray | None = None
     dropped: list[int] = field(default_factory=list)
+    residual: np.ndarray | None = None
 
     def __repr__(self) -> str:
         shown = [
@@ -593,6 +596,7 @@ def _check_shapes(trace: Trace) -> None:
             "attention": (None, None, width, ends[k + 1]),
             "siblings": (None, None, width, width),
             "links": (width, trace.widths[k + 1] if k + 1 < len(trace.steps) else 0),
+            "residual": (None, width, None),
         }
         for name, shape in shapes.items():
             _check_array(f"{name}_{k}", getattr(step, name), shape)

@@ -100,9 +100,10 @@ def a_run_under_other_rules_equals_the_oracle(lm: LanguageModel, case: Case) -> 
 
 
 def a_replay_in_detail_equals_the_oracle(lm: LanguageModel, case: Case) -> None:
-    """A replay equals tempo.reference with given positions and weights, or isolated layers.
+    """A replay equals tempo.reference with given positions and weights, or in parts of the layers.
 
-    Isolated layers are tried with the set's mass spread and with it kept.
+    Layers that isolate siblings are tried with the set's mass spread and with it kept. Weights are
+    tried in the first and in the last layer alone.
     """
     positions, weights = [], []
     for k, members in enumerate(case.sets):
@@ -115,7 +116,11 @@ def a_replay_in_detail_equals_the_oracle(lm: LanguageModel, case: Case) -> None:
     # weights that are given cannot be combined with those that posteriors give
     given = {} if case.weighting in BY_QUERY else {"replay_weights": weights}
     linked = {"weighting": "posterior", "readout": "mixture", "replay_links": _some_links(case)}
-    for changes in ({"replay_positions": positions} | given, spread, kept | given, linked):
+    weighted = linked | {"weighting_layers": (0, 1)}
+    last_weighted = {"weighting": "none", "replay_weights": weights, "weighting_layers": last}
+    moved = {"replay_positions": positions}
+    every = (moved | given, spread, kept | given, linked, weighted, last_weighted)
+    for changes in every:
         run = forced(lm, case, **changes)
         oracle = tempo.reference.generate(lm, **run.spec.model_dump())
         for k, (step, other) in enumerate(zip(run.steps, oracle.steps, strict=True)):

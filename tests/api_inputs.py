@@ -100,6 +100,7 @@ TAKES = {
     "replay_positions": {"nothing"},
     "replay_weights": {"nothing"},
     "replay_links": {"nothing"},
+    "weighting_layers": {"nothing"},
     "isolated_layers": {"nothing"},
     "isolated_mass": set(),
     "capture": set(),
@@ -109,6 +110,7 @@ ENGINE = {
     "memory_budget": {"nothing", "huge"},
     "spool": {"nothing", "word", "digits"},
     "store": {"nothing", "word", "digits"},
+    "hooks": {"nothing"},
 }
 LOADING = {
     "name": set(),

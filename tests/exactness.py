@@ -11,6 +11,7 @@ from tempo import LanguageModel
 from tempo.spec import BY_QUERY, POSITIONS, READOUTS, VISIBILITIES, WEIGHTINGS
 from tests import agreements, identities
 from tests import lattice_identities as lattices
+from tests import residual_identities as residuals
 from tests.checks import Case
 from tests.tiny_models import TWINS, VOCAB, gpt_oss, llama, mistral
 
@@ -113,6 +114,11 @@ CHECKS = {
         Check(agreements.a_run_under_other_rules_equals_the_oracle, mistral),
         Check(agreements.a_replay_in_detail_equals_the_oracle),
         Check(agreements.a_replay_in_detail_equals_the_oracle, mistral),
+        Check(residuals.a_hooked_run_equals_the_oracle),
+        Check(residuals.a_hooked_run_equals_the_oracle, mistral),
+        Check(residuals.own_residuals_change_nothing),
+        Check(residuals.a_layer_of_residuals_is_all_that_follows),
+        Check(residuals.hooks_reach_no_other_run),
         Check(agreements.capture_never_changes_a_run),
         Check(agreements.company_changes_nothing_but_rounding),
         Check(agreements.a_run_leaves_nothing_behind),

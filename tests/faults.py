@@ -6,7 +6,8 @@ Most are faults that implementations of TEMPO have had. Those of an earlier publ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tempo import attention, engine, lattice, selection, trace
+from tempo import attention, engine, lattice, residual, selection, trace
 from tempo import run as one_run
 from tempo.cache import SlotCache, SlotLayer
 from tempo.lattice import Lattice
@@ -613,6 +614,119 @@ def seed_ignored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RunSpec, "rules", lambda spec, *step: original(spec, *step) | {"seed": 0})
 
 
+def change_residuals(patch: pytest.MonkeyPatch, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Let `change(residuals)` alter what a pass recorded of them, [L + 1, n, E]."""
+    original = engine._hand_out
+
+    def hand_out(residuals: np.ndarray, groups: Any) -> None:
+        original(change(residuals), groups)
+
+    patch.setattr(engine, "_hand_out", hand_out)
+
+
+def residual_of_the_next_member(patch: pytest.MonkeyPatch) -> None:
+    """Each token's residual is recorded for the token after it."""
+    change_residuals(patch, lambda residuals: np.roll(residuals, 1, axis=1))
+
+
+def residual_after_the_layer(patch: pytest.MonkeyPatch) -> None:
+    """What is recorded is what leaves a layer, and not what enters it."""
+    change_residuals(patch, lambda residuals: np.concatenate([residuals[1:], residuals[-1:]]))
+
+
+def residual_before_the_hook(patch: pytest.MonkeyPatch) -> None:
+    """A residual is recorded as it was before its hook changed it."""
+    original = residual.Tap.at
+
+    @wraps(original)
+    def at(tap: residual.Tap, layer: int, hidden: Tensor) -> Tensor:
+        changed = original(tap, layer, hidden)
+        if tap.rows is not None:
+            tap.found[-1] = hidden[0].index_select(0, tap.rows)
+        return changed
+
+    patch.setattr(residual.Tap, "at", at)
+
+
+def residuals_rounded_on_the_way(patch: pytest.MonkeyPatch) -> None:
+    """While residuals are recorded, the layers get them in bfloat16."""
+    original = engine.tapped
+
+    @contextmanager
+    def tapped(stream: Any, tap: residual.Tap) -> Iterator[None]:
+        def rounded(module: Any, args: Any, output: Any) -> Any:
+            return output.bfloat16().to(output.dtype)
+
+        with original(stream, tap):
+            handle = stream.layers[0].register_forward_hook(rounded)
+            try:
+                yield
+            finally:
+                handle.remove()
+
+    patch.setattr(engine, "tapped", tapped)
+
+
+def change_hooks(
+    patch: pytest.MonkeyPatch, change: Callable[[one_run.Run, int, int], tuple[int, int]]
+) -> None:
+    """Let `change(run, layer, offset)` move the hooks of each pass."""
+    original = one_run.Run.changes
+
+    @wraps(original)
+    def changes(run: one_run.Run) -> Iterator[Any]:
+        for layer, offset, function in original(run):
+            yield *change(run, layer, offset), function
+
+    patch.setattr(one_run.Run, "changes", changes)
+
+
+def hook_at_the_next_member(patch: pytest.MonkeyPatch) -> None:
+    """A hook changes the residual of the token after the one that it is for."""
+    change_hooks(patch, lambda run, layer, offset: (layer, (offset + 1) % run.num_new))
+
+
+def hook_after_the_layer(patch: pytest.MonkeyPatch) -> None:
+    """A hook changes what leaves a layer, and not what enters it."""
+    change_hooks(patch, lambda run, layer, offset: (min(layer + 1, run.lm.num_layers), offset))
+
+
+def hooks_not_called(patch: pytest.MonkeyPatch) -> None:
+    """Hooks are accepted, and nothing is changed."""
+    patch.setattr(one_run.Run, "changes", lambda run: iter(()))
+
+
+def hooks_never_part(patch: pytest.MonkeyPatch) -> None:
+    """Runs of the same sets share their passes, whatever hooks they have."""
+    original = one_run.Run._note
+
+    @wraps(original)
+    def note(run: one_run.Run, start: int, mode: Any) -> None:
+        original(run, start, "hooked" if isinstance(mode, tuple) and len(mode) == 2 else mode)
+
+    patch.setattr(one_run.Run, "_note", note)
+    patch.setattr(one_run.Run, "_is_hooked", lambda run, step: False)
+
+
+def weighting_layers_ignored(patch: pytest.MonkeyPatch) -> None:
+    """The layers in which members should be weighted are all layers."""
+
+    def change(context: attention.PassContext, runs: Any) -> None:
+        context.weighted_layers = {}
+
+    change_pass(patch, change)
+
+
+def weighting_layers_off_by_one(patch: pytest.MonkeyPatch) -> None:
+    """Members are weighted one layer after those that were asked for."""
+
+    def change(context: attention.PassContext, runs: Any) -> None:
+        layers = context.weighted_layers.items()
+        context.weighted_layers = {row: (first + 1, end + 1) for row, (first, end) in layers}
+
+    change_pass(patch, change)
+
+
 def raw_keys_not_saved(patch: pytest.MonkeyPatch) -> None:
     """One of the arrays is left out of the file."""
     original = trace.Trace._arrays
@@ -682,5 +796,15 @@ FAULTS: dict[str, Plant] = {
         drawn_with_replacement,
         drawn_from_one_stream,
         seed_ignored,
+        residual_of_the_next_member,
+        residual_after_the_layer,
+        residual_before_the_hook,
+        residuals_rounded_on_the_way,
+        hook_at_the_next_member,
+        hook_after_the_layer,
+        hooks_not_called,
+        hooks_never_part,
+        weighting_layers_ignored,
+        weighting_layers_off_by_one,
     )
 }

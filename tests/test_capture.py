@@ -28,7 +28,9 @@ from tempo.spec import CAPTURES, RunSpec
 
 PROMPT = "The cat"
 EVERYTHING = CAPTURES
-SUBSETS = [names for count in range(5) for names in itertools.combinations(CAPTURES, count)]
+SUBSETS = [
+    names for count in range(len(CAPTURES) + 1) for names in itertools.combinations(CAPTURES, count)
+]
 
 
 def nbytes(trace):
@@ -39,7 +41,7 @@ def nbytes(trace):
     held = {"distribution": sum(step.distribution.nbytes for step in trace.steps)}
     links = [step.links for step in trace.steps[:-1]]
     held["links"] = sum(array.nbytes for array in links if array is not None)
-    for name in ("attention", "siblings", "logits"):
+    for name in ("attention", "siblings", "logits", "residual"):
         arrays = [array for step in trace.steps if (array := getattr(step, name)) is not None]
         held |= {name: sum(array.nbytes for array in arrays)} if arrays else {}
     if trace.keys is not None:
@@ -86,7 +88,7 @@ def test_the_cache_counts_every_slot_whether_or_not_keys_are_kept(tiny):
 
 
 def test_a_cache_of_half_precision_takes_half(tiny):
-    names = ("vocab_size", "num_layers", "num_heads", "key_value_sizes")
+    names = ("vocab_size", "num_layers", "num_heads", "key_value_sizes", "residual_stream")
     shape = {name: getattr(tiny, name) for name in names}
     half = SimpleNamespace(dtype=torch.bfloat16, **shape)
     spec = RunSpec(prompt="a", capture=EVERYTHING)
@@ -114,6 +116,7 @@ def test_bytes_are_the_sums_over_steps(widths, num_prompt):
         key_value_sizes=((3, 8, 8), (3, 8, 5)),
         vocab_size=50,
         dtype=torch.float32,
+        residual_stream=SimpleNamespace(size=7),
     )
     sizes = trace_bytes(lm, RunSpec(prompt="a", capture=EVERYTHING), num_prompt, widths)
     slots = [num_prompt + sum(widths[: k + 1]) for k in range(len(widths))]
@@ -121,6 +124,7 @@ def test_bytes_are_the_sums_over_steps(widths, num_prompt):
         "attention": sum(2 * 6 * width * n * 4 for width, n in zip(widths, slots, strict=True)),
         "siblings": sum(2 * 6 * width * width * 4 for width in widths),
         "logits": sum(width * 50 * 4 for width in widths),
+        "residual": sum(3 * width * 7 * 4 for width in widths),
         "kv": 3 * slots[-1] * (2 * 3 * 8 - 3) * 4,  # one layer's values are 3 shorter
         "distribution": len(widths) * 50 * 4,
         "links": sum(a * b * 4 for a, b in itertools.pairwise(widths)),

@@ -85,6 +85,10 @@ def test_the_code_for_the_real_model_runs_as_it_stands(page, languages, tmp_path
     assert run_page(ROOT / page, languages, tmp_path) == []
 
 
+def test_the_code_about_interpretability_runs_as_it_stands(tmp_path):
+    assert run_page(DOCS / "interpretability.md", "python", tmp_path) == []
+
+
 BROKEN = """\
 Save this as `test_x.py`, which holds no study:
 

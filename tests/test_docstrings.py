@@ -15,7 +15,7 @@ from typing import get_type_hints
 import pytest
 
 import tempo
-from tempo import engine, models, reference, spec, trace
+from tempo import engine, interpret, models, reference, spec, trace
 from tempo.errors import SpecError
 from tempo.inputs import checked
 from tempo.spec import RunSpec
@@ -28,6 +28,8 @@ PUBLIC = (
     tempo.load_model,
     tempo.wrap_model,
     tempo.load_trace,
+    tempo.lens,
+    tempo.patch,
     tempo.reference.generate,
     tempo.LanguageModel.encode,
     tempo.LanguageModel.chat,
@@ -96,7 +98,7 @@ def test_an_example_that_is_wrong_would_be_seen() -> None:
     assert failures(ModuleType("right", doc=">>> 1 + 1\n2"))[:2] == (0, 1)
 
 
-@pytest.mark.parametrize("module", [engine, models, reference, spec, trace])
+@pytest.mark.parametrize("module", [engine, interpret, models, reference, spec, trace])
 def test_the_modules_of_the_public_names_have_examples(module: ModuleType) -> None:
     assert failures(module)[1] >= 3
 
@@ -114,7 +116,7 @@ def test_public_names_are_explained_with_an_example(documented: object) -> None:
         assert examples(documented)
 
 
-@pytest.mark.parametrize("function", PUBLIC[:9], ids=lambda function: function.__qualname__)
+@pytest.mark.parametrize("function", PUBLIC[:11], ids=lambda function: function.__qualname__)
 def test_every_argument_is_in_the_signature_and_explained(function: object) -> None:
     parameters = dict(inspect.signature(function).parameters)
     parameters.pop("self", None)
@@ -128,7 +130,7 @@ def test_every_argument_is_in_the_signature_and_explained(function: object) -> N
 @pytest.mark.parametrize("generate", GENERATES, ids=["engine", "oracle"])
 def test_generate_has_the_settings_of_a_spec_with_their_defaults(generate) -> None:
     parameters = inspect.signature(generate).parameters
-    own = {"lm", "memory_budget", "spool", "store"}
+    own = {"lm", "memory_budget", "spool", "store", "hooks"}
     assert [name for name in parameters if name not in own] == list(RunSpec.model_fields)
     hints, fields = get_type_hints(generate), get_type_hints(RunSpec)
     for name, field in RunSpec.model_fields.items():
@@ -170,6 +172,7 @@ def test_every_setting_that_is_given_arrives(generate, tiny) -> None:
         "replay_positions": ((5, 5), (6,)),
         "replay_weights": ((0.5, 1.0), (2.0,)),
         "replay_links": None,
+        "weighting_layers": None,
         "isolated_layers": (0, 2),
         "isolated_mass": "self",
         "capture": ("logits",),
@@ -184,6 +187,9 @@ def test_every_setting_that_is_given_arrives(generate, tiny) -> None:
         "prune_by": "attention",
         "replay_weights": None,
         "replay_links": (((0.25,), (0.75,)),),
+        "weighting_layers": (0, 2),
+        "isolated_layers": None,
+        "isolated_mass": "spread",
     }
     for name, default in defaults.items():
         assert (given[name], other[name]) != (default, default)

@@ -44,7 +44,7 @@ def test_what_decides_is_measured_on_prompts_drawn_after_it_was_registered(found
 
 def test_experiments_can_be_run_together(found):
     check_together(found)
-    assert len({plan.study.name for plan in found}) == 16
+    assert len({plan.study.name for plan in found}) == 17
 
 
 def test_every_other_family_belongs_to_one_experiment(found):

@@ -47,6 +47,7 @@ VALID = {
     "replay_positions": ((5, 5), (6,)),
     "replay_weights": ((0.5, 1.0), (2.0,)),
     "replay_links": None,
+    "weighting_layers": None,
     "isolated_layers": (0, 2),
     "isolated_mass": "self",
     "capture": ("logits",),
@@ -73,6 +74,7 @@ CHANGED = {
     "replay_positions": ((5, 6), (6,)),
     "replay_weights": ((0.5, 1.0), (3.0,)),
     "replay_links": (((0.25,), (0.75,)),),
+    "weighting_layers": (1, 2),
     "isolated_layers": (1, 2),
     "isolated_mass": "spread",
     "capture": ("kv",),
@@ -82,6 +84,7 @@ CHANGED = {
 BESIDE = {
     "readout": {"prune": None, "prune_by": "posterior"},
     "replay_links": {"weighting": "posterior", "replay_weights": None},
+    "weighting_layers": {"isolated_layers": None, "isolated_mass": "spread"},
 }
 
 
@@ -127,6 +130,7 @@ ALL_BUT_PAIRS = st.fixed_dictionaries(
         "replay_positions": st.none(),
         "replay_weights": st.none(),
         "replay_links": st.none(),
+        "weighting_layers": st.none(),
         "isolated_layers": st.none() | st.integers(0, 9).map(lambda first: (first, first + 2)),
         "isolated_mass": st.just("spread"),
         "capture": st.lists(st.sampled_from(CAPTURES), max_size=4).map(tuple),
@@ -207,12 +211,12 @@ def refusal(**changes):
         ("replay", [["a"]], "'a'", "a valid integer", [[0]]),
         ("replay", "ab", "'ab'", "a valid tuple", [[97], [98]]),
         ("replay", [[True]], "True", "a valid integer", [[1]]),
-        ("capture", "weights", "'weights'", "'attention', 'siblings', 'logits' or 'kv'", "kv"),
+        ("capture", "weights", "'weights'", "'logits', 'kv' or 'residual'", "kv"),
         (
             "capture",
             ["kv", "weights"],
             "'weights'",
-            "'attention', 'siblings', 'logits' or 'kv'",
+            "'logits', 'kv' or 'residual'",
             ["kv", "logits"],
         ),
         ("capture", "atention", "'atention'", "did you mean 'attention'?", "attention"),
@@ -476,7 +480,7 @@ def test_every_setting_changes_the_key_and_capture_only_the_key_with_capture(key
 
 def test_the_key_does_not_depend_on_the_process():
     # a fixed value: a stored trace must be found again by another process and on another day
-    assert RunSpec(prompt="a").key() == "b626e0bcfdd147b7"
+    assert RunSpec(prompt="a").key() == "412fbd6ef8a87b9b"
     assert RunSpec(prompt="a").key(with_capture=False) == "0685ddf51cb35a4c"
     assert RunSpec(prompt="a", threshold=1).key() == RunSpec(prompt="a", threshold=1.0).key()
     assert RunSpec(prompt="12").key() != RunSpec(prompt=[12]).key()

@@ -144,7 +144,7 @@ def test_without_a_gpu_there_is_a_notice_and_with_one_this_would_run():
         found = speed.ratios_of(lm, speed.QUICK[0], every=True)
     assert (found["dtype"], found["device"]) == ("bfloat16", "cpu")
     works = {"16 siblings", "transformers, eager", "single run", "bound"}
-    captures = {"capture attention", "capture siblings"}
+    captures = {"capture attention", "capture siblings", "capture residual"}
     assert works | captures <= {row["name"] for row in found["rows"]}
 
 
@@ -163,7 +163,7 @@ def test_one_command_writes_numbers_table_and_plot(tmp_path, capsys):
     sweeps = [row for row in in_float32 if "same_runs" in row]
     assert all(row["same_runs"].startswith("2 ") for row in sweeps)
     captures = [row for found in report["models"] for row in found["rows"] if "same_bits" in row]
-    assert len(captures) == 4
+    assert len(captures) == 6
     assert all(row["same_bits"] for row in captures)
     assert set(report["time"]) == {"runs", "width", "context", "layers"}
     assert set(report["memory"]) in ({*report["time"], "steps", SPOOLED}, set())

@@ -19,7 +19,7 @@ from tempo.parsing import seal
 from tempo.spec import CAPTURES, RunSpec
 from tempo.trace import FORMAT, STEP_ARRAYS, Step, Trace, load_trace, slot_steps
 
-SUBSETS = [names for count in range(5) for names in combinations(CAPTURES, count)]
+SUBSETS = [names for count in range(len(CAPTURES) + 1) for names in combinations(CAPTURES, count)]
 ARRAYS = ("slot_token", "slot_position", "slot_step", "keys", "values", "raw_keys")
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
 
@@ -111,7 +111,7 @@ def test_a_loaded_trace_is_the_saved_one_to_the_bit(traces, tmp_path, names):
     )
     captured = {
         name
-        for name in ("logits", "attention", "siblings")
+        for name in ("logits", "attention", "siblings", "residual")
         if getattr(loaded.steps[0], name) is not None
     }
     assert captured | ({"kv"} if loaded.keys is not None else set()) == set(names)
