@@ -66,6 +66,7 @@ class AttentionCall(NamedTuple):
         value_size: V, the size of a value.
         forms_weights: Whether all weights are in memory at once: torch has no fused attention for
             caps, sinks, and values of another size than keys.
+        has_sinks: Whether sinks take a part of each row, so that its weights need not sum to one.
     """
 
     module: nn.Module
@@ -76,6 +77,7 @@ class AttentionCall(NamedTuple):
     key_size: int
     value_size: int
     forms_weights: bool = False
+    has_sinks: bool = False
 
 
 @dataclass

@@ -32,6 +32,7 @@ from tempo.support import (
     check_stated_rotary,
     context_length,
     eos_token_ids,
+    has_experts,
     layer_windows,
     rotary_tables,
     token_width,
@@ -43,6 +44,8 @@ from tempo.wheels import KNOWN_MODELS, ensure, ensure_gguf, quiet_transformers, 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tempo.rotation import Rotation
 
 # A token id in any form, see `tempo.inputs`; no vocabulary is larger.
 TOKEN = whole(0, 2**31 - 1)
@@ -72,6 +75,8 @@ class LanguageModel:
         token_width: About how many numbers one token takes on its way through a layer, at most.
         has_plain_keys: Whether "kv" can be captured: every layer caches keys and values of its own,
             all of one size.
+        has_sinks: Whether attention sinks take a part of each attention row.
+        has_experts: Whether tokens go to experts, so that a row's last bits depend on its mates.
 
     Example:
         >>> import tempo
@@ -113,6 +118,8 @@ class LanguageModel:
         same_size = len(set(plain)) == 1
         self.token_width = token_width(model)
         self.has_plain_keys = same_size and self.key_value_sizes == (plain[0],) * self.num_layers
+        self.has_sinks = any(call.has_sinks for call in self.attention_calls)
+        self.has_experts = has_experts(model)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -169,14 +176,38 @@ class LanguageModel:
 
     @cached_property
     def rotary_frequencies(self) -> list[np.ndarray]:
-        """The rotary frequencies [D/2] of each layer, in radians a position."""
+        """The rotary frequencies [D/2] of each layer, in radians a position; [0] without any."""
         tables = {}
         for name, table in rotary_tables(self.model).items():
             tables[name.rpartition(".")[2]] = table.double().cpu().numpy()
         text = self.model.config.get_text_config()
         kinds = getattr(text, "layer_types", None) or [""] * self.num_layers
-        leaves = [f"{kind}_inv_freq" for kind in kinds]
-        return [tables[leaf if leaf in tables else "inv_freq"] for leaf in leaves]
+        common = tables.get("inv_freq", np.zeros(0))
+        return [tables.get(f"{kind}_inv_freq", common) for kind in kinds]
+
+    @cached_property
+    def rotations(self) -> list[Rotation]:
+        """How each layer rotates its keys, as a plain pass of transformers shows.
+
+        Raises ModelError if keys before rotation cannot be had, or if no known rotation fits them.
+        """
+        from tempo.rotation import rotations  # which needs this module
+
+        return rotations(self.model, self.attention_modules, self.rotary_frequencies)
+
+    @cached_property
+    def reason_against_kv(self) -> str:
+        """Why positions cannot be told from the cached keys; "" if they can."""
+        if not self.has_plain_keys:
+            return (
+                "its layers share keys, cache latents, or have keys of different sizes, so there "
+                "are no plain keys from which positions could be told"
+            )
+        try:
+            self.rotations  # noqa: B018 -- whether they can be had is the question
+        except ModelError as error:
+            return str(error)
+        return ""
 
     def provenance(self) -> dict[str, Any]:
         """Which model and which software makes a trace."""

@@ -201,6 +201,7 @@ def _probe_attention(
             value_size=value.shape[-1],
             forms_weights=key.shape[-1] != value.shape[-1]
             or any(kwargs.get(name) is not None for name in ("softcap", "s_aux")),
+            has_sinks=kwargs.get("s_aux") is not None,
         )
     )
     return value.new_zeros(value.shape[0], length, num_heads, value.shape[-1]), None

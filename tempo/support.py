@@ -294,6 +294,18 @@ def token_width(model: PreTrainedModel) -> int:
     return 8 * ends[0].weight.shape[-1] + 4 * widest * experts
 
 
+def has_experts(model: PreTrainedModel) -> bool:
+    """Whether some layers send each token to a few of several experts, as their modules are called.
+
+    Rows that go to one expert share its matrix product. So a row's last bits depend on its mates.
+    """
+    for name, module in model.named_modules():
+        called = f"{name.rpartition('.')[2]} {type(module).__name__}".lower()
+        if "expert" in called or "moe" in called.replace(str(model.config.model_type), ""):
+            return True
+    return False
+
+
 def eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
     """The end-of-sequence tokens that any of the model's configs names."""
     ids: set[int] = set()

@@ -203,11 +203,12 @@ def own_case(plan: Any, pytestconfig: pytest.Config) -> Any:
 @pytest.fixture
 def store(plan: Any, pytestconfig: pytest.Config) -> Any:
     """The raw results of the config's own prompt."""
+    pytestconfig.stash[session_key].cases(plan)
     return pytestconfig.stash[session_key].gathered.store(plan)
 
 
 # Letters of the progress line; upper case, as they are no failures and no skips.
-LETTERS = {"SUPPORTED": "S", "REFUTED": "R", "INCONCLUSIVE": "I"}
+LETTERS = {"SUPPORTED": "S", "REFUTED": "R", "INCONCLUSIVE": "I", "INAPPLICABLE": "N"}
 
 
 def verdict_of(report: Any) -> str:

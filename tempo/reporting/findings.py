@@ -18,7 +18,7 @@ MAX_LINES = 20  # of the table in a terminal: what fits above the fold of a smal
 PRIMARY = "primary"
 ROLES = (PRIMARY, "secondary", "invariant")
 # The verdicts, most in need of attention first.
-SIGNS = {"REFUTED": "✕", "INCONCLUSIVE": "◇", "SUPPORTED": "●"}
+SIGNS = {"REFUTED": "✕", "INCONCLUSIVE": "◇", "INAPPLICABLE": "–", "SUPPORTED": "●"}
 
 
 def role(finding: Finding) -> str:

@@ -40,6 +40,8 @@ def claims_table(findings: Sequence[Finding], at: str = "") -> str:
     boxes = ""
     for verdict, sign in SIGNS.items():
         name, n = verdict.lower(), sum(f.verdict == verdict for f in findings)
+        if verdict == "INAPPLICABLE" and not n:
+            continue
         box = f'<input type="checkbox" checked value="{name}"/>'
         boxes += f"<label>{box} {sign} {name} ({n})</label>"
     seen: set[str] = set()
