@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import operator
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -38,7 +39,7 @@ from tempo.support import (
     token_width,
     unwrapped,
 )
-from tempo.text import escaped
+from tempo.text import escaped, piece_text
 from tempo.tiny import build_tiny
 from tempo.wheels import KNOWN_MODELS, ensure, ensure_gguf, quiet_transformers, read_conversion
 
@@ -324,15 +325,32 @@ class LanguageModel:
         )
 
     def token_text(self, token: int) -> str:
-        """The text of one token, leading space kept; `<17>` if the tokenizer has no such token."""
+        """The text of one token, all its spaces kept; `<17>` if the tokenizer has no such token.
+
+        Bytes that are no whole character are shown as `<0xE2>`.
+        """
         token = conform(TOKEN, "a token", token)
         piece = None if self.tokenizer is None else self.tokenizer.convert_ids_to_tokens(token)
         if piece is None:
             return f"<{token}>"
-        text = self.decode([token])
-        # SentencePiece decoders drop the space that begins a text, and here every token begins one.
-        dropped = str(piece).startswith("\u2581") and not text.startswith(" ")
-        return f" {text}" if dropped else text
+        return piece_text(str(piece), self.decode([token])) or f"<{token}>"
+
+    def token_texts(self, tokens: Iterable[int]) -> list[str]:
+        """The text of each token, such that different tokens have different texts.
+
+        Tokens of one text, such as `A` and the byte of A, are told apart by their ids: `A<37>`.
+
+        Example:
+            >>> import tempo
+            >>> tempo.load_model("tiny").token_texts([65, 32, 226])
+            ['A', ' ', '<0xE2>']
+        """
+        tokens = list(tokens)
+        of_token = {token: self.token_text(token) for token in tokens}
+        shared = Counter(of_token.values())
+        return [
+            f"{text}<{token}>" if shared[text := of_token[token]] > 1 else text for token in tokens
+        ]
 
     def close(self) -> None:
         """Give the model back with its attention implementation and train mode; once is enough."""

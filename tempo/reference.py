@@ -212,7 +212,7 @@ def generate(
                 "probabilities": probabilities,
                 "position": slots[read[0]].position,
                 "slots": read,
-                "texts": [lm.token_text(token) for token in chosen.tokens],
+                "texts": lm.token_texts(chosen.tokens),
                 "ended": chosen.ended,
                 "dropped": [slot for slot, step in dropped.items() if step == k],
                 "distribution": distribution.numpy(),

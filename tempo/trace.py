@@ -27,7 +27,7 @@ from tempo.paths import Path as SetPath
 from tempo.paths import best_members, most_probable
 from tempo.selection import SMALLEST_PROBABILITY, member_weights
 from tempo.spec import RunSpec
-from tempo.text import escaped
+from tempo.text import escaped, joined
 
 FORMAT = 2  # of the saved folder; raised when an older reader would misread it
 # Format 1 had no checksum of the record. A flipped bit cannot make a 2 of it, or a 1 of a 2.
@@ -205,7 +205,7 @@ class Trace:
     def best_text(self) -> str:
         """The texts of the members of `best_path`, joined."""
         chosen = zip(self.steps, self._best_members(), strict=True)
-        return "".join(step.texts[i] for step, i in chosen)
+        return joined(step.texts[i] for step, i in chosen)
 
     def paths(self, num_paths: int = 10) -> list[SetPath]:
         """The most probable whole paths through the sets, best first.
@@ -239,7 +239,7 @@ class Trace:
         for log_share, members in most_probable(links, last, num_paths):
             chosen = list(zip(self.steps, members, strict=True))
             tokens = [step.tokens[i] for step, i in chosen]
-            text = "".join(step.texts[i] for step, i in chosen)
+            text = joined(step.texts[i] for step, i in chosen)
             found.append(SetPath(members, tokens, text, log_share + mass, math.exp(log_share)))
         return found
 

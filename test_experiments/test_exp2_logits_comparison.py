@@ -17,7 +17,18 @@ from fixtures.margins import BFLOAT16_TV, ONE_IN_TWENTY
 from fixtures.raw import grouped_means, keep_log, keep_table, likely_texts, slot_arrays
 from fixtures.rows import at_members, at_most, logits_of
 from tempo import Trace
-from tempo.harness import Margin, Planned, Prompt, Steps, Store, Study, average, run, wide_steps
+from tempo.harness import (
+    Margin,
+    Planned,
+    Prompt,
+    Space,
+    Steps,
+    Store,
+    Study,
+    average,
+    run,
+    wide_steps,
+)
 from tempo.metrics import compare, total_variation
 from tempo.reporting.figures import Picture, distributions, lines_by
 
@@ -34,7 +45,13 @@ SHARE = "half the margin; the spread of a share of about nine steps, (0.025 * 0.
 HALF_OF_STEPS = Planned(ONE_IN_TWENTY / 2, sd=0.052, source=SHARE)
 Distances = dict[str, float]  # of two distributions, by metric
 
-study = Study("exp2", title="Logits", captures=("logits",), registered="2026-11-23")
+study = Study(
+    "exp2",
+    title="Logits",
+    captures=("logits",),
+    registered="2026-11-23",
+    space=Space(visibility=("isolated", "both")),
+)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class Case:
         """The same with the centre of each width's class on a logarithmic scale."""
         found = []
         for width, tv in self.steps:
-            low, high = min(c for c in WIDTH_CLASSES if width <= c[1])
+            # the last class is open above
+            low, high = min((c for c in WIDTH_CLASSES if width <= c[1]), default=WIDTH_CLASSES[-1])
             found.append((math.sqrt(low * high), tv))
         return found
 

@@ -23,7 +23,18 @@ from fixtures.raw import grouped_means, keep_log, keep_table, lattice
 from fixtures.scenes import READER, Scene, draw, first_scene
 from fixtures.truth import Branches, forced, read_spec
 from tempo import LanguageModel, Trace
-from tempo.harness import Margin, Planned, Prompt, RunRequest, Steps, Store, Study, average, run
+from tempo.harness import (
+    Margin,
+    Planned,
+    Prompt,
+    RunRequest,
+    Space,
+    Steps,
+    Store,
+    Study,
+    average,
+    run,
+)
 from tempo.harness.study import ClaimTest, Statistic
 from tempo.metrics import kl_divergence, total_variation
 from tempo.reporting.figures import Picture, bars, lines_by
@@ -41,7 +52,9 @@ BETTER_ORDER = Margin(0.1, "one pair in twenty more in the right order")
 NO_DATA = "no earlier data; the spread that three to five members give if half of it is noise"
 slopes, taus = (partial(Planned, sd=sd, source=NO_DATA) for sd in (0.6, 0.5))
 
-study = Study("exp9", title="Influence, not attention", registered="2026-11-24")
+study = Study(
+    "exp9", title="Influence, not attention", registered="2026-11-24", space=Space(widest=32)
+)
 
 
 @dataclass(frozen=True)

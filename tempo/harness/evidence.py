@@ -78,7 +78,7 @@ class Evidence:
             if plan.study.name not in self.fingerprints:
                 self.fingerprints[plan.study.name] = code_fingerprint(maker, plan.module)
         for plan in self.plans:
-            if why := plan.study.reason_against(self.lm):
+            if why := plan.study.reason_against(self.lm, plan.config.capture):
                 self.inapplicable[plan.name] = why
         self._measure(progress)
         self._judge()
@@ -291,7 +291,7 @@ class Evidence:
             }
             for claim in plan.claims:
                 dated = context | {"registered": claim.claim.registered}
-                if why := claim.reason_against(self.lm):
+                if why := self.inapplicable.get(plan.name) or claim.reason_against(self.lm):
                     findings.append(inapplicable(claim.claim, why, dated))
                     continue
                 try:

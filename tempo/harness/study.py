@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tempo.claims import Claim
 from tempo.errors import SpecError
+from tempo.harness.config import Space
 from tempo.spec import CAPTURES
 
 if TYPE_CHECKING:
@@ -167,8 +168,8 @@ class ClaimTest:
         )
 
     def reason_against(self, lm: LanguageModel) -> str:
-        """Why the claim cannot be judged on this model; "" if it can."""
-        return self.study.reason_against(lm) or (self.needs(lm) if self.needs else "")
+        """Why this claim cannot be judged on the model; "" if it can."""
+        return self.needs(lm) if self.needs else ""
 
     def __call__(self, case: Any) -> Any:
         return self.function(case)
@@ -195,6 +196,7 @@ class Study:
     needs: from a model to the reason why nothing of the study can be measured on it, "" if it can.
         All its claims are then not applicable, and the report says why. A study that captures "kv"
         needs models with keys of their own in any case.
+    space: the configs that it can judge; by default any.
 
     >>> study = Study("entropy", title="Is seeing siblings sobering?", captures=("logits",))
     """
@@ -206,8 +208,10 @@ class Study:
         captures: Iterable[str] = (),
         registered: str = "",
         needs: Need | None = None,
+        space: Space | None = None,
     ) -> None:
         self.captures, self.registered, self.needs = tuple(captures), registered, needs
+        self.space = space or Space()
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise SpecError(
                 f"a study is called {name!r}; expected lower-case letters, digits and _, "
@@ -222,9 +226,12 @@ class Study:
         self.measurement: Callable[[Prompt], Steps[Any]] | None = None
         self.draw: Callable[..., Iterable[Any]] | None = None
 
-    def reason_against(self, lm: LanguageModel) -> str:
-        """Why nothing of this study can be measured on the model; "" if it can."""
-        without_keys = lm.reason_against_kv if "kv" in self.captures else ""
+    def reason_against(self, lm: LanguageModel, captures: Iterable[str] = ()) -> str:
+        """Why nothing of this study can be measured on the model; "" if it can.
+
+        captures: what the config captures beside the study.
+        """
+        without_keys = lm.reason_against_kv if "kv" in {*self.captures, *captures} else ""
         return without_keys or (self.needs(lm) if self.needs else "")
 
     def measure(self, function: C) -> C:
