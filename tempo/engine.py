@@ -21,6 +21,7 @@ from tempo.attention import PassContext, Recording, installed
 from tempo.cache import SlotCache
 from tempo.capture import Spool, check_files, raw_keys, rows_that_fit
 from tempo.errors import ModelError, SpecError
+from tempo.identity import warn_of_hooks
 from tempo.inputs import checked, model, optional, place, seen, whole
 from tempo.layout import MAX_NEW_TOKENS
 from tempo.models import LanguageModel
@@ -290,6 +291,8 @@ def stream(
         0 [1, 1, 1, 1]
     """
     specs = _listed(specs)
+    if len(specs) > 1:
+        warn_of_hooks(lm)
     runs = [
         Run(lm, index, spec, Spool(spool) if spool else None) for index, spec in enumerate(specs)
     ]
