@@ -38,6 +38,7 @@ from tempo.spec import (
     Weighting,
 )
 from tempo.store import TraceStore
+from tempo.support import check_autocast
 from tempo.trace import Trace, check_writable
 
 # Runs that share a forward pass. On a CPU more rows add little speed and take more memory.
@@ -291,6 +292,7 @@ def stream(
         0 [1, 1, 1, 1]
     """
     specs = _listed(specs)
+    check_autocast(lm.device)
     if len(specs) > 1:
         warn_of_hooks(lm)
     runs = [

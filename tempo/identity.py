@@ -83,7 +83,7 @@ def warn_of_hooks(lm: LanguageModel) -> None:
     hooked = [name or type(module).__name__ for name, module in named if _hooks(module)]
     if hooked:
         warnings.warn(
-            f"{len(hooked)} modules have hooks of yours (first: {hooked[0]}). In a batch tempo puts "
+            f"{len(hooked)} modules have hooks of yours (first: {hooked[0]}). A batch puts "
             "the new tokens of all runs into one row, so that a hook on one position, such as "
             "out[:, -1], sees one run's. A hook that treats every position alike is fine; for any "
             "other run one spec at a time",

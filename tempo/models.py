@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import operator
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
@@ -243,6 +244,7 @@ class LanguageModel:
                     "give token ids, or pass tokenizer= to wrap_model"
                 )
             tokens = list(self.tokenizer(plain).input_ids) if plain else []
+            self._warn_of_end(plain, tokens)
         elif isinstance(plain, tuple):
             tokens = [self._check_token(token, index) for index, token in enumerate(plain)]
         else:
@@ -259,7 +261,27 @@ class LanguageModel:
                 f"the prompt has {len(tokens)} tokens but model {self.name!r} was made for at most "
                 f"{self.context_length}; shorten the prompt or load a model with a longer context"
             )
+        first = getattr(self.tokenizer, "bos_token_id", None)
+        if first is not None and tokens[:2] == [first, first]:
+            warnings.warn(
+                f"the prompt begins with the token {self.token_text(first)} twice, as a template's "
+                "text does to which the tokenizer adds another; give lm.chat(messages), or leave "
+                "the token out of the text",
+                stacklevel=3,
+            )
         return tokens
+
+    def _warn_of_end(self, text: str, tokens: Sequence[int]) -> None:
+        """Warn if the tokenizer appended an end-of-sequence token, after which nothing follows."""
+        if not tokens or tokens[-1] not in self.eos_token_ids:
+            return
+        end = self.token_text(tokens[-1])
+        if not text.rstrip().endswith(end):
+            warnings.warn(
+                f"the tokenizer appends {end} to a prompt, so that the model reads a text that has "
+                "ended; switch that off (tokenizer.add_eos_token = False), or give token ids",
+                stacklevel=4,
+            )
 
     def chat(self, messages: str | Sequence[Mapping[str, Any]]) -> list[int]:
         """The token ids [P] of a conversation by the tokenizer's chat template.
@@ -570,7 +592,7 @@ def _path(name: str) -> Path:
 def _from_pretrained(
     source: str | Path, dtype: torch.dtype, *, local: bool, revision: str | None = None
 ) -> tuple[Any, Any]:
-    """Model and tokenizer from a folder or the hub; no weight is missing.
+    """Model and tokenizer from a folder or the hub; no weight is missing, none of a layer left.
 
     The tokenizer is None if a folder has none.
     """
@@ -604,7 +626,39 @@ def _from_pretrained(
             f"({', '.join(lost[:3])}, ...), which transformers would fill at random; "
             "save the whole model again with save_pretrained"
         )
+    _check_left(source, model, sorted(map(str, info["unexpected_keys"])))
     return model, tokenizer
+
+
+def _check_left(source: str | Path, model: Any, left: Sequence[str]) -> None:
+    """Raises ModelError if weights were left that belong to the layers; warns of others."""
+    known = {_numberless(name) for name in model.state_dict()}
+    modules = {name for name, _ in model.named_modules()}
+    # one more layer, or one more weight of a module that there is
+    inner = [name for name in left if _numberless(name) in known or _parent(name) in modules]
+    if inner:
+        raise ModelError(
+            f"{source} has {len(inner)} weights that its config does not ask for "
+            f"({', '.join(inner[:3])}{', ...' * (len(inner) > 3)}): config and weights are of "
+            "different models; save the whole model again with save_pretrained"
+        )
+    # rotary tables that older releases saved are made anew
+    others = [name for name in left if not name.endswith("inv_freq")]
+    if others:
+        warnings.warn(
+            f"{source}: {len(others)} weights are not used (first: {others[0]}), as they belong to "
+            f"no part of {type(model).__name__}",
+            stacklevel=4,
+        )
+
+
+def _numberless(name: str) -> str:
+    """The name of a weight with every number as 0, so that layers are alike."""
+    return ".".join("0" if part.isdigit() else part for part in name.split("."))
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _explain_failed_load(source: str | Path, error: BaseException, local: bool) -> str:

@@ -92,6 +92,8 @@ def leave_one_out(prompt: Prompt) -> Steps[Case | None]:
     """The first wide set and a reader: whole, with one member replaced, without each in turn."""
     free: Trace = yield run(prompt)
     scene = first_scene(free, prompt)
+    if prompt.store:
+        keep_log(prompt.store, free)
     if scene is None:
         return None
     lm, rng, members = prompt.lm, prompt.rng(), scene.members
@@ -138,7 +140,6 @@ def leave_one_out(prompt: Prompt) -> Steps[Case | None]:
         of_members["attention_value_norm"] = values.mean(axis=(0, 1))
     floor_tv = total_variation(reader, again.steps[2].distribution)
     if store := prompt.store:
-        keep_log(store, free)
         attention = rows.attention_of(full, 1)[:, :, 0]
         arrays = {"without": np.stack(next_without), "reader_attention": attention}
         store.arrays("influence", full=reader.astype(np.float32), **arrays)
