@@ -81,14 +81,14 @@ def save_folder(architecture: str, folder: Path) -> None:
     """The architecture as a model folder: config, random weights, and a tokenizer of bytes."""
     with quiet():
         model = build(architecture, **SIZES)
-        _spread_out(model)
+        spread_out(model)
         model.save_pretrained(folder)
         _, tokenizer = build_tiny(torch.float32)
         tokenizer.save_pretrained(folder)
 
 
 @torch.inference_mode()
-def _spread_out(model: Any) -> None:
+def spread_out(model: Any) -> None:
     """Scale the output layer, apart from the embedding, so that logits spread by `SPREAD`."""
     head = model.get_output_embeddings()
     if model.config.tie_word_embeddings or head.weight is model.get_input_embeddings().weight:

@@ -8,6 +8,7 @@ import pytest
 import tempo
 from benchmarks.architectures import build
 from benchmarks.configs import studies
+from benchmarks.families import spread_out
 from fixtures.floors import same_row
 from tempo import rotation
 from tempo.claims import Claim, correct, inapplicable, judge
@@ -36,7 +37,7 @@ JUDGED = ("exp1", "exp4", "exp9")
 def odd(name):
     """The architecture with the tokenizer of `tiny`, and logits that make wide sets."""
     model = build(name, **BYTES)
-    model.get_output_embeddings().weight.data.mul_(8 if name == "cohere2" else 1.5)
+    spread_out(model)
     return tempo.wrap_model(model, tempo.load_model("tiny").tokenizer, name)
 
 

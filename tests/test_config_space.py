@@ -64,6 +64,12 @@ def test_what_is_drawn_lies_inside_and_the_shipped_configs_do(name):
     plans_of(study, module, (), Suite((SuitePrompt("a"),), "one"), None)
 
 
+def test_the_docs_say_which_configs_each_experiment_can_judge():
+    page = (configs.ROOT / "docs/limits.md").read_text(encoding="utf-8")
+    for name, (study, _) in STUDIES.items():
+        assert f"| {name} | {study.space.describe()} |" in page
+
+
 def test_a_config_outside_is_refused_at_collection(tmp_path):
     study, module = STUDIES["exp3"]
     path = tmp_path / "mine.yaml"
