@@ -13,10 +13,12 @@ from __future__ import annotations
 import gc
 import io
 import json
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,6 +40,7 @@ SIZES = {"vocab_size": 258, "max_position_embeddings": 768, "sliding_window": 70
 # Logits spread by so much, whatever an architecture does to them last: sets then are wide.
 SPREAD = 2.2
 LEFT_OUT = "exp16"
+FOLDER = ROOT / "reports/published"
 
 
 @dataclass
@@ -123,15 +126,70 @@ def run_all(architecture: str, arguments: Sequence[str] = ()) -> Family:
     return family
 
 
+def table(families: Sequence[Family]) -> str:
+    """Architectures by experiments, and why what is not applicable is not."""
+    every = [name for family in families for name in family.verdicts]
+    names = sorted(set(every), key=lambda name: int(name.removeprefix("exp")))
+    lines = [
+        "# Every experiment on every architecture",
+        "",
+        __doc__.partition("\n\n")[2].partition("`python")[0].strip() if __doc__ else "",
+        "",
+        "A cell says how many invariants are supported; `n/a`: not applicable; `?`: the random",
+        "model shows nothing to judge them by; `✕`: refuted.",
+        "",
+        "| architecture | " + " | ".join(names) + " | wrong |",
+        "|---|" + "---|" * (len(names) + 1),
+    ]
+    for family in families:
+        cells = [_cell(family.verdicts.get(name, {})) for name in names]
+        lines.append(f"| {family.name} | {' | '.join(cells)} | {len(family.wrong) or ''} |")
+    lines += ["", "## Not applicable", ""]
+    for reason, of in _by_reason(families).items():
+        lines.append(f"- {reason}: {', '.join(of)}")
+    lines += ["", "## Wrong", ""]
+    wrong = [f"- {family.name}: {line}" for family in families for line in family.wrong]
+    return "\n".join([*lines, *(wrong or ["Nothing."]), ""])
+
+
+def _cell(counts: Mapping[str, int]) -> str:
+    signs = {"SUPPORTED": "", "INAPPLICABLE": " n/a", "INCONCLUSIVE": " ?", "REFUTED": " ✕"}
+    return ", ".join(f"{counts[name]}{sign}" for name, sign in signs.items() if counts.get(name))
+
+
+def _by_reason(families: Sequence[Family]) -> dict[str, list[str]]:
+    """The architectures of which each reason was given, with the experiment."""
+    found: dict[str, list[str]] = {}
+    for family in families:
+        for experiment, reason in family.reasons.items():
+            known = found.setdefault(reason, [])
+            known.append(f"{family.name} ({experiment})")
+    return found
+
+
 def main() -> int:
-    torch.set_num_threads(1)
+    """Run those named, or all that are supported; of all, write the record. 1 if any is wrong."""
     known = read_registry()[transformers.__version__]
     supported = [name for name, entry in known.items() if entry["status"] == "supported"]
     names = sys.argv[1:] or supported
-    for name in names:
-        family = run_all(name)
-        print(json.dumps(asdict(family), indent=1))
-    return 0
+    families = []
+    # a process for each core: pytest runs one session at a time in a process
+    with ProcessPoolExecutor(
+        os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        for family in pool.map(run_all, names):
+            families.append(family)
+            said = f"{len(family.wrong)} wrong" if family.wrong else "nothing wrong"
+            print(f"{family.name:28} {family.seconds:6.1f} s  {said}", flush=True)
+            for line in family.wrong:
+                print(f"    {line[:200]}", flush=True)
+    if not sys.argv[1:]:
+        record = {"transformers": transformers.__version__, "families": list(map(asdict, families))}
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(record, indent=1) + "\n"
+        (FOLDER / "families.json").write_text(text, encoding="utf-8")
+        (FOLDER / "families.md").write_text(table(families), encoding="utf-8")
+    return 1 if any(family.wrong for family in families) else 0
 
 
 if __name__ == "__main__":

@@ -294,7 +294,7 @@ def recover_positions(
         keys: The cached keys, [L, Hkv, N, D]: `trace.keys`.
         raw_keys: The keys before rotation, [L, Hkv, N, D]: `trace.raw_keys`.
         frequencies: The rotary frequencies [d] of each layer, in radians a position. d is D / 2,
-            less if a head is rotated in part, 0 if the layer does not rotate.
+            or less if a head is rotated in part. A layer that does not rotate has the frequency 0.
         num_candidates: Positions 0 to num_candidates - 1 are tried.
         interleaved: For each layer whether neighbours are the pairs that rotate, as in Cohere. By
             default each dimension is paired with the one half a head away, as in Llama.

@@ -30,7 +30,8 @@ class Rotation(NamedTuple):
     """How a layer rotates its keys.
 
     Attributes:
-        frequencies: In radians a position [d]; d pairs of dimensions rotate, the others do not.
+        frequencies: In radians a position [d]; d pairs of dimensions rotate, the others do not. A
+            layer that does not rotate has one frequency, 0.
         interleaved: Whether neighbours are pairs. Else each dimension is paired with the one d
             further on.
         scale: What rotated dimensions are multiplied by (the attention factor of YaRN).
@@ -88,7 +89,7 @@ def rotation_of(raw: np.ndarray, cached: np.ndarray, table: np.ndarray) -> Rotat
     """
     size = np.linalg.norm(cached)
     if np.linalg.norm(cached - raw) <= ROTATION_FITS * size:
-        return Rotation(table[:0], False, 1.0)
+        return Rotation(np.zeros(1), False, 1.0)
     positions, half = np.arange(raw.shape[1]), len(table)
     for interleaved, sign in product((False, True), (1.0, -1.0)):
         first, second = (slice(0, 2 * half, 2), slice(1, 2 * half, 2))

@@ -110,7 +110,7 @@ def test_a_rotation_is_read_off_the_keys_and_tells_their_positions(interleaved, 
 
 def test_a_layer_without_rotation_and_one_with_an_unknown_one():
     raw, cached = rotated(TABLE, False, 1.0)
-    assert len(rotation_of(raw, raw, TABLE).frequencies) == 0
+    assert rotation_of(raw, raw, TABLE).frequencies.tolist() == [0.0]
     assert rotation_of(raw, np.roll(cached, 1, axis=1), TABLE) is None
     assert rotation_of(raw, cached, TABLE * 1.1) is None
 
@@ -140,7 +140,8 @@ def test_a_finding_that_is_not_applicable_counts_for_nothing(tmp_path):
     append_jsonl(path, [found.record()])
     kept = read_findings(path)
     assert kept.damaged == []
-    assert (kept[0].verdict, kept[0].reason) == ("INAPPLICABLE", "not applicable: no sinks")
+    (whole,) = kept.findings
+    assert (whole.verdict, whole.reason) == ("INAPPLICABLE", "not applicable: no sinks")
     assert "inapplicable" not in forest([found, judged], "claims").alt
 
 
