@@ -38,7 +38,7 @@ PROMPTS = ("The cat sat on the mat", "She opened the door and", "Numbers: 1, 2, 
 # one there is no exact mixture of branches to compare with, which the experiments say.
 SIZES = {"vocab_size": 258, "max_position_embeddings": 768, "sliding_window": 700}
 # Logits spread by so much, whatever an architecture does to them last: sets then are wide.
-SPREAD = 2.2
+SPREAD = 3.0
 LEFT_OUT = "exp16"
 FOLDER = ROOT / "reports/published"
 
