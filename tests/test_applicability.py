@@ -161,7 +161,10 @@ def folder(pytester, monkeypatch):
         pytester.path.joinpath("test_entropy.py").write_text(study, encoding="utf-8")
         return pytester.runpytest_inprocess(*ARGUMENTS)
 
-    run.path = pytester.path
+    def update():
+        return pytester.runpytest_inprocess(*ARGUMENTS, "--update-expectations")
+
+    run.path, run.update = pytester.path, update
     return run
 
 
@@ -188,3 +191,11 @@ def test_a_claim_that_a_model_cannot_have_leaves_the_others(folder):
     assert result.ret == 0 and "1 inapplicable" in out
     assert "entropy.other-is-less-sure: not applicable: no window" in out
     assert (folder.path / "results/entropy/cases.jsonl").exists()
+
+
+def test_what_was_expected_and_is_no_longer_applicable_is_a_regression(folder):
+    assert folder("def test_cases", "def test_cases").ret == 0
+    assert folder.update().ret == 0
+    result = folder('sobering?")', 'sobering?", needs=lambda lm: "it has no sinks")')
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("*expected *, found INAPPLICABLE*it has no sinks*")
