@@ -151,12 +151,12 @@ def _foreign(module: nn.Module) -> list[Any]:
 
 
 def _hooks(module: nn.Module) -> list[Any]:
-    """The hooks of a module, without those with which transformers looks."""
+    """The hooks of a module, without those with which transformers or another run looks."""
     return [
         hook
         for name in _HOOKS
         for hook in getattr(module, name).values()
-        if getattr(hook, "__module__", "") != _OBSERVING
+        if getattr(hook, "__module__", "") not in (_OBSERVING, "tempo.capture")
     ]
 
 
