@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: experiments test wheel compat browser notebook conformance architectures floors speed calibration
-.PHONY: campaign setup lock lowest lint typecheck format docs coverage clean
+.PHONY: families campaign setup lock lowest lint typecheck format docs coverage clean
 
 experiments: setup  ## run all experiments on the default real model; writes reports/findings.html
 	$(BIN)/python -m pytest test_experiments
@@ -76,8 +76,12 @@ compat: setup  ## exactness with the other transformers releases that are suppor
 calibration: setup  ## how often verdicts are false, after make experiments; writes reports/published/calibration.json and .md
 	$(BIN)/python -m benchmarks.calibration
 
-campaign: setup  ## faults at every file operation, kills, several writers; writes reports/published/campaign.json and .md
+campaign: setup  ## faults at every file operation, kills, several writers; writes reports/published/campaign.json and .md; then 300 random configs
 	$(BIN)/python -m benchmarks.campaign
+	$(BIN)/python -m benchmarks.configs 300
+
+families: setup  ## every experiment on every architecture; writes reports/published/families.json and .md
+	$(BIN)/python -m benchmarks.families
 
 lint: setup
 	$(BIN)/ruff check .

@@ -173,13 +173,13 @@ class Entry:
     effect: float | None = None
 
 
-def build(model_type: str, device: str = "cpu") -> Any:
+def build(model_type: str, device: str = "cpu", **sizes: int) -> Any:
     """A tiny random model of this type in which attention matters.
 
-    On the "meta" device it has no weights.
+    On the "meta" device it has no weights. `sizes` go before `SIZES`.
     """
     with quiet():
-        config = tiny_config(model_type)
+        config = tiny_config(model_type, **sizes)
         # transformers 5.0 asks for a padding token where its configs lack one
         for part in (config, config.get_text_config(decoder=True)):
             if not hasattr(part, "pad_token_id"):
@@ -199,14 +199,14 @@ def build(model_type: str, device: str = "cpu") -> Any:
     return model
 
 
-def tiny_config(model_type: str) -> Any:
-    """The type's own config class, at `SIZES`."""
+def tiny_config(model_type: str, **others: int) -> Any:
+    """The type's own config class, at `SIZES`, or `others` where they name the same."""
     kind: Any = CONFIG_MAPPING[model_type]
     if model_type in AS_THEY_COME:
         return kind(**AS_THEY_COME[model_type])
     default = kind()
     text = default.get_text_config(decoder=True)
-    sizes = {key: value for key, value in SIZES.items() if knows(text, key)}
+    sizes = {key: value for key, value in (SIZES | others).items() if knows(text, key)}
     if knows(text, "qk_rope_head_dim"):
         sizes |= {key: value for key, value in LATENT.items() if knows(text, key)}
         sizes.pop("head_dim", None)  # in latent attention, the size of the rotated part

@@ -10,10 +10,12 @@ L layers, H query heads, Hkv key heads, G = H / Hkv, D head size, V value size.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -66,6 +68,7 @@ class AttentionCall(NamedTuple):
         value_size: V, the size of a value.
         forms_weights: Whether all weights are in memory at once: torch has no fused attention for
             caps, sinks, and values of another size than keys.
+        has_sinks: Whether sinks take a part of each row, so that its weights need not sum to one.
     """
 
     module: nn.Module
@@ -76,6 +79,7 @@ class AttentionCall(NamedTuple):
     key_size: int
     value_size: int
     forms_weights: bool = False
+    has_sinks: bool = False
 
 
 @dataclass
@@ -314,6 +318,7 @@ def tempo_attention(
             not known here.
     """
     if tempo_pass is None:
+        _check_own_thread()
         raise ModelError(
             f"{type(module).__name__} does not pass keyword arguments on to its attention "
             "function, so tempo's masks would never arrive; use a model of transformers whose "
@@ -388,24 +393,64 @@ def _weights(
 def installed(model: PreTrainedModel, name: str = NAME) -> Iterator[None]:
     """Within the block the model uses the attention registered as `name`, afterwards its own.
 
+    Other threads that want to replace the attention of this model wait for the end of the block.
+
     Raises:
         ModelError: if the model does not let its attention be replaced.
     """
-    before = attention_implementations(model)
-    model.set_attn_implementation(name)
-    try:
-        if model.config._attn_implementation != name:
-            raise ModelError(
-                f"{type(model).__name__} does not let its attention be replaced (its source never "
-                "asks transformers' AttentionInterface); use an architecture that does, such as "
-                "Llama, Qwen, Mistral or Gemma"
-            )
-        yield
-    finally:
-        model.set_attn_implementation(before)
+    with _lock_of(model):
+        before = attention_implementations(model)
+        model.set_attn_implementation(name)
+        depth = _thread.depth
+        _thread.depth = depth + 1
+        try:
+            if model.config._attn_implementation != name:
+                raise ModelError(
+                    f"{type(model).__name__} does not let its attention be replaced (its source "
+                    "never asks transformers' AttentionInterface); use an architecture that does, "
+                    "such as Llama, Qwen, Mistral or Gemma"
+                )
+            yield
+        finally:
+            _thread.depth = depth
+            model.set_attn_implementation(before)
+
+
+class _Thread(threading.local):
+    """How many blocks of `installed` this thread is in."""
+
+    depth = 0
+
+
+_thread = _Thread()
+_locks: WeakKeyDictionary[PreTrainedModel, threading.RLock] = WeakKeyDictionary()
+_locks_lock = threading.Lock()
+
+
+def _lock_of(model: PreTrainedModel) -> threading.RLock:
+    with _locks_lock:
+        return _locks.setdefault(model, threading.RLock())
+
+
+def _check_own_thread() -> None:
+    """Raises ModelError in a thread that runs a model while another one has replaced its attention.
+
+    Without tempo's context its result would be wrong in silence.
+    """
+    if not _thread.depth:
+        raise ModelError(
+            "another thread runs tempo on this model, whose attention is tempo's meanwhile; let "
+            "one thread wait for the other, or give each a model of its own"
+        )
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """The mask that transformers makes for a pass of tempo; tempo makes its own from the layout."""
+    _check_own_thread()
+    return sdpa_mask(*args, **kwargs)
 
 
 AttentionInterface.register(NAME, tempo_attention)
 # Without a mask function of the same name transformers prepares no mask, and the model runs
 # non-causally.
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, _mask)

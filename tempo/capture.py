@@ -520,6 +520,9 @@ class _Reached(Exception):
 class _KeyTrap:
     """Takes the place of the cache, and stops the module that writes to it."""
 
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0  # some modules scale their queries by it, which are not looked at
+
     def update(self, key_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         raise _Reached(key_states)
 
@@ -543,22 +546,29 @@ def raw_keys(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache_names = ("cache", "past_key_values", "past_key_value")
+        cache_names = ("cache", "past_key_values", "past_key_value", "layer_past")
         cache_name = next((name for name in cache_names if name in kwargs), None)
-        if kwargs.get("position_embeddings") is None or cache_name is None:
+        if "position_embeddings" not in kwargs or cache_name is None:
             raise ModelError(
                 f"{type(module).__name__} does not take its rotation as position_embeddings, so "
                 "keys before rotation cannot be captured; leave 'kv' out of capture for this model"
             )
-        cos, sin = kwargs["position_embeddings"]
-        identity = {
-            "position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin)),
-            cache_name: _KeyTrap(),
-        }
+        given = kwargs["position_embeddings"]
+        unturned: Any = None  # a layer that does not rotate
+        if isinstance(given, Tensor):  # cos + i sin
+            unturned = torch.ones_like(given)
+        elif given is not None:
+            unturned = (torch.ones_like(given[0]), torch.zeros_like(given[1]))
+        identity = {"position_embeddings": unturned, cache_name: _KeyTrap()}
         try:
             module.forward(*args, **{**kwargs, **identity})
         except _Reached as reached:
             found.append(reached.keys)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"{type(module).__name__} does not hand its keys to the cache as expected "
+                f"({type(error).__name__}: {error}); leave 'kv' out of capture for this model"
+            ) from error
 
     handles = [module.register_forward_pre_hook(before, with_kwargs=True) for module in modules]
     try:

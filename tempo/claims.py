@@ -36,7 +36,7 @@ from tempo.inputs import (
 )
 from tempo.statistics import MIN_UNITS, Result
 
-Verdict = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE"]
+Verdict = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "INAPPLICABLE"]
 Test = Literal["always", "greater", "less", "equivalent", "proportion", "somewhere"]
 Estimand = Literal["mean", "pseudomedian"]
 Case = Mapping[str, Any]  # what an experiment measured on one prompt
@@ -188,7 +188,8 @@ class Finding:
         claim: The claim's id.
         statement: As in the `Claim`.
         kind: `invariant` or `empirical`.
-        verdict: SUPPORTED, REFUTED or INCONCLUSIVE.
+        verdict: SUPPORTED, REFUTED or INCONCLUSIVE; or INAPPLICABLE, if the claim cannot be judged
+            on this model whatever the data.
         reason: What led to the verdict.
         estimate: The mean, pseudomedian or share of the statistic. Of a map, the mean in its
             largest cell.
@@ -396,6 +397,28 @@ def judge(claim: Claim, cases: Sequence[Case], context: Mapping[str, Any] | None
     )
 
 
+@checked(claim=CLAIM, reason=words, context=optional(mapping))
+def inapplicable(claim: Claim, reason: str, context: Mapping[str, Any] | None = None) -> Finding:
+    """The finding of a claim that cannot be judged on this model, and why.
+
+    It counts for nothing: neither for the claim nor against it.
+
+    Args:
+        claim: The claim that is not judged.
+        reason: What the model has, or lacks, that keeps the claim from being judged.
+        context: As for `judge`.
+
+    Example:
+        >>> claim = Claim("a.b", "Rows sum to one.", "", float, "always", "", float, "")
+        >>> finding = inapplicable(claim, "a sink takes a part of each row")
+        >>> finding.verdict, finding.n, finding.reason
+        ('INAPPLICABLE', 0, 'not applicable: a sink takes a part of each row')
+    """
+    return replace(
+        judge(claim, (), context), verdict="INAPPLICABLE", reason=f"not applicable: {reason}"
+    )
+
+
 @checked(findings=several(instance("Finding", "judge"), "findings"), declared=mapping)
 def correct(findings: Sequence[Finding], declared: Mapping[str, int]) -> list[Finding]:
     """The findings with p-values corrected by Holm, each over its declared family.
@@ -434,6 +457,7 @@ def _survivor(finding: Finding) -> Finding:
         "SUPPORTED": (finding.p, finding.p_corrected),
         "REFUTED": (finding.p_against, finding.p_against_corrected),
         "INCONCLUSIVE": (0.0, 0.0),
+        "INAPPLICABLE": (0.0, 0.0),
     }[finding.verdict]
     if corrected < finding.alpha:
         return finding

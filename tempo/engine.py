@@ -21,6 +21,7 @@ from tempo.attention import PassContext, Recording, installed
 from tempo.cache import SlotCache
 from tempo.capture import Spool, check_files, raw_keys, rows_that_fit
 from tempo.errors import ModelError, SpecError
+from tempo.identity import warn_of_hooks
 from tempo.inputs import checked, conform, model, optional, place, seen, whole
 from tempo.layout import MAX_NEW_TOKENS
 from tempo.models import LanguageModel
@@ -38,6 +39,7 @@ from tempo.spec import (
     Weighting,
 )
 from tempo.store import TraceStore
+from tempo.support import check_autocast
 from tempo.trace import Trace, check_writable
 
 # Runs that share a forward pass. On a CPU more rows add little speed and take more memory.
@@ -313,6 +315,9 @@ def stream(
             "a run with hooks has no name in a store, which knows runs by their spec; "
             "leave store or hooks out"
         )
+    check_autocast(lm.device)
+    if len(specs) > 1:
+        warn_of_hooks(lm)
     runs = [
         Run(lm, index, spec, Spool(spool) if spool else None, hooks=given[index])
         for index, spec in enumerate(specs)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,20 @@ def unnamed_hooks(lm: LanguageModel) -> list[str]:
     return found
 
 
+def warn_of_hooks(lm: LanguageModel) -> None:
+    """Warn, once a place, of hooks that would see the tokens of several runs in one row."""
+    named = lm.model.named_modules()
+    hooked = [name or type(module).__name__ for name, module in named if _hooks(module)]
+    if hooked:
+        warnings.warn(
+            f"{len(hooked)} modules have hooks of yours (first: {hooked[0]}). A batch puts "
+            "the new tokens of all runs into one row, so that a hook on one position, such as "
+            "out[:, -1], sees one run's. A hook that treats every position alike is fine; for any "
+            "other run one spec at a time",
+            stacklevel=4,
+        )
+
+
 def _lines(lm: LanguageModel) -> Iterator[str]:
     model = lm.model
     # Weights are in `lm.sha256`; so are saved buffers. Rotary tables are not saved.
@@ -127,18 +142,22 @@ def _settings(module: nn.Module) -> Iterator[str]:
 
 def _foreign(module: nn.Module) -> list[Any]:
     """The hooks of a module, and methods put in place of its own."""
-    hooks = [
-        hook
-        for name in _HOOKS
-        for hook in getattr(module, name).values()
-        if getattr(hook, "__module__", "") != _OBSERVING
-    ]
     replaced = [
         value
         for value in vars(module).values()
         if callable(value) and not isinstance(value, nn.Module) and _is_foreign(value)
     ]
-    return [*hooks, *replaced]
+    return [*_hooks(module), *replaced]
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    """The hooks of a module, without those with which transformers or another run looks."""
+    return [
+        hook
+        for name in _HOOKS
+        for hook in getattr(module, name).values()
+        if getattr(hook, "__module__", "") not in (_OBSERVING, "tempo.capture")
+    ]
 
 
 def _is_foreign(function: Any) -> bool:

@@ -279,7 +279,12 @@ class RecoveredPositions(NamedTuple):
     num_candidates=whole(1),
 )
 def recover_positions(
-    keys: np.ndarray, raw_keys: np.ndarray, frequencies: Sequence[np.ndarray], num_candidates: int
+    keys: np.ndarray,
+    raw_keys: np.ndarray,
+    frequencies: Sequence[np.ndarray],
+    num_candidates: int,
+    interleaved: Sequence[bool] = (),
+    scales: Sequence[float] = (),
 ) -> RecoveredPositions:
     """Positions proven from the cache, by comparing rotated keys with those before rotation.
 
@@ -288,9 +293,13 @@ def recover_positions(
     Args:
         keys: The cached keys, [L, Hkv, N, D]: `trace.keys`.
         raw_keys: The keys before rotation, [L, Hkv, N, D]: `trace.raw_keys`.
-        frequencies: The rotary frequencies [d] of each layer, in radians a position. The layout is
-            the half-split one of Llama. d is D / 2, or less if a head is rotated in part.
+        frequencies: The rotary frequencies [d] of each layer, in radians a position. d is D / 2,
+            or less if a head is rotated in part. A layer that does not rotate has the frequency 0.
         num_candidates: Positions 0 to num_candidates - 1 are tried.
+        interleaved: For each layer whether neighbours are the pairs that rotate, as in Cohere. By
+            default each dimension is paired with the one half a head away, as in Llama.
+        scales: What each layer multiplies rotated keys by; by default 1. `lm.rotations` knows all
+            three of a model.
 
     Example:
         >>> raw = np.ones((1, 1, 2, 2))  # one layer, one head, two slots, one pair of dimensions
@@ -306,15 +315,19 @@ def recover_positions(
             f"frequencies holds {len(frequencies)} arrays of at most {widest}; expected one for "
             f"each of {len(keys)} layers, of at most {keys.shape[3] // 2} frequencies"
         )
+    pairs_of_layer = interleaved or [False] * len(keys)
+    scale_of_layer = scales or [1.0] * len(keys)
     candidates = np.arange(num_candidates)
     num_slots = keys.shape[2]
     # <cached, R(m) raw> for each slot and candidate m, summed over layers, heads and pairs
     score = np.zeros((num_slots, num_candidates))
     cached_energy, raw_energy = np.zeros(num_slots), np.zeros(num_slots)
     for layer, frequency in enumerate(frequencies):
-        half = len(frequency)
-        cached = _as_complex(keys[layer], half)
-        raw = _as_complex(raw_keys[layer], half)
+        half, neighbours = len(frequency), pairs_of_layer[layer]
+        cached = _as_complex(keys[layer], half, neighbours)
+        raw = _as_complex(raw_keys[layer], half, neighbours)
+        if scale_of_layer[layer] != 1.0:
+            raw = raw * scale_of_layer[layer]
         phases = np.exp(-1j * np.outer(frequency, candidates))  # [d, M]
         score += np.real((cached * raw.conj()).sum(axis=0) @ phases)
         cached_energy += _energy(cached)
@@ -335,8 +348,10 @@ def recover_positions(
     )
 
 
-def _as_complex(keys: np.ndarray, half: int) -> np.ndarray:
+def _as_complex(keys: np.ndarray, half: int, interleaved: bool) -> np.ndarray:
     """The rotated pairs of dimensions as complex numbers, [Hkv, N, d]."""
+    if interleaved:
+        return keys[..., 0 : 2 * half : 2] + 1j * keys[..., 1 : 2 * half : 2]
     return keys[..., :half] + 1j * keys[..., half : 2 * half]
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import operator
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -33,17 +35,20 @@ from tempo.support import (
     check_stated_rotary,
     context_length,
     eos_token_ids,
+    has_experts,
     layer_windows,
     rotary_tables,
     token_width,
     unwrapped,
 )
-from tempo.text import escaped
+from tempo.text import escaped, piece_text
 from tempo.tiny import build_tiny
 from tempo.wheels import KNOWN_MODELS, ensure, ensure_gguf, quiet_transformers, read_conversion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tempo.rotation import Rotation
 
 # A token id in any form, see `tempo.inputs`; no vocabulary is larger.
 TOKEN = whole(0, 2**31 - 1)
@@ -73,6 +78,8 @@ class LanguageModel:
         token_width: About how many numbers one token takes on its way through a layer, at most.
         has_plain_keys: Whether "kv" can be captured: every layer caches keys and values of its own,
             all of one size.
+        has_sinks: Whether attention sinks take a part of each attention row.
+        has_experts: Whether tokens go to experts, so that a row's last bits depend on its mates.
 
     Example:
         >>> import tempo
@@ -114,6 +121,8 @@ class LanguageModel:
         same_size = len(set(plain)) == 1
         self.token_width = token_width(model)
         self.has_plain_keys = same_size and self.key_value_sizes == (plain[0],) * self.num_layers
+        self.has_sinks = any(call.has_sinks for call in self.attention_calls)
+        self.has_experts = has_experts(model)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -179,14 +188,38 @@ class LanguageModel:
 
     @cached_property
     def rotary_frequencies(self) -> list[np.ndarray]:
-        """The rotary frequencies [D/2] of each layer, in radians a position."""
+        """The rotary frequencies [D/2] of each layer, in radians a position; [0] without any."""
         tables = {}
         for name, table in rotary_tables(self.model).items():
             tables[name.rpartition(".")[2]] = table.double().cpu().numpy()
         text = self.model.config.get_text_config()
         kinds = getattr(text, "layer_types", None) or [""] * self.num_layers
-        leaves = [f"{kind}_inv_freq" for kind in kinds]
-        return [tables[leaf if leaf in tables else "inv_freq"] for leaf in leaves]
+        common = tables.get("inv_freq", np.zeros(0))
+        return [tables.get(f"{kind}_inv_freq", common) for kind in kinds]
+
+    @cached_property
+    def rotations(self) -> list[Rotation]:
+        """How each layer rotates its keys, as a plain pass of transformers shows.
+
+        Raises ModelError if keys before rotation cannot be had, or if no known rotation fits them.
+        """
+        from tempo.rotation import rotations  # which needs this module
+
+        return rotations(self.model, self.attention_modules, self.rotary_frequencies)
+
+    @cached_property
+    def reason_against_kv(self) -> str:
+        """Why positions cannot be told from the cached keys; "" if they can."""
+        if not self.has_plain_keys:
+            return (
+                "its layers share keys, cache latents, or have keys of different sizes, so there "
+                "are no plain keys from which positions could be told"
+            )
+        try:
+            self.rotations  # noqa: B018 -- whether they can be had is the question
+        except ModelError as error:
+            return str(error)
+        return ""
 
     def provenance(self) -> dict[str, Any]:
         """Which model and which software makes a trace."""
@@ -221,6 +254,7 @@ class LanguageModel:
                     "give token ids, or pass tokenizer= to wrap_model"
                 )
             tokens = list(self.tokenizer(plain).input_ids) if plain else []
+            self._warn_of_end(plain, tokens)
         elif isinstance(plain, tuple):
             tokens = [self._check_token(token, index) for index, token in enumerate(plain)]
         else:
@@ -237,7 +271,27 @@ class LanguageModel:
                 f"the prompt has {len(tokens)} tokens but model {self.name!r} was made for at most "
                 f"{self.context_length}; shorten the prompt or load a model with a longer context"
             )
+        first = getattr(self.tokenizer, "bos_token_id", None)
+        if first is not None and tokens[:2] == [first, first]:
+            warnings.warn(
+                f"the prompt begins with the token {self.token_text(first)} twice, as a template's "
+                "text does to which the tokenizer adds another; give lm.chat(messages), or leave "
+                "the token out of the text",
+                stacklevel=3,
+            )
         return tokens
+
+    def _warn_of_end(self, text: str, tokens: Sequence[int]) -> None:
+        """Warn if the tokenizer appended an end-of-sequence token, after which nothing follows."""
+        if not tokens or tokens[-1] not in self.eos_token_ids:
+            return
+        end = self.token_text(tokens[-1])
+        if not text.rstrip().endswith(end):
+            warnings.warn(
+                f"the tokenizer appends {end} to a prompt, so that the model reads a text that has "
+                "ended; switch that off (tokenizer.add_eos_token = False), or give token ids",
+                stacklevel=4,
+            )
 
     def chat(self, messages: str | Sequence[Mapping[str, Any]]) -> list[int]:
         """The token ids [P] of a conversation by the tokenizer's chat template.
@@ -303,15 +357,32 @@ class LanguageModel:
         )
 
     def token_text(self, token: int) -> str:
-        """The text of one token, leading space kept; `<17>` if the tokenizer has no such token."""
+        """The text of one token, all its spaces kept; `<17>` if the tokenizer has no such token.
+
+        Bytes that are no whole character are shown as `<0xE2>`.
+        """
         token = conform(TOKEN, "a token", token)
         piece = None if self.tokenizer is None else self.tokenizer.convert_ids_to_tokens(token)
         if piece is None:
             return f"<{token}>"
-        text = self.decode([token])
-        # SentencePiece decoders drop the space that begins a text, and here every token begins one.
-        dropped = str(piece).startswith("\u2581") and not text.startswith(" ")
-        return f" {text}" if dropped else text
+        return piece_text(str(piece), self.decode([token])) or f"<{token}>"
+
+    def token_texts(self, tokens: Iterable[int]) -> list[str]:
+        """The text of each token, such that different tokens have different texts.
+
+        Tokens of one text, such as `A` and the byte of A, are told apart by their ids: `A<37>`.
+
+        Example:
+            >>> import tempo
+            >>> tempo.load_model("tiny").token_texts([65, 32, 226])
+            ['A', ' ', '<0xE2>']
+        """
+        tokens = list(tokens)
+        of_token = {token: self.token_text(token) for token in tokens}
+        shared = Counter(of_token.values())
+        return [
+            f"{text}<{token}>" if shared[text := of_token[token]] > 1 else text for token in tokens
+        ]
 
     def close(self) -> None:
         """Give the model back with its attention implementation and train mode; once is enough."""
@@ -531,7 +602,7 @@ def _path(name: str) -> Path:
 def _from_pretrained(
     source: str | Path, dtype: torch.dtype, *, local: bool, revision: str | None = None
 ) -> tuple[Any, Any]:
-    """Model and tokenizer from a folder or the hub; no weight is missing.
+    """Model and tokenizer from a folder or the hub; no weight is missing, none of a layer left.
 
     The tokenizer is None if a folder has none.
     """
@@ -565,7 +636,39 @@ def _from_pretrained(
             f"({', '.join(lost[:3])}, ...), which transformers would fill at random; "
             "save the whole model again with save_pretrained"
         )
+    _check_left(source, model, sorted(map(str, info["unexpected_keys"])))
     return model, tokenizer
+
+
+def _check_left(source: str | Path, model: Any, left: Sequence[str]) -> None:
+    """Raises ModelError if weights were left that belong to the layers; warns of others."""
+    known = {_numberless(name) for name in model.state_dict()}
+    modules = {name for name, _ in model.named_modules()}
+    # one more layer, or one more weight of a module that there is
+    inner = [name for name in left if _numberless(name) in known or _parent(name) in modules]
+    if inner:
+        raise ModelError(
+            f"{source} has {len(inner)} weights that its config does not ask for "
+            f"({', '.join(inner[:3])}{', ...' * (len(inner) > 3)}): config and weights are of "
+            "different models; save the whole model again with save_pretrained"
+        )
+    # rotary tables that older releases saved are made anew
+    others = [name for name in left if not name.endswith("inv_freq")]
+    if others:
+        warnings.warn(
+            f"{source}: {len(others)} weights are not used (first: {others[0]}), as they belong to "
+            f"no part of {type(model).__name__}",
+            stacklevel=4,
+        )
+
+
+def _numberless(name: str) -> str:
+    """The name of a weight with every number as 0, so that layers are alike."""
+    return ".".join("0" if part.isdigit() else part for part in name.split("."))
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _explain_failed_load(source: str | Path, error: BaseException, local: bool) -> str:

@@ -24,7 +24,7 @@ from transformers.masking_utils import sdpa_mask
 from tempo.attention import AttentionCall, PassContext, installed
 from tempo.cache import SlotCache
 from tempo.errors import ModelError
-from tempo.support import cache_keyword
+from tempo.support import cache_keyword, check_autocast, coarse_dtypes
 
 NAME = "tempo-probe"
 NUM_TOKENS = 4
@@ -33,6 +33,9 @@ NUM_TOKENS = 4
 # implementation differs by about the whole range. Models in bfloat16 are not judged, because a
 # router may flip there.
 SAME_LOGITS = 1e-3
+# The same where weights or activations are coarser: float16, or quantised to eight bits. There
+# rounding was 0.2 to 1.4 % of the range.
+SAME_COARSE = 0.05
 
 # (batch, head, query, key) -> whether the query may attend to the key
 MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -78,6 +81,7 @@ def probe(model: PreTrainedModel, context_length: int) -> Probed:
             not the model's own.
     """
     embedding: Any = model.get_input_embeddings()
+    check_autocast(embedding.weight.device)
     index = torch.arange(NUM_TOKENS, device=embedding.weight.device)
     tokens = (index % embedding.weight.shape[0])[None]
     plain = {"input_ids": tokens, "position_ids": index[None]}
@@ -114,9 +118,10 @@ def probe(model: PreTrainedModel, context_length: int) -> Probed:
     gap = float((ours - own)[shown].abs().max()) / spread if is_sound else math.inf
     if not torch.equal(ours == -math.inf, own == -math.inf):
         gap = math.inf
-    is_judged = is_sound and embedding.weight.dtype != torch.bfloat16
+    dtypes = coarse_dtypes(model)
+    is_judged = is_sound and torch.bfloat16 not in dtypes
     # written so that a gap of NaN is refused as well
-    if is_judged and not gap <= SAME_LOGITS:
+    if is_judged and not gap <= (SAME_COARSE if dtypes else SAME_LOGITS):
         raise ModelError(
             f"{type(model).__name__} gives other logits under tempo's attention than under its own "
             f"(by {gap:.1%} of their range, on {NUM_TOKENS} plain tokens): something in its "
@@ -201,6 +206,7 @@ def _probe_attention(
             value_size=value.shape[-1],
             forms_weights=key.shape[-1] != value.shape[-1]
             or any(kwargs.get(name) is not None for name in ("softcap", "s_aux")),
+            has_sinks=kwargs.get("s_aux") is not None,
         )
     )
     return value.new_zeros(value.shape[0], length, num_heads, value.shape[-1]), None

@@ -153,7 +153,6 @@ def generate(
 
     Raises:
         SpecError: if a setting is unknown or cannot be run.
-        ModelError: if "kv" is captured and the model's keys cannot be read before rotation.
 
     Example:
         >>> import tempo
@@ -227,7 +226,7 @@ def generate(
                 "probabilities": probabilities,
                 "position": slots[read[0]].position,
                 "slots": read,
-                "texts": [lm.token_text(token) for token in chosen.tokens],
+                "texts": lm.token_texts(chosen.tokens),
                 "ended": chosen.ended,
                 "dropped": [slot for slot, step in dropped.items() if step == k],
                 "distribution": distribution.numpy(),
@@ -431,7 +430,8 @@ def _mask(
 class _Output(NamedTuple):
     logits: Tensor  # [N, V]
     attention: np.ndarray | None  # [L, H, N, N]
-    kv: dict[str, np.ndarray]  # keys, values, raw_keys [L, Hkv, N, D], if captured
+    # keys, values and, where a projection gives them, raw_keys [L, Hkv, N, D], if captured
+    kv: dict[str, np.ndarray]
     residual: np.ndarray | None  # [L + 1, N, E]
 
 
@@ -474,7 +474,9 @@ def _full_forward(
         logits = logits.float()
     if wanted:
         attention = torch.cat([weights.float().cpu() for weights in output.attentions]).numpy()
-    kv = {} if raw is None else {"raw_keys": torch.cat(raw).numpy(), **_cached(cache)}
+    kv = {} if raw is None else _cached(cache)
+    if raw:
+        kv["raw_keys"] = torch.cat(raw).numpy()
     residual = None
     if last is not None:  # transformers' own last one has been through the final norm
         states = [*output.hidden_states[: lm.num_layers], *last]
@@ -611,7 +613,11 @@ def _masks_by_layer(lm: LanguageModel, masks: Sequence[Tensor]) -> Iterator[None
 
 @contextmanager
 def _raw_keys(lm: LanguageModel) -> Iterator[list[Tensor]]:
-    """The keys [1, Hkv, N, D] of each layer, as the projection or the norm after it gives them."""
+    """The keys [1, Hkv, N, D] of each layer, as the projection or the norm after it gives them.
+
+    None of a model that makes queries, keys and values in one projection, or that normalises keys
+    after their rotation.
+    """
     found: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -625,10 +631,8 @@ def _raw_keys(lm: LanguageModel) -> Iterator[list[Tensor]]:
     handles = []
     for module in _self_attention(lm):
         source = getattr(module, "k_norm", None) or getattr(module, "k_proj", None)
-        if source is None:
-            raise ModelError(
-                f"the oracle finds no k_proj in {type(module).__name__}; leave 'kv' out of capture"
-            )
+        if source is None or any(hasattr(layer, "qk_norm") for layer in _self_attention(lm)):
+            continue
         handles.append(source.register_forward_hook(keep))
     try:
         yield found

@@ -377,7 +377,7 @@ class Run:
                 "probabilities": chosen.probabilities,
                 "position": self.layout.slot_position[self.slots[k].start],
                 "slots": list(self.slots[k]),
-                "texts": [lm.token_text(token) for token in chosen.tokens],
+                "texts": lm.token_texts(chosen.tokens),
                 "ended": chosen.ended,
                 "dropped": gone,
                 "distribution": self._keep(distribution.numpy()),

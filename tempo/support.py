@@ -267,10 +267,21 @@ def cache_keyword(model: PreTrainedModel) -> str:
 
 
 def context_length(text: Any) -> int:
-    """The longest text in tokens that the config allows; ModelError if it does not say."""
-    lengths = (
+    """The longest text in tokens that the config allows; ModelError if it does not say.
+
+    A LongRoPE model has two rotary tables, and takes for a whole pass the one that its longest text
+    needs. So texts end where it would switch: up to there each is computed as if it were alone.
+    Llama 4 scales queries by a position that it counts itself, from `floor_scale` on.
+    """
+    lengths = [
         getattr(text, key, None) for key in ("max_position_embeddings", "attention_chunk_size")
-    )
+    ]
+    for table in _rope_settings(text).values():
+        if table.get("rope_type") == "longrope":
+            own = getattr(text, "original_max_position_embeddings", None)
+            lengths.append(table.get("original_max_position_embeddings") or own)
+    if getattr(text, "attn_temperature_tuning", False):
+        lengths.append(getattr(text, "floor_scale", None))
     lengths = [int(length) for length in lengths if length]
     if not lengths:
         raise ModelError(
@@ -292,6 +303,44 @@ def token_width(model: PreTrainedModel) -> int:
     text: Any = model.config.get_text_config()
     experts = getattr(text, "num_experts_per_tok", None) or 1
     return 8 * ends[0].weight.shape[-1] + 4 * widest * experts
+
+
+# Whose numbers round so little that two ways of computing agree.
+_FINE = (torch.float32, torch.float64)
+
+
+def coarse_dtypes(model: PreTrainedModel) -> set[torch.dtype]:
+    """The dtypes of weights that are coarser than float32; int8 stands for quantised ones."""
+    found = set()
+    for weight in model.parameters():
+        if type(weight) is not nn.Parameter or not weight.dtype.is_floating_point:
+            found.add(torch.int8)
+        elif weight.dtype not in _FINE:
+            found.add(weight.dtype)
+    # modules that keep quantised weights as buffers
+    buffers = {buffer.dtype for buffer in model.buffers()}
+    return found | ({torch.int8} & buffers)
+
+
+def check_autocast(device: torch.device) -> None:
+    """Raises ModelError under `torch.autocast`, which rounds on the way what should be compared."""
+    if torch.is_autocast_enabled(device.type):
+        raise ModelError(
+            "torch.autocast is on, which computes some layers in another dtype than the model's; "
+            "leave its block, and choose the dtype when the model is loaded"
+        )
+
+
+def has_experts(model: PreTrainedModel) -> bool:
+    """Whether some layers send each token to a few of several experts, as their modules are called.
+
+    Rows that go to one expert share its matrix product. So a row's last bits depend on its mates.
+    """
+    for name, module in model.named_modules():
+        called = f"{name.rpartition('.')[2]} {type(module).__name__}".lower()
+        if "expert" in called or "moe" in called.replace(str(model.config.model_type), ""):
+            return True
+    return False
 
 
 def eos_token_ids(model: PreTrainedModel) -> frozenset[int]:

@@ -27,7 +27,7 @@ from tempo.paths import Path as SetPath
 from tempo.paths import best_members, most_probable
 from tempo.selection import SMALLEST_PROBABILITY, member_weights
 from tempo.spec import RunSpec
-from tempo.text import escaped
+from tempo.text import escaped, joined
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -231,7 +231,7 @@ class Trace:
     def best_text(self) -> str:
         """The texts of the members of `best_path`, joined."""
         chosen = zip(self.steps, self._best_members(), strict=True)
-        return "".join(step.texts[i] for step, i in chosen)
+        return joined(step.texts[i] for step, i in chosen)
 
     def paths(self, num_paths: int = 10) -> list[SetPath]:
         """The most probable whole paths through the sets, best first.
@@ -265,7 +265,7 @@ class Trace:
         for log_share, members in most_probable(links, last, num_paths):
             chosen = list(zip(self.steps, members, strict=True))
             tokens = [step.tokens[i] for step, i in chosen]
-            text = "".join(step.texts[i] for step, i in chosen)
+            text = joined(step.texts[i] for step, i in chosen)
             found.append(SetPath(members, tokens, text, log_share + mass, math.exp(log_share)))
         return found
 

@@ -46,7 +46,7 @@ from fixtures.rivals import (
 from fixtures.scenes import NUM_READ, NUM_READERS, READER, ExactScene, exact_scene
 from fixtures.truth import Distances, at_lags, distances_by_lag, forced
 from tempo import RunSpec, Trace
-from tempo.harness import Margin, Planned, Prompt, Steps, Store, Study
+from tempo.harness import Margin, Planned, Prompt, Space, Steps, Store, Study
 from tempo.metrics import total_variation
 from tempo.reporting.figures import Picture, lines_by
 from tempo.reporting.figures.intervals import intervals
@@ -87,7 +87,12 @@ TRIED = ("probability", *(name for name in ARMS if name.startswith("posterior"))
 IN_PANELS = (*IN_CURVES, "posterior_square", "ape", "mixture_of_inputs", "heads", "unread")
 
 # Older claims were written for one reader, on 2026-11-24. With five they are other statistics.
-study = Study("exp11", title="Crowding or contradiction?", registered="2026-11-28T10:15Z")
+study = Study(
+    "exp11",
+    title="Crowding or contradiction?",
+    registered="2026-11-28T10:15Z",
+    space=Space(widest=32),
+)
 
 
 @dataclass(frozen=True)

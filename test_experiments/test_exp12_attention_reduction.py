@@ -25,7 +25,7 @@ from fixtures.raw import Point, curve, grouped_means, keep_table, spread
 from fixtures.rows import reader_attention, reader_on_set
 from fixtures.scenes import exact_scene
 from fixtures.truth import forced
-from tempo.harness import ClaimTest, Planned, Prompt, Steps, Store, Study
+from tempo.harness import ClaimTest, Planned, Prompt, Space, Steps, Store, Study
 from tempo.reporting.figures import Picture, layer_head_map, lines_by
 from tempo.reporting.figures.intervals import intervals
 
@@ -52,7 +52,9 @@ RATIOS = {
 }
 Logs = dict[str, float]  # of each of these ratios
 
-study = Study("exp12", title="Less attention, or crowding?", registered="2026-11-24")
+study = Study(
+    "exp12", title="Less attention, or crowding?", registered="2026-11-24", space=Space(widest=32)
+)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from fixtures.margins import LOST, NLL
 from fixtures.raw import keep_log, lattice, spread, spreads_of, survival
 from fixtures.truth import forced, read_spec
 from tempo import LanguageModel, Trace
-from tempo.harness import Planned, Prompt, Steps, Store, Study, run
+from tempo.harness import Planned, Prompt, Space, Steps, Store, Study, run
 from tempo.reporting.figures import Picture, lines_by, number
 from tempo.reporting.figures.intervals import intervals
 from test_experiments.reading import Beam, Facts, Search, Sets, bigrams, coverage, parted_at, search
@@ -48,7 +48,9 @@ LATER = "2026-11-28T09:36Z"  # the claims about a perfect reader and about poste
 FACT_STEPS = 8  # sets between the facts and the questions
 Paths = Mapping[str, Beam]
 
-study = Study("exp13", title="Does it read well?", registered="2026-11-24")
+study = Study(
+    "exp13", title="Does it read well?", registered="2026-11-24", space=Space(steps=(2, None))
+)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from fixtures.raw import grouped_means, keep_log, lattice, spread, spreads_of
 from fixtures.rows import minus
 from fixtures.truth import forced
 from tempo import RunSpec, Trace
-from tempo.harness import Margin, Planned, Prompt, Steps, Store, Study, average
+from tempo.harness import Margin, Planned, Prompt, Space, Steps, Store, Study, average
 from tempo.metrics import total_variation
 from tempo.reporting.figures import Picture, lines_by, number
 from tempo.reporting.figures.intervals import intervals
@@ -64,7 +64,12 @@ TEXTS = WEIGHTINGS | {
 }
 BEAMS = (2, 4)
 
-study = Study("exp15", title="Do free runs stay near the truth?", registered="2026-11-28T10:02Z")
+study = Study(
+    "exp15",
+    title="Do free runs stay near the truth?",
+    registered="2026-11-28T10:02Z",
+    space=Space(widest=32),
+)
 
 
 @dataclass(frozen=True)

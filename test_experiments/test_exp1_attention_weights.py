@@ -17,6 +17,7 @@ from fixtures.rows import (
     at_most,
     attention_of,
     most_between_siblings,
+    rows_are_whole,
     sum_error,
     sum_error_without,
 )
@@ -83,7 +84,7 @@ def _context_tv(one: Trace, other: Trace, step: int) -> np.ndarray:
     return context_distance(attention_of(one, step), attention_of(other, step), start)
 
 
-@study.claim(always=True)
+@study.claim(always=True, needs=rows_are_whole)
 def test_rows_sum_to_one(case: Case) -> bool | None:
     """Every captured attention row sums to one, in both modes.
 

@@ -35,6 +35,7 @@ from tempo.harness import (
     Planned,
     Prompt,
     RunRequest,
+    Space,
     Steps,
     Store,
     Study,
@@ -81,6 +82,7 @@ study = Study(
     title="Cross-parallel attention",
     captures=("attention", "logits"),
     registered="2026-11-23",
+    space=Space(visibility=("visible",), widest=64),
 )
 
 

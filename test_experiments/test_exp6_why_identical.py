@@ -17,12 +17,12 @@ from itertools import product
 
 import numpy as np
 
-from fixtures.floors import rounding
+from fixtures.floors import rounding, same_row
 from fixtures.margins import BFLOAT16_KL, BFLOAT16_TV, TENTH
 from fixtures.raw import keep_log, keep_table, never_branched, spread
 from fixtures.rows import at_most, attention_of, averages, logits_of, reader_attention
 from fixtures.scenes import Scene, first_scene
-from tempo import RunSpec, Trace
+from tempo import LanguageModel, RunSpec, Trace
 from tempo.harness import Planned, Prompt, Steps, Store, Study, run
 from tempo.metrics import kl_divergence, softmax, top_k_overlap, total_variation
 from tempo.reporting.figures import Picture, cell_table, dots
@@ -62,7 +62,7 @@ class Case:
         return self.modes.get(f"{cell}, {name}", {}).get(key)
 
     def identical(self, cell: Cell, *passes: str) -> bool | None:
-        """Whether the modes' logits agree to the last bit in these passes of a cell."""
+        """Whether the modes' logits are the same in these passes of a cell, see `same_row`."""
         found = [self.at(cell, name, "identical") for name in passes]
         return None if None in found else all(found)
 
@@ -113,7 +113,7 @@ def every_cell(prompt: Prompt) -> Steps[Case]:
     modes = {}
     for cell, (index, name) in product(CELLS, enumerate(PASSES)):
         one, other = (found[mode][cell][index] for mode in MODES)
-        modes[f"{cell}, {name}"] = _compare(one, other, cell, scene)
+        modes[f"{cell}, {name}"] = _compare(one, other, cell, scene, same_row(prompt.lm, "logit"))
     if prompt.store:
         _keep(prompt.store, f"{prompt.text!r}: {free.text}", modes, found)
     sink = _sink_ratios(plain_top, len(scene.prefix))
@@ -136,15 +136,18 @@ def _from_engine(passes: Sequence[Pass], trace: Trace, dtype: str) -> list[float
     return [max(tvs) / rounding("tv", dtype), max(weights) / rounding("attention", dtype)]
 
 
-def _compare(isolated: Pass, visible: Pass, cell: Cell, scene: Scene) -> Row:
-    """Both modes in one pass of a cell, means over queries; scores as the earlier code had them."""
+def _compare(isolated: Pass, visible: Pass, cell: Cell, scene: Scene, same: float) -> Row:
+    """Both modes in one pass of a cell, means over queries; scores as the earlier code had them.
+
+    same: the largest difference of a logit that counts as none.
+    """
     one, other = isolated.logits, visible.logits
     pairs = zip(softmax(one), softmax(other), strict=True)
     # where the siblings stand in this cell's cache, or will stand once they are in it
     width = scene.width if cell.cache == "all siblings" else 1
     slots = range(len(scene.prefix), len(scene.prefix) + width)
     return {
-        "identical": bool((one == other).all()),
+        "identical": bool((np.abs(one - other) <= same).all()),
         "max_logit": float(np.abs(one - other).max()),
         "tv": float(np.mean(_tvs(one, other))),
         "top10": float(np.mean([top_k_overlap(p, q, 10) for p, q in pairs])),
@@ -198,7 +201,8 @@ def test_replica_is_right(case: Case, cell: Cell = CORRECT) -> bool | None:
 def test_last_only_cache_is_identical(case: Case, cell: Cell = LAST_ONLY) -> bool | None:
     """Cause A is sufficient alone: with only the last sibling in the cache, nothing is isolated.
 
-    Logits of both modes equal to the last bit, at the siblings and at the reader.
+    Logits of both modes equal to the last bit, at the siblings and at the reader; on a mixture of
+    experts, whose rows share matrix products, within ten times the rounding floor.
     Control: the correct cell.
     """
     return case.identical(cell, "siblings", "reader")
@@ -208,7 +212,8 @@ def test_last_only_cache_is_identical(case: Case, cell: Cell = LAST_ONLY) -> boo
 def test_dropped_mask_is_identical(case: Case, cell: Cell = DROPPED) -> bool | None:
     """Cause B is sufficient alone: if no mask arrives, both modes are plain causal attention.
 
-    Logits of both modes equal to the last bit, at the siblings and at the reader.
+    Logits of both modes equal to the last bit, at the siblings and at the reader; on a mixture of
+    experts, whose rows share matrix products, within ten times the rounding floor.
     Control: the correct cell.
     """
     return case.identical(cell, "siblings", "reader")
@@ -218,7 +223,8 @@ def test_dropped_mask_is_identical(case: Case, cell: Cell = DROPPED) -> bool | N
 def test_before_the_siblings_is_identical(case: Case, name: str = "before") -> bool | None:
     """Cause C is sufficient alone: the pass that chooses the first set comes before any sibling.
 
-    Logits of both modes equal to the last bit in the pass of the prefix, in every cell.
+    Logits of both modes equal to the last bit in the pass of the prefix, in every cell; on a
+    mixture of experts within ten times the rounding floor.
     Control: one pass later.
     """
     found = [case.identical(cell, name) for cell in CELLS]
@@ -365,9 +371,11 @@ def test_every_cell_is_measured_in_every_pass(own_case: Case) -> None:
     assert len(own_case.modes) in (0, 2 * 3 * 3)
 
 
-def test_raw_logits_tell_the_same_as_the_cells(own_case: Case, store: Store) -> None:
+def test_raw_logits_tell_the_same_as_the_cells(
+    own_case: Case, store: Store, lm: LanguageModel
+) -> None:
     """The stored logits of the readers are identical exactly where the table says so."""
     logits = store.load("reader_logits") if own_case.modes else {}
     for index, cell in enumerate(CELLS if logits else ()):
-        same = bool((logits[f"isolated_{index:02d}"] == logits[f"visible_{index:02d}"]).all())
-        assert same == own_case.identical(cell, "reader")
+        apart = np.abs(logits[f"isolated_{index:02d}"] - logits[f"visible_{index:02d}"]).max()
+        assert bool(apart <= same_row(lm, "logit")) == own_case.identical(cell, "reader")

@@ -25,7 +25,7 @@ from fixtures.rivals import inputs_mixed, read_as_one
 from fixtures.rows import at_most
 from fixtures.scenes import LAGS, NUM_READERS, READER, ExactScene, exact_scene
 from fixtures.truth import Distances, at_lags, disagreement, distances_by_lag, forced
-from tempo.harness import ClaimTest, Planned, Prompt, Steps, Store, Study
+from tempo.harness import ClaimTest, Planned, Prompt, Space, Steps, Store, Study
 from tempo.metrics import total_variation
 from tempo.reporting.figures import Picture, distributions, lines_by
 from tempo.reporting.figures.intervals import intervals
@@ -64,7 +64,12 @@ KEPT = ("truth", "isolated", "visible", "top_branch")
 # other statistics of the same prompts.
 FIRST, FIVE_READERS = "2026-11-24", "2026-11-28T10:15Z"
 
-study = Study("exp7", title="Fidelity to the exact branch mixture", registered=FIVE_READERS)
+study = Study(
+    "exp7",
+    title="Fidelity to the exact branch mixture",
+    registered=FIVE_READERS,
+    space=Space(widest=32),
+)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from fixtures.raw import spread, spreads_of
 from fixtures.scenes import READER, ExactScene, exact_scene
 from fixtures.truth import forced, read_spec
 from tempo import RunSpec
-from tempo.harness import Margin, Planned, Prompt, Steps, Store, Study
+from tempo.harness import Margin, Planned, Prompt, Space, Steps, Store, Study
 from tempo.metrics import total_variation
 from tempo.reporting.figures import Picture
 from tempo.reporting.figures.intervals import intervals
@@ -39,7 +39,7 @@ VISIBLE = "shared, visible, near"
 # given as a number ("far") change nothing.
 ALONE = (SHARED, SEQUENTIAL, VISIBLE, "shared, isolated, far")
 
-study = Study("exp8", title="Position or company", registered="2026-11-24")
+study = Study("exp8", title="Position or company", registered="2026-11-24", space=Space(widest=32))
 
 
 @dataclass(frozen=True)

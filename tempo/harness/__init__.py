@@ -7,7 +7,7 @@ writes a study to begin with; `docs/tutorial.md` walks through it.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tempo.harness.config import StudyConfig
+    from tempo.harness.config import Space, StudyConfig
     from tempo.harness.plan import Plan
     from tempo.harness.runs import Prompt, RunRequest, run, wide_steps
     from tempo.harness.store import Store
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Loaded when first asked for: pytest imports this package in every run, and most have no study.
 _HOMES = {
+    "Space": "config",
     "StudyConfig": "config",
     "Plan": "plan",
     "Prompt": "runs",
@@ -39,6 +40,7 @@ __all__ = [
     "Planned",
     "Prompt",
     "RunRequest",
+    "Space",
     "Steps",
     "Store",
     "Study",

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import tempo
 from tempo import files
-from tempo.claims import Finding, correct, judge
+from tempo.claims import Finding, correct, inapplicable, judge
 from tempo.errors import ResultsError
 from tempo.harness.checks import case_class
 from tempo.harness.execute import (
@@ -47,7 +47,7 @@ class Evidence:
     cases: by plan, one for each prompt, None where the prompt has nothing to say.
     judged: by plan, the prompt of each of these cases, and the sets that its free runs chose.
     failures: by plan, why it could not be measured; unjudged: by plan and claim, why there is no
-    finding.
+    finding; inapplicable: by plan, why nothing of it can be measured on this model.
     """
 
     lm: LanguageModel
@@ -60,6 +60,7 @@ class Evidence:
     findings: list[Finding] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     unjudged: dict[tuple[str, str], str] = field(default_factory=dict)
+    inapplicable: dict[str, str] = field(default_factory=dict)
     num_reused: int = 0
     seconds: float = 0.0
     fingerprints: dict[str, str] = field(default_factory=dict)
@@ -83,6 +84,9 @@ class Evidence:
         for plan in self.plans:
             if plan.study.name not in self.fingerprints:
                 self.fingerprints[plan.study.name] = code_fingerprint(maker, plan.module)
+        for plan in self.plans:
+            if why := plan.study.reason_against(self.lm, plan.config.capture):
+                self.inapplicable[plan.name] = why
         self._measure(progress)
         self._judge()
         self.seconds = time.perf_counter() - began
@@ -152,6 +156,8 @@ class Evidence:
     def _tasks(self) -> list[Task]:
         tasks = []
         for plan in self.plans:
+            if plan.name in self.inapplicable:
+                continue
             for text, category in plan.prompts:
                 store = self.store(plan) if text == plan.config.prompt else None
                 captures = plan.study.captures
@@ -296,7 +302,7 @@ class Evidence:
         """The finding of every claim, corrected over its family."""
         findings = []
         for plan in self.plans:
-            cases = self.cases.get(plan.name)
+            cases = [] if plan.name in self.inapplicable else self.cases.get(plan.name)
             if cases is None:
                 continue
             context = {
@@ -311,8 +317,11 @@ class Evidence:
                 "fingerprint": self.fingerprints[plan.study.name],
             }
             for claim in plan.claims:
+                dated = context | {"registered": claim.claim.registered}
+                if why := self.inapplicable.get(plan.name) or claim.reason_against(self.lm):
+                    findings.append(inapplicable(claim.claim, why, dated))
+                    continue
                 try:
-                    dated = context | {"registered": claim.claim.registered}
                     findings.append(judge(claim.claim, cases, dated))
                 # of one claim's statistic: the findings of the others are not lost for it
                 except Exception as error:

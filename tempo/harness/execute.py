@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import tempo
-from tempo.capture import memory_budget
+from tempo.capture import memory_budget, rows_that_fit
 from tempo.errors import TempoError
 from tempo.harness.checks import requests
 from tempo.harness.plan import Plan
 from tempo.harness.runs import Prompt, RunRequest
 from tempo.models import DTYPES, LanguageModel, wrap_model
+from tempo.run import Run
+from tempo.spec import RunSpec
 from tempo.trace import Trace
 
 # Prompts whose traces are in memory at once: enough runs to fill the batches, few enough for a
@@ -172,16 +174,31 @@ def _run_all(
     for identity, request in merged.items():
         batches.setdefault(_batch(request), []).append(identity)
     traces: dict[Identity, Trace | Failure] = {}
-    for (dtype, *_), identities in batches.items():
-        specs = [merged[identity].spec for identity in identities]
+    for (dtype, *_), asked in batches.items():
+        identities = list(asked)
         try:
             lm = _in_dtype(models, dtype)
+            # one that is refused takes no other run of its batch along
+            refused = {each: _refusal(lm, merged[each].spec, budget) for each in asked}
+            traces |= {each: failure for each, failure in refused.items() if failure}
+            identities = [each for each in asked if each not in traces]
+            specs = [merged[identity].spec for identity in identities]
             for index, trace in tempo.stream(lm, specs, max_rows=ROWS, memory_budget=budget):
                 traces[identities[index]] = trace
         except Exception as error:  # of one batch: others are computed, and results stay
             failure = failure_of(error)
             traces |= {identity: failure for identity in identities if identity not in traces}
     return traces
+
+
+def _refusal(lm: LanguageModel, spec: RunSpec, budget: int) -> Failure | None:
+    """Why this run cannot be made, whatever shares its batch; None if it can."""
+    try:
+        num_prompt = Run(lm, 0, spec).num_prompt
+        rows_that_fit(lm, [spec], [num_prompt], 1, budget, None)
+    except TempoError as error:
+        return failure_of(error)
+    return None
 
 
 def _batch(request: RunRequest) -> tuple[Any, ...]:

@@ -141,11 +141,13 @@ def check(
     config = str(finding.context["config"])
     family = expectations.families.get(config) if expectations else None
     expected = family.claims.get(finding.claim) if family else None
+    if finding.verdict == "INAPPLICABLE" and expected is None:
+        return Check()  # there is nothing to expect
     if family is None or expected is None:
         return Check(notice=f"{finding.label}: seen for the first time; {ACCEPT}")
     if family.made.get(SUITE, now.get(SUITE)) != now.get(SUITE):
         return Check(notice=f"{finding.label}: other prompts than its expectation's; not compared")
-    whole = finding.context["n_prompts"] == family.prompts
+    whole = finding.context["n_prompts"] == family.prompts or finding.verdict == "INAPPLICABLE"
     wrong = _whole(finding, expected) if whole else _part(finding, expected)
     if not wrong:
         return Check()
@@ -250,9 +252,9 @@ def update(
 ) -> str:
     """Rewrite the expectations of these findings' claims and no others; says what was done.
 
-    circumstances_of: those of each config. A finding whose control misbehaves, or a broken
-    invariant, becomes no expectation. Raises SpecError where a part of the suite would replace
-    more of it, ResultsError if the file cannot be written.
+    circumstances_of: those of each config. A finding whose control misbehaves, a broken invariant,
+    or one that is not applicable, becomes no expectation. Raises SpecError where a part of the
+    suite would replace more of it, ResultsError if the file cannot be written.
     """
     known = read(path) or Expectations(model=model)
     families = {name: family.model_dump() for name, family in known.families.items()}
@@ -262,14 +264,14 @@ def update(
         now = dict(circumstances_of[config])
         families[config] = _updated(families.get(config), config, members, now)
     _write(path, Expectations(model=model, families=families))  # type: ignore[arg-type]
-    left_out = len(findings) - len(sound)
+    left_out = sum(f.verdict != "INAPPLICABLE" and not _is_sound(f) for f in findings)
     said = f"{len(sound)} expectations written to {_shown(path)}"
     return said + (f"; {left_out} unsound findings left out" if left_out else "")
 
 
 def _is_sound(finding: Finding) -> bool:
     broken = finding.kind == "invariant" and finding.verdict == "REFUTED"
-    return finding.control_holds and not broken
+    return finding.control_holds and not broken and finding.verdict != "INAPPLICABLE"
 
 
 def _updated(

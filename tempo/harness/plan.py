@@ -74,6 +74,7 @@ def plans_of(
     num_judged = sum(config.suite is not False for config in configs.values())
     found = []
     for path, config in configs.items():
+        study.space.check(config, str(path))
         check_study(study, config)
         prompts, of_suite = _prompts(path, config, suite, number)
         folder = config.results or path.stem

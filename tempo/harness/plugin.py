@@ -202,12 +202,14 @@ def own_case(plan: Any, pytestconfig: pytest.Config) -> Any:
 
 @pytest.fixture
 def store(plan: Any, pytestconfig: pytest.Config) -> Any:
-    """The raw results of the config's own prompt."""
+    """The raw results of the config's own prompt; without a case of it the test is skipped."""
+    if pytestconfig.stash[session_key].own_case(plan) is None:
+        pytest.skip(f"the own prompt of {plan} has nothing to say")
     return pytestconfig.stash[session_key].gathered.store(plan)
 
 
 # Letters of the progress line; upper case, as they are no failures and no skips.
-LETTERS = {"SUPPORTED": "S", "REFUTED": "R", "INCONCLUSIVE": "I"}
+LETTERS = {"SUPPORTED": "S", "REFUTED": "R", "INCONCLUSIVE": "I", "INAPPLICABLE": "N"}
 
 
 def verdict_of(report: Any) -> str:

@@ -30,7 +30,12 @@ from tempo.text import escaped
 if TYPE_CHECKING:
     from tempo.harness.session import Session
 
-COLOURS = {"SUPPORTED": "green", "REFUTED": "yellow", "INCONCLUSIVE": "purple"}
+COLOURS = {
+    "SUPPORTED": "green",
+    "REFUTED": "yellow",
+    "INCONCLUSIVE": "purple",
+    "INAPPLICABLE": "white",
+}
 
 
 def write(session: Session) -> list[str]:
@@ -72,7 +77,9 @@ def write(session: Session) -> list[str]:
             files.append(job, summary.encode())  # GitHub's steps share one file
         except OSError as error:
             problems.append(f"no summary in {job}: {files.reason(error)}")
-    problems += [f"no pictures of {s.config}: {s.problem}" for s in sections if s.problem]
+    for section in sections:
+        if section.problem and section.config not in evidence.inapplicable:
+            problems.append(f"no pictures of {section.config}: {section.problem}")
     return problems
 
 
@@ -101,6 +108,8 @@ def _section(evidence: Evidence, plan: Plan) -> records.Section:
     cases = [case for case in every if case is not None]
     pictures: list[Any] = []
     problem = evidence.failures.get(plan.name, "")
+    if why := evidence.inapplicable.get(plan.name):
+        problem = f"not applicable: {why}"
     if not problem:
         try:
             pictures = list(plan.study.draw(store, cases)) if plan.study.draw else []
@@ -221,6 +230,8 @@ def summarise(session: Session, terminal: Any) -> None:
     terminal.section("findings")
     for line in findings_table(evidence.findings):
         terminal.write_line(line, **_colour(line))
+    for line in _not_applicable(evidence):
+        terminal.write_line(escaped(line))
     for problem in session.report_problems:
         terminal.write_line(f"tempo: {escaped(problem)}", red=True)
     for line in headline_lines(session.conclusions or verdicts_alone(evidence.findings)):
@@ -230,6 +241,16 @@ def summarise(session: Session, terminal: Any) -> None:
         others = f" (and {more} more)" if more else ""
         terminal.write_line(f"tempo: {escaped(line)}{others}")
     terminal.write_line(f"raw results: {evidence.results}/   report: {option.findings}")
+
+
+def _not_applicable(evidence: Evidence) -> list[str]:
+    """Why claims cannot be judged on this model: a line for each reason, with what it holds for."""
+    by_reason: dict[str, list[str]] = {}
+    for f in evidence.findings:
+        if f.verdict == "INAPPLICABLE":
+            whole = f.context["config"] in evidence.inapplicable
+            by_reason.setdefault(f.reason, []).append(f.context["experiment"] if whole else f.claim)
+    return [f"{', '.join(dict.fromkeys(of))}: {why}" for why, of in by_reason.items()]
 
 
 def _colour(line: str) -> dict[str, bool]:

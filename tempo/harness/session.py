@@ -244,7 +244,12 @@ class Session:
         return self.evidence.finding(plan, claim)
 
     def cases(self, plan: Plan) -> list[Any]:
-        """The cases of a plan; a test that asks for those of a failed one fails with the reason."""
+        """The cases of a plan; a test that asks for those of a failed one fails with the reason.
+
+        One that asks for those of a plan that the model cannot have is skipped with the reason.
+        """
+        if why := self.gathered.inapplicable.get(plan.name):
+            pytest.skip(f"not applicable: {why}")
         if why := self.gathered.failures.get(plan.name):
             pytest.fail(f"{plan} could not be measured: {why}", pytrace=False)
         return measured_prompts(self.gathered.cases[plan.name])

@@ -79,6 +79,7 @@ def test_every_prompt_was_measured(cases):
 
 CONFIG = """\
 # Which free run chooses the sets. Every setting of it may be changed here; see StudyConfig.
+# A study may say which of them it can judge: Study(..., space=Space(steps=(2, None))).
 experiment: {name}
 prompt: The cat sat on the
 max_steps: 8

@@ -17,16 +17,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tempo.claims import Claim
 from tempo.errors import SpecError
+from tempo.harness.config import Space
 from tempo.spec import CAPTURES
 
 if TYPE_CHECKING:
     from tempo.harness.runs import Prompt
+    from tempo.models import LanguageModel
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Callable[..., Any])
 # What a measurement is: it yields the runs it needs, gets their traces, and returns the case.
 Steps = Generator[Any, Any, T]
 Statistic = Callable[..., Any]  # from a case to a number, a truth value, a map, or None
+# From a model to the reason why something cannot be judged on it; "" if it can.
+Need = Callable[["LanguageModel"], str]
 
 # Which keyword of `Study.claim` means which test of `tempo.claims`.
 TESTS = {
@@ -107,6 +111,7 @@ class ClaimTest:
         self.planned: Planned | None = None
         self.family: Family | str = study.name
         self.control_function: Statistic | None = None
+        self.needs: Need | None = None
 
     @property
     def id(self) -> str:
@@ -162,6 +167,10 @@ class ClaimTest:
             registered=self.registered,
         )
 
+    def reason_against(self, lm: LanguageModel) -> str:
+        """Why this claim cannot be judged on the model; "" if it can."""
+        return self.needs(lm) if self.needs else ""
+
     def __call__(self, case: Any) -> Any:
         return self.function(case)
 
@@ -184,14 +193,25 @@ class Study:
     title: the question in a few words, for the report.
     captures: what its runs must record, whatever a config says; see `RunSpec.capture`.
     registered: when its claims were written down, as an ISO date, for those that do not say.
+    needs: from a model to the reason why nothing of the study can be measured on it, "" if it can.
+        All its claims are then not applicable, and the report says why. A study that captures "kv"
+        needs models with keys of their own in any case.
+    space: the configs that it can judge; by default any.
 
     >>> study = Study("entropy", title="Is seeing siblings sobering?", captures=("logits",))
     """
 
     def __init__(
-        self, name: str, title: str, captures: Iterable[str] = (), registered: str = ""
+        self,
+        name: str,
+        title: str,
+        captures: Iterable[str] = (),
+        registered: str = "",
+        needs: Need | None = None,
+        space: Space | None = None,
     ) -> None:
-        self.captures, self.registered = tuple(captures), registered
+        self.captures, self.registered, self.needs = tuple(captures), registered, needs
+        self.space = space or Space()
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise SpecError(
                 f"a study is called {name!r}; expected lower-case letters, digits and _, "
@@ -205,6 +225,14 @@ class Study:
         self.claims: dict[str, ClaimTest] = {}
         self.measurement: Callable[[Prompt], Steps[Any]] | None = None
         self.draw: Callable[..., Iterable[Any]] | None = None
+
+    def reason_against(self, lm: LanguageModel, captures: Iterable[str] = ()) -> str:
+        """Why nothing of this study can be measured on the model; "" if it can.
+
+        captures: what the config captures beside the study.
+        """
+        without_keys = lm.reason_against_kv if "kv" in {*self.captures, *captures} else ""
+        return without_keys or (self.needs(lm) if self.needs else "")
 
     def measure(self, function: C) -> C:
         """Register the generator that measures one `Prompt` and returns its case.
@@ -248,6 +276,7 @@ class Study:
         typical: bool = False,
         family: Family | None = None,
         registered: str = "",
+        needs: Need | None = None,
         name: str = "",
         statement: str = "",
         statistic: str = "",
@@ -272,6 +301,8 @@ class Study:
         typical: about a typical prompt (pseudomedian) instead of the mean.
         family: claims corrected together (Holm); by default those of the study.
         registered: when the claim was written down, as an ISO date; by default the study's date.
+        needs: from a model to the reason why this claim cannot be judged on it, "" if it can. The
+            claim is then not applicable: neither supported nor refuted.
         name, statement, statistic, refuted_by: for claims made by a helper, where they differ.
         Raises SpecError in words if any of it does not fit.
         """
@@ -302,6 +333,7 @@ class Study:
             found.refuted_by, found.typical, found.planned = refuted_by, typical, planned
             found.family = family or found.family
             found.registered = registered or self.registered
+            found.needs = needs
             if callable(control):
                 found.control(control)
             elif control is not None:

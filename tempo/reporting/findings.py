@@ -19,7 +19,7 @@ PRIMARY = "primary"
 ROLES = (PRIMARY, "secondary", "invariant")
 BLIND = "control!"  # in place of a p: the control supports the claim as well
 # The verdicts, most in need of attention first.
-SIGNS = {"REFUTED": "✕", "INCONCLUSIVE": "◇", "SUPPORTED": "●"}
+SIGNS = {"REFUTED": "✕", "INCONCLUSIVE": "◇", "INAPPLICABLE": "–", "SUPPORTED": "●"}
 
 
 def role(finding: Finding) -> str:

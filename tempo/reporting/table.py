@@ -83,6 +83,8 @@ def _table(
     boxes = ""
     for verdict, sign in SIGNS.items():
         name, n = verdict.lower(), sum(f.verdict == verdict for f in findings)
+        if verdict == "INAPPLICABLE" and not n:
+            continue
         box = f'<input type="checkbox" checked value="{name}"/>'
         boxes += f"<label>{box} {sign} {name} ({n})</label>"
     body = "\n".join(_row(f, seen, at, values(f)) for f in primary_first(findings))

@@ -284,7 +284,9 @@ def picture(
     table: the numbers that it shows, in rows below a heading.
     """
     vector, raster = io.StringIO(), io.BytesIO()
-    with matplotlib.rc_context(_RC), warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # a reader's own style would make other pictures, or need LaTeX
+        matplotlib.rcParams.update(_RC)
         # The text stays text: the viewer's fonts draw it, matplotlib's only estimate its width.
         warnings.filterwarnings(
             "ignore", message=r"Glyph \d+ .* missing from", category=UserWarning

@@ -30,6 +30,7 @@ def forest(findings: Sequence[Finding], title: str = "All claims at a glance") -
     whose margin is zero. Of the last only sign and precision compare, so that each has its own
     scale.
     """
+    findings = [f for f in findings if f.verdict != "INAPPLICABLE"]  # of those nothing is known
     panels: dict[str, list[tuple[Finding, float]]] = {_IN_MARGINS: [], _OWN_SCALE: [], _SHARE: []}
     for finding in primary_first(findings):
         ends = [abs(x) for x in (finding.estimate, finding.low, finding.high) if math.isfinite(x)]

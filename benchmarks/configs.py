@@ -1,0 +1,107 @@
+"""Random configs inside the space that each study declares, run on the model `tiny`.
+
+Inside it nothing may crash, no control may support its claim, and no invariant may be violated.
+`python -m benchmarks.configs [NUMBER] [STUDY ...]` tries so many and tells what went wrong.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import tempo
+from tempo import LanguageModel
+from tempo.harness import Plan, Study, StudyConfig
+from tempo.harness.checks import check_study
+from tempo.harness.evidence import Evidence
+from tempo.harness.prompts import Suite, SuitePrompt
+
+ROOT = Path(__file__).resolve().parent.parent
+# exp16 makes other experiments' claims again, on suites that are read once a model.
+LEFT_OUT = "test_exp16"
+PROMPTS = ("The cat sat on the", "Numbers: 1, 2", "def f(")
+SEED = 31
+
+
+def studies() -> dict[str, tuple[Study, Path]]:
+    """Each experiment's study and module, by its name."""
+    found = {}
+    for path in sorted((ROOT / "test_experiments").glob("test_exp*.py")):
+        if not path.stem.startswith(LEFT_OUT):
+            study = import_module(f"test_experiments.{path.stem}").study
+            found[study.name] = (study, path)
+    return found
+
+
+def draw(study: Study, rng: random.Random) -> StudyConfig:
+    """A config inside the study's space; each setting is often at the end of its range."""
+    return StudyConfig(experiment=study.name, prompt=PROMPTS[0], **study.space.draw(rng))
+
+
+def problems_of(study: Study, module: Path, config: StudyConfig, lm: LanguageModel) -> list[str]:
+    """What goes wrong with a config, a line each; nothing if all is well."""
+    suite = Suite(tuple(map(SuitePrompt, PROMPTS)), "three prompts")
+    check_study(study, config)
+    plan = Plan(study, study.name, config, module, suite.prompts, suite)
+    with tempfile.TemporaryDirectory() as folder:
+        evidence = Evidence(lm, [plan], Path(folder))
+        evidence.gather(_silent)
+        found = [f"could not be measured: {why}" for why in evidence.failures.values()]
+        found += [f"{id} could not be judged: {why}" for (_, id), why in evidence.unjudged.items()]
+        for f in evidence.findings:
+            if not f.control_holds:
+                found.append(f"{f.claim} supports its own control ({f.control_estimate:.3g})")
+            if f.kind == "invariant" and f.verdict == "REFUTED":
+                found.append(f"{f.claim} is violated: {f.reason}")
+        if not found and study.draw:
+            found += _drawn(study, evidence, plan)
+    return found
+
+
+def _drawn(study: Study, evidence: Evidence, plan: Plan) -> list[str]:
+    """What goes wrong with the pictures."""
+    assert study.draw is not None
+    cases = [case for case in evidence.cases[plan.name] if case is not None]
+    try:
+        list(study.draw(evidence.store(plan), cases))
+    except Exception as error:
+        return [f"pictures: {type(error).__name__}: {error}"]
+    return []
+
+
+@contextmanager
+def _silent(*_: Any) -> Iterator[Any]:
+    yield lambda task: None
+
+
+def campaign(number: int, names: Sequence[str] = ()) -> list[str]:
+    """What goes wrong in so many random configs, each study in turn, a line each."""
+    known = {name: pair for name, pair in studies().items() if name in names or not names}
+    rng, found = random.Random(SEED), []
+    with tempo.load_model("tiny") as lm:
+        for index in range(number):
+            name = list(known)[index % len(known)]
+            study, module = known[name]
+            config = draw(study, rng)
+            settings = config.model_dump(exclude={"experiment", "prompt", "results", "suite"})
+            for problem in problems_of(study, module, config, lm):
+                found.append(f"{name} {settings}: {problem}")
+                print(found[-1], flush=True)
+    return found
+
+
+def main() -> int:
+    number = int(sys.argv[1]) if len(sys.argv) > 1 else 300
+    found = campaign(number, sys.argv[2:])
+    print(f"{number} configs, {len(found)} problems")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Run every experiment on every architecture that tempo supports: what each model family shows.
+
+Each architecture is built tiny and at random, see `benchmarks.architectures`, with a tokenizer of
+bytes, and is run by pytest over three prompts as a user would run it. On a random model only
+invariants say anything: they are supported, or not applicable with a reason. One that is refuted,
+a control that fails or a test that fails is a fault of tempo.
+`python -m benchmarks.families` writes reports/published/families.json and .md.
+exp16 is left out: it has no claim of its own, and its suites are read once a model.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from benchmarks.architectures import build, quiet
+from tempo.support import read_registry
+from tempo.tiny import build_tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPTS = ("The cat sat on the mat", "She opened the door and", "Numbers: 1, 2, 3,")
+# Bytes are the tokens, so texts are long. Windows are wider than any of them: of texts that outgrow
+# one there is no exact mixture of branches to compare with, which the experiments say.
+SIZES = {"vocab_size": 258, "max_position_embeddings": 768, "sliding_window": 700}
+# Logits spread by so much, whatever an architecture does to them last: sets then are wide.
+SPREAD = 3.0
+LEFT_OUT = "exp16"
+FOLDER = ROOT / "reports/published"
+
+
+@dataclass
+class Family:
+    """What the experiments found on one architecture.
+
+    verdicts: of invariants by experiment, how many have which verdict; reasons: why claims are not
+    applicable, by experiment; wrong: what should not be, a line each; seconds: of the session.
+    """
+
+    name: str
+    verdicts: dict[str, dict[str, int]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class _Outcomes:
+    """A pytest plugin that keeps the outcome of every test."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        family, properties = self.family, dict(report.user_properties)
+        if report.failed:
+            why = str(report.longrepr).strip().splitlines()
+            family.wrong.append(f"{report.nodeid.rpartition('/')[2]}: {why[-1] if why else ''}")
+        if report.when != "call" or "finding" not in properties:
+            return
+        finding = json.loads(properties["finding"])
+        experiment = finding["context"]["experiment"]
+        if finding["verdict"] == "INAPPLICABLE":
+            family.reasons[experiment] = finding["reason"]
+        if finding["kind"] == "invariant":
+            counts = family.verdicts.setdefault(experiment, {})
+            counts[finding["verdict"]] = counts.get(finding["verdict"], 0) + 1
+
+
+def save_folder(architecture: str, folder: Path) -> None:
+    """The architecture as a model folder: config, random weights, and a tokenizer of bytes."""
+    with quiet():
+        model = build(architecture, **SIZES)
+        spread_out(model)
+        model.save_pretrained(folder)
+        _, tokenizer = build_tiny(torch.float32)
+        tokenizer.save_pretrained(folder)
+
+
+@torch.inference_mode()
+def spread_out(model: Any) -> None:
+    """Scale the output layer, apart from the embedding, so that logits spread by `SPREAD`."""
+    head = model.get_output_embeddings()
+    if model.config.tie_word_embeddings or head.weight is model.get_input_embeddings().weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
+    for _ in range(4):  # a soft-capped spread is not in proportion
+        logits = model(input_ids=torch.tensor([list(b"The cat sat")]), use_cache=False).logits
+        head.weight *= SPREAD / float(logits.std(dim=-1).mean())
+
+
+def run_all(architecture: str, arguments: Sequence[str] = ()) -> Family:
+    """All experiments on one architecture."""
+    family, began = Family(architecture), time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_folder(architecture, folder / architecture)
+        suite = folder / "prompts.txt"
+        suite.write_text("\n".join(PROMPTS), encoding="utf-8")
+        said = io.StringIO()
+        options = ["--model", folder / architecture, "--suite", suite, "--results", folder / "r"]
+        options += ["--findings", folder / "f.html", "-p", "no:cacheprovider", "-q", "--tb=line"]
+        options += ["-W", "ignore:Module already imported", "-k", f"not {LEFT_OUT}", *arguments]
+        with redirect_stdout(said), redirect_stderr(said):
+            code = pytest.main(
+                [str(ROOT / "test_experiments"), *map(str, options)], [_Outcomes(family)]
+            )
+        if code not in (0, 1):
+            family.wrong.append(said.getvalue().strip().splitlines()[-1])
+    family.seconds = round(time.perf_counter() - began, 1)
+    gc.collect()
+    return family
+
+
+def table(families: Sequence[Family]) -> str:
+    """Architectures by experiments, and why what is not applicable is not."""
+    every = [name for family in families for name in family.verdicts]
+    names = sorted(set(every), key=lambda name: int(name.removeprefix("exp")))
+    lines = [
+        "# Every experiment on every architecture",
+        "",
+        __doc__.partition("\n\n")[2].partition("`python")[0].strip() if __doc__ else "",
+        "",
+        "A cell says how many invariants are supported; `n/a`: not applicable; `?`: the random",
+        "model shows nothing to judge them by; `✕`: refuted.",
+        "",
+        "| architecture | " + " | ".join(names) + " | wrong |",
+        "|---|" + "---|" * (len(names) + 1),
+    ]
+    for family in families:
+        cells = [_cell(family.verdicts.get(name, {})) for name in names]
+        lines.append(f"| {family.name} | {' | '.join(cells)} | {len(family.wrong) or ''} |")
+    lines += ["", "## Not applicable", ""]
+    for reason, of in _by_reason(families).items():
+        lines.append(f"- {reason}: {', '.join(of)}")
+    lines += ["", "## Wrong", ""]
+    wrong = [f"- {family.name}: {line}" for family in families for line in family.wrong]
+    return "\n".join([*lines, *(wrong or ["Nothing."]), ""])
+
+
+def _cell(counts: Mapping[str, int]) -> str:
+    signs = {"SUPPORTED": "", "INAPPLICABLE": " n/a", "INCONCLUSIVE": " ?", "REFUTED": " ✕"}
+    return ", ".join(f"{counts[name]}{sign}" for name, sign in signs.items() if counts.get(name))
+
+
+def _by_reason(families: Sequence[Family]) -> dict[str, list[str]]:
+    """The architectures of which each reason was given, with the experiment."""
+    found: dict[str, list[str]] = {}
+    for family in families:
+        for experiment, reason in family.reasons.items():
+            known = found.setdefault(reason, [])
+            known.append(f"{family.name} ({experiment})")
+    return found
+
+
+def main() -> int:
+    """Run those named, or all that are supported; of all, write the record. 1 if any is wrong."""
+    known = read_registry()[transformers.__version__]
+    supported = [name for name, entry in known.items() if entry["status"] == "supported"]
+    names = sys.argv[1:] or supported
+    families = []
+    # a process for each core: pytest runs one session at a time in a process
+    with ProcessPoolExecutor(
+        os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        for family in pool.map(run_all, names):
+            families.append(family)
+            said = f"{len(family.wrong)} wrong" if family.wrong else "nothing wrong"
+            print(f"{family.name:28} {family.seconds:6.1f} s  {said}", flush=True)
+            for line in family.wrong:
+                print(f"    {line[:200]}", flush=True)
+    if not sys.argv[1:]:
+        record = {"transformers": transformers.__version__, "families": list(map(asdict, families))}
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(record, indent=1) + "\n"
+        (FOLDER / "families.json").write_text(text, encoding="utf-8")
+        (FOLDER / "families.md").write_text(table(families), encoding="utf-8")
+    return 1 if any(family.wrong for family in families) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
