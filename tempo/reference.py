@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from tempo.errors import ModelError
 from tempo.inputs import checked, conform, model
 from tempo.models import LanguageModel
 from tempo.residual import Change, Hooks, hooks_by_place
