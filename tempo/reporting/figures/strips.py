@@ -184,7 +184,7 @@ def _axis(scale: Scale, bottom: float, unit: str, perfect: str) -> list[str]:
     for tick in ticks:
         x = at(tick)
         drawn.append(_line(x, _TOP + 18, x, bottom + 4, 0.13))
-        anchor = "start" if x < 24 else "end" if x > WIDTH - 24 else "middle"
+        anchor = "start" if x < 12 else "end" if x > WIDTH - 24 else "middle"
         drawn.append(
             f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="{anchor}" font-size="12" '
             f'fill="currentColor">{number(tick)}</text>'
