@@ -109,7 +109,9 @@ def every_layer(prompt: Prompt) -> Steps[Case | None]:
     asked = list(dict.fromkeys(cut for of_part in cuts.values() for cut in of_part))
     found = yield [forced(by_posterior.but(weighting_layers=cut)) for cut in asked]
     far = dict(zip(asked, (_distance(trace, answers) for trace in found), strict=True))
-    parts = {part: [far[cut] for cut in of_part] for part, of_part in cuts.items()}
+    parts = {}
+    for part, of_part in cuts.items():
+        parts[part] = [far[cut] for cut in of_part]
     case = Case(
         places=places,
         bounds=bounds,

@@ -50,7 +50,9 @@ def nnsight(lm, text):
     own = peers._copy(lm.model)
     model = TransformersModel(own, tokenizer=peers._tokenizer(lm), task="text-generation")
     with model.trace(torch.tensor([text])):
-        saved = [layer.output.save() for layer in model.model.layers]
+        saved = list().save()
+        for layer in model.model.layers:
+            saved.append(layer.output)
     found = {f"model.layers.{layer}.output": states for layer, states in enumerate(saved)}
     return found, lambda trace: as_nnsight(lm, trace)
 
