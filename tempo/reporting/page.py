@@ -24,6 +24,7 @@ from tempo.reporting.certainty import (
     standings,
 )
 from tempo.reporting.comparison import Comparison, comparison_html
+from tempo.reporting.differences import differences_html
 from tempo.reporting.figures.drawing import Picture, to_html
 from tempo.reporting.figures.forest import forest
 from tempo.reporting.figures.mechanism import mechanism
@@ -106,12 +107,14 @@ def _several(reports: Sequence[Report], prefixes: Sequence[str], compared: str) 
     # Of several folders none has the tests of all.
     tests = reports[0].tests if len({report.root for report in reports}) == 1 else ()
     own = f"Tests of {names[0]}"
+    differing = differences_html(reports)
     links = [("tempo-models", "Side by side")]
+    links += [("tempo-differences", "Differences")] if differing else []
     links += [(f"{at}tempo-model", name) for at, name in zip(prefixes, names, strict=True)]
     links += [(TESTS, own)] if tests else []
     links.append((WORDS, "Words"))
     parts = [_top_of_several(reports), _nav(links, "Contents"), compared]
-    parts.append(side_by_side_html(reports))
+    parts += [side_by_side_html(reports), differing]
     for report, at, name in zip(reports, prefixes, names, strict=True):
         inner = [f"<li>{_link(link)}</li>" for link in _links(report, at)]
         parts += [

@@ -13,6 +13,7 @@ from tempo.errors import ResultsError, SpecError
 from tempo.reporting.answers import Answer, brief, evidence
 from tempo.reporting.certainty import alarms_of, certainty, roles
 from tempo.reporting.comparison import Comparison, comparison_markdown
+from tempo.reporting.differences import differences_markdown
 from tempo.reporting.figures.drawing import FORMATS, Picture, contents_of
 from tempo.reporting.figures.forest import forest
 from tempo.reporting.findings import (
@@ -134,7 +135,7 @@ def report_markdown(
     several = len(reports) > 1
     if several:
         lines += [*_table([("Asked", reports[0].conclusions.asked)])]
-        lines += side_by_side_markdown(reports)
+        lines += side_by_side_markdown(reports) + differences_markdown(reports)
     for report, name, main, prefix in zip(reports, names, mains, prefixes, strict=True):
         lines += [f"# {markdown_cell(name)}", ""] if several else []
         lines += _one_model(report, main, prefix, format, with_question=not several)
