@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 from tempo.claims import Finding
 from tempo.reporting.answers import UNDETERMINED, Answer
-from tempo.reporting.comparison import UNCHANGED, what_changed
 from tempo.reporting.findings import (
     SIGNS,
     deciding,
@@ -28,11 +26,11 @@ AGREE = ""
 OPEN, DIFFER, UNASKED = "open for some", "they differ", "not asked of all"
 # How claims of models disagree.
 OPPOSITE, DECIDED = "opposite verdicts", "decided for some only"
-MISSING, SIZE = "not measured for all", "another size"
+MISSING = "not measured for all"
 MEANING = (
     f"{OPPOSITE.capitalize()}: supported for one model, refuted for another. "
     f"{DECIDED.capitalize()}: undecided for a model, which is not evidence that the models differ. "
-    f"{SIZE.capitalize()}: the same verdict, but 95 % intervals that do not overlap."
+    "Whether values differ is tested prompt by prompt, and not by whether intervals overlap."
 )
 
 
@@ -54,10 +52,7 @@ class Row:
             return OPPOSITE
         if len(verdicts) > 1:
             return DECIDED
-        if len(known) < len(self.found):
-            return MISSING
-        unlike = any(what_changed(*pair) != UNCHANGED for pair in combinations(known, 2))
-        return SIZE if unlike else AGREE
+        return MISSING if len(known) < len(self.found) else AGREE
 
 
 @dataclass(frozen=True)
@@ -129,7 +124,7 @@ def said(reports: Sequence[Report]) -> list[str]:
         lines.append(f"{question.asked} {each}.")
     opposite = [row.label for row in rows if row.marker == OPPOSITE]
     counted = [opposed(reports) + (f" ({', '.join(opposite)})" if opposite else "")]
-    for marker in (DECIDED, SIZE, MISSING):
+    for marker in (DECIDED, MISSING):
         if count := sum(row.marker == marker for row in rows):
             counted.append(f"{count} {marker}")
     return [*lines, f"{'; '.join(counted)}."]
