@@ -304,6 +304,17 @@ def test_a_config_may_name_the_suite_that_it_measures(folder):
     assert len((folder.path / "results/entropy/cases.jsonl").read_text().splitlines()) == 7
 
 
+def test_a_config_that_is_selected_keeps_the_name_that_it_has_among_all(folder):
+    write(folder, "entropy_other.yaml", CONFIG + "results: entropy_other\n")
+    assert run(folder, "--suite", "prompts.txt", "--config", "entropy_other.yaml").ret == 0
+    records = (folder.path / "results/findings.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["context"]["variant"] for line in records} == {"other"}
+    write(folder, "mine/other.yaml", CONFIG)  # the control: of one's own, it is the only one
+    assert run(folder, "--suite", "prompts.txt", "--config", "mine/other.yaml").ret == 0
+    records = (folder.path / "results/findings.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(records[-1])["context"]["variant"] == ""
+
+
 def test_two_studies_may_not_share_a_results_folder_or_a_name(folder):
     write(folder, "test_other.py", STUDY.replace('"entropy"', '"other"'))
     write(folder, "other.yaml", CONFIG.replace("entropy", "other") + "results: entropy\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,16 +71,34 @@ def plans_of(
 ) -> list[Plan]:
     """A plan for each config of a study. Raises SpecError in one line if one is faulty."""
     configs = configs_of(study.name, module, chosen)
-    num_judged = sum(config.suite is not False for config in configs.values())
+    every = _declared(study, module, configs)
+    num_judged = sum(config.suite is not False for config in every.values())
     found = []
     for path, config in configs.items():
         study.space.check(config, str(path))
         check_study(study, config)
         prompts, of_suite = _prompts(path, config, suite, number)
         folder = config.results or path.stem
-        variant = folder.removeprefix(study.name).lstrip("_") if len(configs) > 1 else ""
+        variant = folder.removeprefix(study.name).lstrip("_") if len(every) > 1 else ""
         found.append(Plan(study, path.stem, config, module, prompts, of_suite, variant, num_judged))
     return found
+
+
+def _declared(
+    study: Study, module: Path, configs: Mapping[Path, StudyConfig]
+) -> Mapping[Path, StudyConfig]:
+    """All configs beside the module if these are some of them: what was selected changes no name.
+
+    Otherwise these are configs of one's own, and the only ones that count.
+    """
+    folder = module.parent.resolve()
+    if all(path.resolve().parent == folder and _is_beside(study, path) for path in configs):
+        return configs_of(study.name, module)
+    return configs
+
+
+def _is_beside(study: Study, path: Path) -> bool:
+    return path.stem == study.name or path.stem.startswith(f"{study.name}_")
 
 
 def _prompts(
