@@ -60,7 +60,7 @@ def rotations(
     embedding: Any = model.get_input_embeddings()
     index = torch.arange(NUM_ROTATED, device=embedding.weight.device)
     tokens = (index % embedding.weight.shape[0])[None]
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     with raw_keys(modules) as raw:
         model(
             input_ids=tokens,
@@ -70,9 +70,10 @@ def rotations(
         )
     found = []
     for layer, (before, table) in enumerate(zip(raw, frequencies, strict=True)):
-        after: Any = cache.layers[layer].keys
-        pair = [keys[0].double().cpu().numpy() for keys in (before, after)]
-        rotation = rotation_of(*pair, table)
+        first, then = (
+            keys[0].double().cpu().numpy() for keys in (before, cache.layers[layer].keys)
+        )
+        rotation = rotation_of(first, then, table)
         if rotation is None:
             raise ModelError(
                 f"the cached keys of layer {layer} are no rotation of its keys that tempo knows, "

@@ -117,8 +117,9 @@ def again(claim: ClaimTest, part: Callable[[Case], Any], name: str = "") -> Clai
     assert claim.control_function is not None
     control = of_part(claim.control_function)
     control.__doc__ = claim.control_statement
+    wanted: dict[str, Any] = {KEYWORDS[claim.test]: claim.margin}
     register = study.claim(
-        **{KEYWORDS[claim.test]: claim.margin},
+        **wanted,
         because=claim.because,
         planned=claim.planned,
         control=control,

@@ -110,20 +110,20 @@ def _claim(finding: Finding) -> Claim:
         id=f"{FAMILY}.{finding.claim}",
         statement=f"The other record's value is larger: {finding.statement}",
         statistic=f"difference of: {finding.statistic}",
-        values=lambda case: case[0],
+        values=lambda case: case["by"],
         test="greater",
         refuted_by="a mean significantly below 0",
-        control=lambda case: case[1],
+        control=lambda case: case["turned"],
         control_statement="every other difference turned round, in order of size",
         margin_reason="any difference",
         family=FAMILY,
     )
 
 
-def _cases(moved: Sequence[Moved]) -> list[tuple[float, float]]:
+def _cases(moved: Sequence[Moved]) -> list[dict[str, float]]:
     """Each prompt's difference; and the same with every other sign turned, in order of size."""
     ordered = sorted(m.by for m in moved)
-    return [(by, by if i % 2 else -by) for i, by in enumerate(ordered)]
+    return [{"by": by, "turned": by if i % 2 else -by} for i, by in enumerate(ordered)]
 
 
 def compared(reports: Sequence[Report]) -> list[tuple[str, list[Difference]]]:

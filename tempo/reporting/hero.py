@@ -38,6 +38,9 @@ def _how_drawn(rows: list[Strip]) -> str:
     return said
 
 
+ENDS = ("estimate", "low", "high")
+
+
 def _rows(hero: Hero, report: Report) -> Iterator[Strip]:
     """The rows of which the record has numbers."""
     tables = [p.csv for s in report.sections for p in s.pictures if p.title == hero.picture]
@@ -48,8 +51,8 @@ def _rows(hero: Hero, report: Report) -> Iterator[Strip]:
             yield _of_claim(row, f, report, several=len(found) > 1)
         if not found and row.row in recorded:
             numbers = recorded[row.row]
-            ends = [_number(numbers.get(name)) for name in ("estimate", "low", "high")]
-            yield Strip(row.label, *ends, is_control=row.is_control)
+            estimate, low, high = (_number(numbers.get(name)) for name in ENDS)
+            yield Strip(row.label, estimate, low, high, is_control=row.is_control)
 
 
 def _of_claim(row: HeroRow, f: Finding, report: Report, several: bool) -> Strip:
