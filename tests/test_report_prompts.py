@@ -263,6 +263,15 @@ def test_no_line_of_the_table_is_wider_than_eighty_columns():
     assert any("exp15.best-pa…" in line and "fect-readers" in line for line in lines)
 
 
+def test_what_a_wide_window_has_more_goes_to_the_names_of_claims():
+    name = "exp15.best-path-reads-as-well-as-the-perfect-readers"
+    lines = findings_table([finding(name)], columns=110)
+    assert name in lines[1] and name not in findings_table([finding(name)])[1]
+    assert 80 < max(map(len, lines)) <= 110
+    assert max(map(len, findings_table([finding(name)], columns=1000))) <= 120
+    assert findings_table([finding(name)], columns=40) == findings_table([finding(name)])
+
+
 def test_a_watched_measurement_is_the_same_and_tells_what_it_is_given():
     def measurement(prompt):
         one = yield "asked"

@@ -583,8 +583,8 @@ def test_the_page_test_can_fail():
 def test_the_headline_counts_what_is_in_the_findings():
     found = [finding(), finding("b", "REFUTED"), finding("c", "REFUTED", control_holds=False)]
     text = Page(findings_html(found, {}, {})).text
-    counted = "3 registered claims: 3 exploratory (1 supported, 2 refuted)"
-    assert f"{counted}; 2 of 3 negative controls behaved." in text
+    counted = "3 registered claims: 3 secondary (1 supported, 2 refuted)"
+    assert f"{counted}; 2 of 3 negative controls" in text  # a word that is explained
     assert "tiny · 161 prompts" in text
     assert "Negative control did not behave: c." in text
     assert "did not behave" not in Page(findings_html(found[:2], {}, {})).text
@@ -592,7 +592,7 @@ def test_the_headline_counts_what_is_in_the_findings():
 
 def test_findings_without_context_and_no_findings_at_all_still_make_a_page():
     assert (
-        "1 registered claim: 1 exploratory (1 supported)"
+        "1 registered claim: 1 secondary (1 supported)"
         in Page(findings_html([finding(context={})], {}, {})).text
     )
     assert "0 registered claims: none" in Page(findings_html([], {}, {})).text

@@ -228,7 +228,7 @@ def summarise(session: Session, terminal: Any) -> None:
     if not evidence.findings:
         return
     terminal.section("findings")
-    for line in findings_table(evidence.findings):
+    for line in findings_table(evidence.findings, terminal._tw.fullwidth):
         terminal.write_line(line, **_colour(line))
     for line in _not_applicable(evidence):
         terminal.write_line(escaped(line))

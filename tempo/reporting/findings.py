@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from tempo.claims import Finding, standing
 from tempo.text import escaped, number
 
+NARROW, WIDE = 80, 120  # columns of a table in a terminal: at least, at most
+CLAIM = 27  # of which so many name a claim
 MAX_LINES = 20  # of the table in a terminal: what fits above the fold of a small window
 # The one family of claims that answers the questions. Every other empirical claim is secondary.
 PRIMARY = "primary"
@@ -47,9 +49,10 @@ def counts(findings: Sequence[Finding]) -> str:
     )
 
 
-def findings_table(findings: Sequence[Finding]) -> list[str]:
-    """The findings as at most 20 lines of at most 80 columns.
+def findings_table(findings: Sequence[Finding], columns: int = NARROW) -> list[str]:
+    """The findings as at most 20 lines of at most so many columns, of which 80 are needed.
 
+    What a terminal has beyond them goes to the names of claims.
     The primary ones come first, marked with *. If not all fit, those that need attention stay.
     """
     room = MAX_LINES - 2  # the header, and the line that says how many more
@@ -59,11 +62,12 @@ def findings_table(findings: Sequence[Finding]) -> list[str]:
         shown.sort(key=lambda f: f.verdict == "SUPPORTED" and f.control_holds)
     shown = primary_first(shown)
     claim = "claim (* primary)" if any(role(f) == PRIMARY for f in shown) else "claim"
-    lines = [_line("verdict", claim, "estimate [95 % interval]", "n", "p corr.")]
+    wide = CLAIM + max(0, min(columns, WIDE) - NARROW)
+    lines = [_line("verdict", claim.ljust(wide), "estimate [95 % interval]", "n", "p corr.")]
     for f in shown[:room]:
-        name = f"{_cut(f.label, 26)} *" if role(f) == PRIMARY else _cut(f.label, 28)
+        name = f"{_cut(f.label, wide - 2)} *" if role(f) == PRIMARY else _cut(f.label, wide)
         p = number(deciding(f)[1]) if f.control_holds else BLIND
-        lines.append(_line(f.verdict, name, _short_interval(f), str(f.n), p))
+        lines.append(_line(f.verdict, name.ljust(wide), _short_interval(f), str(f.n), p))
     if rest := shown[room:]:
         only_supported = all(f.verdict == "SUPPORTED" for f in rest)
         lines.append(
@@ -124,8 +128,8 @@ def alarms(findings: Sequence[Finding]) -> list[str]:
 
 
 def _line(verdict: str, claim: str, estimate: str, n: str, p: str) -> str:
-    """A line of the table, of 79 columns unless a number is very long."""
-    return f"{verdict:<12} {claim:<28} {estimate:<24} {n:>3} {p:>8}"
+    """A line of the table; with a claim of 27 it has 78 columns unless a number is very long."""
+    return f"{verdict:<12} {claim} {estimate:<24} {n:>3} {p:>8}"
 
 
 def _short_interval(f: Finding) -> str:
