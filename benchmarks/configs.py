@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import tempo
@@ -51,7 +52,7 @@ def problems_of(study: Study, module: Path, config: StudyConfig, lm: LanguageMod
     plan = Plan(study, study.name, config, module, suite.prompts, suite)
     with tempfile.TemporaryDirectory() as folder:
         evidence = Evidence(lm, [plan], Path(folder))
-        evidence.gather(_silent)
+        evidence.gather(silent)
         found = [f"could not be measured: {why}" for why in evidence.failures.values()]
         found += [f"{id} could not be judged: {why}" for (_, id), why in evidence.unjudged.items()]
         for f in evidence.findings:
@@ -76,8 +77,13 @@ def _drawn(study: Study, evidence: Evidence, plan: Plan) -> list[str]:
 
 
 @contextmanager
-def _silent(*_: Any) -> Iterator[Any]:
-    yield lambda task: None
+def silent(*_: Any) -> Iterator[Any]:
+    """Progress that shows nothing, for `Evidence.gather`."""
+
+    def nothing(*_: Any) -> None:
+        pass
+
+    yield SimpleNamespace(report=nothing, ran=nothing)
 
 
 def campaign(number: int, names: Sequence[str] = ()) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 
 import tempo
 from benchmarks.architectures import build
-from benchmarks.configs import studies
+from benchmarks.configs import silent, studies
 from benchmarks.families import spread_out
 from fixtures.floors import same_row
 from tempo import rotation
@@ -41,24 +41,13 @@ def odd(name):
     return tempo.wrap_model(model, tempo.load_model("tiny").tokenizer, name)
 
 
-class Silent:
-    def __init__(self, *_):
-        pass
-
-    def __enter__(self):
-        return lambda task: None
-
-    def __exit__(self, *_):
-        pass
-
-
 def findings_on(lm, names, results):
     suite = Suite(tuple(map(SuitePrompt, TEXTS)), "two prompts")
     known, plans = studies(), []
     for name in names:
         plans += plans_of(*known[name], (), suite, None)[:1]
     evidence = Evidence(lm, plans, results)
-    evidence.gather(Silent)
+    evidence.gather(silent)
     assert evidence.failures == {} and evidence.unjudged == {}
     return evidence.findings
 
