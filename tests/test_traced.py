@@ -35,7 +35,7 @@ def published():
     found = {}
     for path in PUBLISHED.glob("*.jsonl"):
         of_model = found.setdefault(path.stem, {})
-        for finding in read_findings(path):
+        for finding in read_findings(path).findings:
             of_model.setdefault(finding.claim, []).append(finding)
     return found
 
@@ -79,7 +79,7 @@ def untraced(text, published):
             wrong.append(f"rests on nothing: {said}")
         if piece in sentences and len(re.findall(r"[.!?](?:\s|$)", said)) != 1:
             wrong.append(f"not one sentence: {said}")
-        found = [f for each in published.values() for claim, _ in claims for f in each[claim]]
+        found = [f for each in published.values() for claim, _ in claims for f in each.get(claim, ())]
         wrong += [
             f"no such number: {shown}"
             for shown in MEASURED.findall(said)

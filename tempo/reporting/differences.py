@@ -191,7 +191,7 @@ def differences_markdown(reports: Sequence[Report]) -> list[str]:
     for heading, found in compared(reports):
         out += ["", f"### {markdown_cell(heading)}", "", markdown_cell(summary(found)), ""]
         out += [
-            "| claim | difference [95 % interval] | n | p corrected | |",
+            "| claim | difference [95 % interval] | n | p corrected | models |",
             "|---|--:|--:|--:|---|",
         ]
         for each in found:
