@@ -19,7 +19,7 @@ from fixtures.readers import Readers, after_readers, answers_of
 from fixtures.scenes import exact_scene
 from fixtures.truth import forced
 from tempo import Trace
-from tempo.harness import ClaimTest, Planned, Prompt, Steps, Store, Study, run
+from tempo.harness import ClaimTest, Planned, Prompt, Space, Steps, Store, Study, run
 from tempo.harness.study import TESTS
 from tempo.reporting.figures import Picture
 from tempo.reporting.figures.intervals import interval_panels
@@ -40,7 +40,12 @@ LATTICES = ("none", "posterior", "rolled")
 FREE_RUNS = ("none", "posterior")
 KEYWORDS = {test: keyword for keyword, test in TESTS.items()}
 
-study = Study("exp16", title="On longer and other texts?", registered="2026-11-28T12:34Z")
+study = Study(
+    "exp16",
+    title="On longer and other texts?",
+    registered="2026-11-28T12:34Z",
+    space=Space(steps=(2, None), widest=32),
+)
 
 
 @dataclass(frozen=True)

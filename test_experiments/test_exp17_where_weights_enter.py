@@ -30,7 +30,7 @@ from fixtures.rows import logits_of
 from fixtures.scenes import ExactScene, exact_scene
 from fixtures.truth import forced
 from tempo import RunSpec, Trace
-from tempo.harness import Planned, Prompt, Steps, Store, Study
+from tempo.harness import Planned, Prompt, Space, Steps, Store, Study
 from tempo.metrics import total_variation
 from tempo.reporting.figures import Picture, lines_by
 from tempo.residual import Hooks
@@ -51,7 +51,12 @@ PARTS = {
     "from": "weights from the layer on",
 }
 
-study = Study("exp17", title="Where the weights should enter", registered="2026-11-28T12:45Z")
+study = Study(
+    "exp17",
+    title="Where the weights should enter",
+    registered="2026-11-28T12:45Z",
+    space=Space(widest=32),
+)
 
 
 @dataclass(frozen=True)

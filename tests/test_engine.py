@@ -133,7 +133,12 @@ def test_an_attention_argument_tempo_does_not_know_is_an_error(tiny):
     )
     with pytest.raises(tempo.ModelError, match="mystery"):
         attention.tempo_attention(module, *states, None, tempo_pass=context, mystery=1)
-    with pytest.raises(tempo.ModelError, match="does not pass keyword arguments"):
+    with pytest.raises(tempo.ModelError, match="another thread"):
+        attention.tempo_attention(module, *states, None)
+    with (
+        attention.installed(tiny.model),
+        pytest.raises(tempo.ModelError, match="does not pass keyword arguments"),
+    ):
         attention.tempo_attention(module, *states, None)
 
 

@@ -64,9 +64,11 @@ def logits64(monkeypatch):
     """The logits [w, V] of each set of the last run, as the pass gave them."""
     found = []
 
-    def record(run, slots, logits, weights, original=one_run.Run._record):
+    original = one_run.Run._record
+
+    def record(run, slots, logits, *captured):
         found.append(logits.numpy())
-        original(run, slots, logits, weights)
+        original(run, slots, logits, *captured)
 
     monkeypatch.setattr(one_run.Run, "_record", record)
     return found

@@ -79,7 +79,9 @@ def untraced(text, published):
             wrong.append(f"rests on nothing: {said}")
         if piece in sentences and len(re.findall(r"[.!?](?:\s|$)", said)) != 1:
             wrong.append(f"not one sentence: {said}")
-        found = [f for each in published.values() for claim, _ in claims for f in each.get(claim, ())]
+        found = [
+            f for each in published.values() for claim, _ in claims for f in each.get(claim, ())
+        ]
         wrong += [
             f"no such number: {shown}"
             for shown in MEASURED.findall(said)
