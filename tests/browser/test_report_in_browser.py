@@ -452,7 +452,7 @@ def test_question_answer_certainty_advice_and_a_figure_are_on_the_first_screen(s
     assert below_the_fold(page) == []
     figure = page.locator(".tempo-hero svg").first.bounding_box()
     assert figure["y"] + figure["height"] < DESKTOP[1]
-    page.add_style_tag(content="body { font-size: 60px } .tempo-brief * { font-size: 60px }")
+    page.add_style_tag(content="body { font-size: 150px } .tempo-brief * { font-size: 150px }")
     assert below_the_fold(page) != []
 
 
