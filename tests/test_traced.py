@@ -49,9 +49,10 @@ def pieces(text):
     """Rows of tables, and sentences: each with its comment."""
     text = text.partition("### ")[0]
     rows = [line for line in text.splitlines() if line.startswith("| ") and "<!--" in line]
-    prose = "\n".join(line for line in text.splitlines() if not line.startswith("|"))
+    lines = [line for line in text.splitlines() if not line.startswith("|")]
+    prose = "\n".join(re.sub(r"^\d\. ", "", line) for line in lines)
     sentences = re.split(r"(?<=-->)", prose)
-    return rows, [" ".join(each.split()) for each in sentences if each.strip(" \n*1234567890.")]
+    return rows, [" ".join(each.split()) for each in sentences if each.strip()]
 
 
 def claims_of(piece):
