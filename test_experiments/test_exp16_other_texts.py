@@ -235,9 +235,11 @@ def pictures(store: Store, cases: Sequence[Case]) -> Iterator[Picture]:
     panels = {}
     for arm in FREE_RUNS:
         far = {kind: _distances(of_kind, arm) for kind, of_kind in kinds.items()}
-        panels[exp15.WEIGHTINGS[arm].capitalize()] = {
-            f"{kind} ({len(tv)})": spread(tv) for kind, tv in far.items() if len(tv) > 1
-        }
+        rows = {f"{kind} ({len(tv)})": spread(tv) for kind, tv in far.items() if len(tv) > 1}
+        if rows:
+            panels[exp15.WEIGHTINGS[arm].capitalize()] = rows
+    if not panels:
+        return
     caption = (
         "Total variation between free runs and the exact mixture of their own paths, at the steps "
         f"that follow {exp15.WIDE_SETS} wide sets; mean and 95 % interval over the prompts of a "

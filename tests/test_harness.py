@@ -245,7 +245,7 @@ def test_a_picture_that_fails_takes_no_finding_with_it_but_is_said(tmp_path):
 
 def test_progress_is_plain_lines_without_a_terminal_and_colours_are_off(everything):
     _, output, _, _ = everything
-    assert "tempo: measuring 221 prompt cases" in output
+    assert "tempo: measuring 260 prompt cases" in output
     assert "\x1b" not in output
     assert "\r" not in output
 
@@ -299,7 +299,7 @@ def test_collecting_says_how_many_prompts_each_claim_needs_and_runs_nothing(tmp_
     lines = [line for line in output.splitlines() if line.startswith("tempo: exp2.")]
     assert len(lines) == 5
     assert any(
-        "exp2.same-selection" in line and "65 prompts tell 0.025 (sd 0.052) from 0.05" in line
+        "exp2.same-selection" in line and "68 prompts tell 0.025 (sd 0.052) from 0.05" in line
         for line in lines
     )
     assert not any("TOO FEW" in line for line in lines)
