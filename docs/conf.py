@@ -21,6 +21,7 @@ OUTSIDE = {
     ROOT / "CHANGELOG.md": COPIED / "changelog.md",
     ROOT / "SECURITY.md": COPIED / "security.md",
     **{page: COPIED / page.name for page in sorted((ROOT / "reports/published").glob("*.md"))},
+    ROOT / "reports/published/exp16/findings.md": COPIED / "findings-exp16.md",
 }
 REAL = {copy: page for page, copy in OUTSIDE.items()}
 
