@@ -794,6 +794,7 @@ def test_a_comparison_wants_one_folder(tmp_path):
     assert "give --results once" in result.output
 
 
+KNOWN = "smollm2-135m"
 SMALL = {"estimate": 0.1, "low": 0.0, "high": 0.2}
 
 
@@ -961,3 +962,10 @@ def test_rows_of_tests_come_back_from_the_record(tmp_path):
     assert [row.outcome for row in rows] == ["passed", "failed", "skipped"]
     assert rows[0].name.startswith("test_a.py::test_one")
     assert rows[1].seconds == 1.5
+
+
+def test_the_page_says_that_weights_were_dequantised():
+    of = {name: report_html(Report((of_model(name),), name)) for name in (KNOWN, "my.gguf", "tiny")}
+    assert f"{KNOWN} · SmolLM2 135M Instruct, Q4_1 dequantised · float32" in of[KNOWN]
+    assert "my.gguf · a GGUF file, dequantised · " in of["my.gguf"]
+    assert "dequantised" not in of["tiny"]

@@ -36,6 +36,7 @@ from tempo.reporting.report import Report, Section, TestRow, names_of, unlike_na
 from tempo.reporting.sidebyside import opposed, side_by_side_html
 from tempo.reporting.table import badge, claims_table, effect_svg
 from tempo.text import html_text, number, slug
+from tempo.wheels import KNOWN_MODELS
 
 # No script runs but the page's own, which is known by its hash.
 POLICY = (
@@ -192,8 +193,16 @@ def _conditions(report: Report) -> str:
     contexts = [f.context for f in report.findings]
     dtypes = {str(context["dtype"]) for context in contexts if context.get("dtype")}
     prompts = [context["n_prompts"] for context in contexts if context.get("n_prompts")]
-    parts = [report.model, *sorted(dtypes), f"{_range(prompts)} prompts", report.about.get("Made")]
+    about = (f"{_range(prompts)} prompts", report.about.get("Made"))
+    parts = [report.model, _weights_of(report.model), *sorted(dtypes), *about]
     return html_text(" · ".join(part for part in parts if part))
+
+
+def _weights_of(model: str) -> str:
+    """What the weights are, where they are not the model's own: 4-bit files are dequantised."""
+    if known := KNOWN_MODELS.get(model):
+        return known.description.partition(";")[0]
+    return "a GGUF file, dequantised" if model.endswith(".gguf") else ""
 
 
 def _alarms(lines: Iterable[str]) -> str:
