@@ -636,7 +636,8 @@ def _from_pretrained(
             f"({', '.join(lost[:3])}, ...), which transformers would fill at random; "
             "save the whole model again with save_pretrained"
         )
-    _check_left(source, model, sorted(map(str, info["unexpected_keys"])))
+    if left := sorted(map(str, info["unexpected_keys"])):
+        _check_left(source, model, left)
     return model, tokenizer
 
 

@@ -123,7 +123,8 @@ def test_a_revision_reaches_model_and_tokenizer_and_the_attention_is_named(monke
         @staticmethod
         def from_pretrained(source, **settings):
             seen.append(settings)
-            return object(), {"missing_keys": [], "mismatched_keys": []}
+            info = ("missing_keys", "mismatched_keys", "unexpected_keys")
+            return object(), {name: [] for name in info}
 
     monkeypatch.setattr(transformers, "AutoModelForCausalLM", Loader)
     monkeypatch.setattr(transformers, "AutoTokenizer", Loader)

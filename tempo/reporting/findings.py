@@ -14,7 +14,7 @@ from tempo.claims import Finding, standing
 from tempo.text import escaped, number
 
 NARROW, WIDE = 80, 120  # columns of a table in a terminal: at least, at most
-CLAIM = 27  # of which so many name a claim
+CLAIM = 28  # of which so many name a claim
 MAX_LINES = 20  # of the table in a terminal: what fits above the fold of a small window
 # The one family of claims that answers the questions. Every other empirical claim is secondary.
 PRIMARY = "primary"
@@ -128,17 +128,18 @@ def alarms(findings: Sequence[Finding]) -> list[str]:
 
 
 def _line(verdict: str, claim: str, estimate: str, n: str, p: str) -> str:
-    """A line of the table; with a claim of 27 it has 78 columns unless a number is very long."""
+    """A line of the table; with a claim of 28 it has 79 columns unless a number is very long."""
     return f"{verdict:<12} {claim} {estimate:<24} {n:>3} {p:>8}"
 
 
 def _short_interval(f: Finding) -> str:
-    """The interval, with two digits where three do not fit."""
+    """The interval, with as many digits as fit, of three."""
     said = interval(f)
-    if len(said) <= len("estimate [95 % interval]"):
-        return said
-    estimate, low, high = (number(float(f"{x:.2g}")) for x in (f.estimate, f.low, f.high))
-    return f"{estimate} [{low}, {high}]"
+    for digits, room in ((2, 24), (1, 25)):  # what the table has, and one column that it can spare
+        if len(said) > room:
+            ends = (number(float(f"{x:.{digits}g}")) for x in (f.estimate, f.low, f.high))
+            said = "{} [{}, {}]".format(*ends)
+    return said
 
 
 def _cut(text: str, length: int) -> str:

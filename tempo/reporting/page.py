@@ -200,9 +200,10 @@ def _conditions(report: Report) -> str:
 
 def _weights_of(model: str) -> str:
     """What the weights are, where they are not the model's own: 4-bit files are dequantised."""
-    if known := KNOWN_MODELS.get(model):
-        return known.description.partition(";")[0]
-    return "a GGUF file, dequantised" if model.endswith(".gguf") else ""
+    if model.endswith(".gguf"):
+        return "a GGUF file, dequantised"
+    about = KNOWN_MODELS[model].description if model in KNOWN_MODELS else ""
+    return about.partition(";")[0] if "dequantised" in about else ""
 
 
 def _alarms(lines: Iterable[str]) -> str:
