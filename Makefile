@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: experiments test wheel compat browser notebook conformance architectures floors speed calibration
-.PHONY: families campaign setup lock lowest lint typecheck format docs coverage clean
+.PHONY: experiments test wheel compat browser notebook conformance architectures floors speed
+.PHONY: calibration families campaign setup lock lowest lint typecheck format docs coverage clean
 
 experiments: setup  ## run all experiments on the default real model; writes reports/findings.html
 	$(BIN)/python -m pytest test_experiments
@@ -31,7 +31,7 @@ browser: setup  ## the report in a browser; screenshots in reports/screenshots/.
 	command -v chromium || command -v chromium-browser || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 	$(BIN)/python -m pytest tests/browser
 
-notebook: setup  ## frames, and docs/notebook.ipynb in a fresh kernel; `python docs/notebook.py` rewrites it
+notebook: setup  ## frames, and docs/notebook.ipynb in a fresh kernel (docs/notebook.py rewrites it)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebook]"
 	$(BIN)/python -m pytest tests/notebook
 
@@ -76,7 +76,8 @@ compat: setup  ## exactness with the other transformers releases that are suppor
 calibration: setup  ## how often verdicts are false, after make experiments; writes reports/published/calibration.json and .md
 	$(BIN)/python -m benchmarks.calibration
 
-campaign: setup  ## faults at every file operation, kills, several writers; writes reports/published/campaign.json and .md; then 300 random configs
+# Writes reports/published/campaign.json and .md.
+campaign: setup  ## faults at every file operation, kills, several writers; then 300 random configs
 	$(BIN)/python -m benchmarks.campaign
 	$(BIN)/python -m benchmarks.configs 300
 

@@ -281,38 +281,19 @@ def run(*words):
     return CliRunner().invoke(app, list(words))
 
 
+VIEWED = ("view", PROMPT, "--model", "tiny", "--threshold", "0.05", "--max-steps", "4", "--out")
+
+
 def test_a_prompt_is_shown_in_both_modes_on_the_same_sets(tmp_path):
     out = tmp_path / "run.html"
-    done = run(
-        "view",
-        PROMPT,
-        "--model",
-        "tiny",
-        "--threshold",
-        "0.05",
-        "--max-steps",
-        "4",
-        "--out",
-        str(out),
-    )
+    done = run(*VIEWED, str(out))
     assert (done.exit_code, done.stdout) == (0, f"written: {out}\n")
     kept = held(out.read_text())
     assert [found["names"] for found in kept] == [["isolated", "visible"]]
     assert kept[0]["next"] is not None
     assert None not in kept[0]["attention"]
     first = out.read_bytes()
-    done = run(
-        "view",
-        PROMPT,
-        "--model",
-        "tiny",
-        "--threshold",
-        "0.05",
-        "--max-steps",
-        "4",
-        "--out",
-        str(out),
-    )
+    done = run(*VIEWED, str(out))
     assert out.read_bytes() == first
     done = run(
         "view",
