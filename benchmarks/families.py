@@ -9,14 +9,13 @@ tempo. `python -m benchmarks.families` writes reports/published/families.json an
 
 from __future__ import annotations
 
-import gc
 import io
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
@@ -28,7 +27,7 @@ import pytest
 import torch
 import transformers
 
-from benchmarks.architectures import build, quiet
+from benchmarks.architectures import build, quiet, save_registry
 from tempo.parsing import parse_yaml
 from tempo.support import read_registry
 from tempo.tiny import build_tiny
@@ -54,14 +53,16 @@ class Family:
     """What the experiments found on one architecture.
 
     verdicts: of invariants by experiment, how many have which verdict; others: how many other
-    claims were judged, by experiment; reasons: why claims are not applicable, by experiment; wrong:
-    what should not be, a line each; seconds: of the processor.
+    claims were judged, by experiment; reasons: why claims are not applicable, by experiment;
+    inapplicable: these claims, or the experiment if they are all of its claims; wrong: what should
+    not be, a line each; seconds: of the processor.
     """
 
     name: str
     verdicts: dict[str, dict[str, int]] = field(default_factory=dict)
     others: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    inapplicable: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -71,6 +72,8 @@ class _Outcomes:
 
     def __init__(self, family: Family) -> None:
         self.family = family
+        # by experiment, each claim and whether it is applicable
+        self.claims: dict[str, dict[str, bool]] = {}
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         family, properties = self.family, dict(report.user_properties)
@@ -81,13 +84,22 @@ class _Outcomes:
             return
         finding = json.loads(properties["finding"])
         experiment = finding["context"]["experiment"]
-        if finding["verdict"] == "INAPPLICABLE":
+        applies = finding["verdict"] != "INAPPLICABLE"
+        self.claims.setdefault(experiment, {})[finding["claim"]] = applies
+        if not applies:
             family.reasons[experiment] = finding["reason"]
         counts = family.verdicts.setdefault(experiment, {})
         if finding["kind"] == "invariant":
             counts[finding["verdict"]] = counts.get(finding["verdict"], 0) + 1
-        elif finding["verdict"] != "INAPPLICABLE":
+        elif applies:
             family.others[experiment] = family.others.get(experiment, 0) + 1
+
+    def pytest_sessionfinish(self) -> None:
+        for experiment, claims in sorted(self.claims.items()):
+            without = sorted(name for name, applies in claims.items() if not applies)
+            if without:
+                whole = len(without) == len(claims)
+                self.family.inapplicable += [experiment] if whole else without
 
 
 def save_folder(architecture: str, folder: Path) -> None:
@@ -119,6 +131,7 @@ def save_configs(folder: Path) -> list[Path]:
     for path in sorted((ROOT / "test_experiments").glob("exp*.yaml")):
         settings = parse_yaml(path.read_text(encoding="utf-8"))
         settings["max_steps"] = min(settings["max_steps"], MOST_STEPS)
+        settings["prompt"] = PROMPTS[0]
         if isinstance(settings.get("suite"), str):
             settings.pop("suite")
         if path.stem != LEFT_OUT:
@@ -144,14 +157,15 @@ def run_all(architecture: str, arguments: Sequence[str] = ()) -> Family:
             options += ["--config", path]
         drawn = architecture in WITH_PAGE
         page = nullcontext() if drawn else patch("tempo.harness.report.write", return_value=[])
-        with redirect_stdout(said), redirect_stderr(said), page:
+        # nothing is on disk that other code may have measured
+        code = patch("tempo.harness.evidence.code_fingerprint", return_value="")
+        with redirect_stdout(said), redirect_stderr(said), page, code:
             code = pytest.main(
                 [str(ROOT / "test_experiments"), *map(str, options)], [_Outcomes(family)]
             )
         if code not in (0, 1):
             family.wrong.append(said.getvalue().strip().splitlines()[-1])
     family.seconds = round(time.process_time() - began, 1)
-    gc.collect()
     return family
 
 
@@ -200,11 +214,24 @@ def _by_reason(families: Sequence[Family]) -> dict[str, list[str]]:
     return found
 
 
+def write(families: Sequence[Family]) -> None:
+    """The record, its table, and in the registry what cannot be judged on which architecture."""
+    record = {"transformers": transformers.__version__, "families": list(map(asdict, families))}
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=1) + "\n"
+    (FOLDER / "families.json").write_text(text, encoding="utf-8")
+    (FOLDER / "families.md").write_text(table(families), encoding="utf-8")
+    registry = read_registry()
+    for family in families:
+        registry[transformers.__version__][family.name]["inapplicable"] = family.inapplicable
+    save_registry(registry)
+
+
 def main() -> int:
     """Run those named, or all that are supported; of all, write the record. 1 if any is wrong."""
     known = read_registry()[transformers.__version__]
     supported = [name for name, entry in known.items() if entry["status"] == "supported"]
-    names = sys.argv[1:] or supported
+    names, began = sys.argv[1:] or supported, time.perf_counter()
     families = []
     # a process for each core: pytest runs one session at a time in a process
     with ProcessPoolExecutor(
@@ -216,13 +243,15 @@ def main() -> int:
             print(f"{family.name:28} {family.seconds:6.1f} s  {said}", flush=True)
             for line in family.wrong:
                 print(f"    {line[:200]}", flush=True)
+    wrong = sum(bool(family.wrong) for family in families)
+    seconds = sum(family.seconds for family in families)
+    wall = time.perf_counter() - began
+    print(
+        f"{len(families)} architectures, {wrong} wrong: {seconds:.0f} s of processors, {wall:.0f} s"
+    )
     if not sys.argv[1:]:
-        record = {"transformers": transformers.__version__, "families": list(map(asdict, families))}
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(record, indent=1) + "\n"
-        (FOLDER / "families.json").write_text(text, encoding="utf-8")
-        (FOLDER / "families.md").write_text(table(families), encoding="utf-8")
-    return 1 if any(family.wrong for family in families) else 0
+        write(families)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
