@@ -27,7 +27,13 @@ import pytest
 import torch
 import transformers
 
-from benchmarks.architectures import build, quiet, save_registry
+from benchmarks.architectures import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    build,
+    quiet,
+    save_registry,
+    tiny_config,
+)
 from tempo.parsing import parse_yaml
 from tempo.support import read_registry
 from tempo.tiny import build_tiny
@@ -108,6 +114,11 @@ def save_folder(architecture: str, folder: Path) -> None:
         model = build(architecture, **SIZES)
         spread_out(model)
         model.save_pretrained(folder)
+        whole = tiny_config(architecture, **SIZES)
+        if model.config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            # of a text model that is loaded as a part of its whole (Emu3)
+            whole.text_config = model.config
+            whole.save_pretrained(folder)
         _, tokenizer = build_tiny(torch.float32)
         tokenizer.save_pretrained(folder)
 
