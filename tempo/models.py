@@ -224,6 +224,15 @@ class LanguageModel:
             return str(error)
         return ""
 
+    @cached_property
+    def reason_against_residual(self) -> str:
+        """Why there is no residual stream to read and change; "" if there is one."""
+        try:
+            self.residual_stream  # noqa: B018 -- whether it can be had is the question
+        except ModelError as error:
+            return str(error)
+        return ""
+
     def provenance(self) -> dict[str, Any]:
         """Which model and which software makes a trace."""
         return {

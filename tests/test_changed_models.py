@@ -172,6 +172,22 @@ def test_it_does_round_by_its_batch_mates():
     assert (alone - beside).abs().max() > 0.01
 
 
+def test_layers_of_another_dtype_than_the_embedding_are_refused_for_that():
+    """Case 25: it was refused for a rotary table."""
+    model, _ = build_tiny(torch.bfloat16)
+    model.model.embed_tokens.float()
+    with pytest.raises(ModelError, match=r"same dtype.*float != c10::BFloat16") as told:
+        tempo.wrap_model(model)
+    one_line(told)
+
+
+def test_a_run_under_autocast_is_refused_whatever_it_captures(tiny):
+    """Case 25: a TypeError where attention was captured."""
+    told = pytest.raises(ModelError, match=r"torch\.autocast is on")
+    with torch.autocast("cpu", dtype=torch.bfloat16), told:
+        tempo.generate(tiny, "The cat", max_steps=1, capture="attention")
+
+
 # --- sizes that do not fit
 
 
