@@ -41,6 +41,7 @@ from fixtures.rivals import (
     inputs_mixed,
     read_as_one,
     read_changed,
+    tokens_cannot_be_mixed,
     tuned,
 )
 from fixtures.scenes import NUM_READ, NUM_READERS, READER, ExactScene, exact_scene
@@ -91,6 +92,7 @@ study = Study(
     "exp11",
     title="Crowding or contradiction?",
     registered="2026-11-28T10:15Z",
+    needs=tokens_cannot_be_mixed,
     space=Space(widest=32),
 )
 

@@ -21,7 +21,7 @@ from fixtures.floors import rounding
 from fixtures.margins import BFLOAT16_TV, PRACTICAL_TV, SLOPE
 from fixtures.raw import likely_texts, lines_of, spreads_of
 from fixtures.readers import Readers, after_each, after_readers, answers_of, by_top_weight
-from fixtures.rivals import inputs_mixed, read_as_one
+from fixtures.rivals import inputs_mixed, read_as_one, tokens_cannot_be_mixed
 from fixtures.rows import at_most
 from fixtures.scenes import LAGS, NUM_READERS, READER, ExactScene, exact_scene
 from fixtures.truth import Distances, at_lags, disagreement, distances_by_lag, forced
@@ -68,6 +68,7 @@ study = Study(
     "exp7",
     title="Fidelity to the exact branch mixture",
     registered=FIVE_READERS,
+    needs=tokens_cannot_be_mixed,
     space=Space(widest=32),
 )
 
