@@ -1,7 +1,7 @@
 """The decode loop: many runs at once, every new token of every run in one packed forward pass.
 
-Shapes: B runs, T packed tokens, R rows of a pass, w widest set of a pass, N slots, L layers, H query
-heads, Hkv key heads, D head size, V vocabulary.
+Shapes: B runs, T packed tokens, R rows of a pass, w widest set of a pass, N slots, L layers,
+H query heads, Hkv key heads, D head size, V vocabulary.
 """
 
 from __future__ import annotations
