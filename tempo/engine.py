@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tempo.attention import PassContext, Recording, installed
-from tempo.cache import SlotCache
+from tempo.cache import Prompts, SlotCache
 from tempo.capture import Spool, check_files, raw_keys, rows_that_fit
 from tempo.errors import ModelError, SpecError
 from tempo.identity import warn_of_hooks
@@ -271,6 +271,7 @@ def stream(
     spool: str | Path | None = None,
     store: str | Path | None = None,
     hooks: Sequence[Hooks | None] | None = None,
+    prompts: Prompts | None = None,
 ) -> Iterator[tuple[int, Trace]]:
     """(index, trace) of each spec as its run ends, so that a sweep need not hold all traces.
 
@@ -291,6 +292,8 @@ def stream(
             read and not computed, if spec, weights, dtype, device, versions and code are the same.
         hooks: For each spec its functions by (step, member, layer), as `generate` takes them, or
             None. A run with hooks shares no pass with another from the first changed set on.
+        prompts: What earlier calls with this model read of prompts, which is not forwarded again.
+            Prompts that are not among them are added.
 
     Yields:
         The index of the spec in `specs`, and its trace, in the order in which runs end.
@@ -357,7 +360,7 @@ def stream(
                 while not finished:
                     while waiting and free:
                         active.append(run := waiting.popleft())
-                        _enter(run, free.pop(0), cache, prefixes)
+                        _enter(run, free.pop(0), cache, prefixes, prompts)
                     known = [run for run in active if run.new_logits is not None]
                     passes = list(_passes([run for run in active if run.new_logits is None]))
                     for together in [known, *passes]:
@@ -367,6 +370,8 @@ def stream(
                         for run in together:
                             assert run.prefix is not None
                             prefixes[run.row] = run.prefix
+                            if prompts and not run.steps:
+                                prompts.keep(tuple(run.prompt), cache, run.row, run.prefix.logits)
                             if run.step():
                                 run.finish(cache)
                                 finished.append(run)
@@ -417,12 +422,19 @@ def _hooks_of(specs: Sequence[RunSpec], hooks: object) -> list[Hooks]:
     return [conform(hooks_by_place, "hooks", given) for given in hooks]
 
 
-def _enter(run: Run, row: int, cache: SlotCache, prefixes: dict[int, Prefix]) -> None:
+def _enter(
+    run: Run, row: int, cache: SlotCache, prefixes: dict[int, Prefix], prompts: Prompts | None
+) -> None:
     """Give a run a row of the cache, and what an earlier pass over its prompt left, if any."""
     run.row = row
     if (known := next(filter(run.fits, prefixes.values()), None)) is not None:
         cache.copy(known.row, row, run.num_prompt)
         run.begin_with(known)
+    elif prompts and "kv" not in run.spec.capture:  # keys before rotation are not kept
+        run.layout.start, logits = prompts.begin(tuple(run.prompt), cache, row)
+        if logits is not None:
+            run.layout.start = 0
+            run.begin_with(Prefix(row, run.prompt, logits, None))
     prefixes.pop(row, None)
 
 

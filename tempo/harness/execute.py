@@ -9,7 +9,8 @@ import importlib.util
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 import tempo
+from tempo.cache import Prompts
 from tempo.capture import memory_budget, rows_that_fit
 from tempo.errors import TempoError
 from tempo.harness.checks import requests
@@ -36,6 +38,8 @@ FEWEST_AT_ONCE = 4
 VOCABULARY_AT_ONCE = 1_000_000  # entries of one distribution of each of these prompts
 # Runs under way at once: as many as fill a pass where each has one token.
 ROWS = 128
+# One part in so many of the memory is for what passes over prompts gave.
+PROMPTS_SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ def execute(
     """
     models: dict[str | None, LanguageModel] = {None: lm}
     budget = memory_budget()  # once, so that batches of equal runs have equal shapes
+    for_prompts = budget // PROMPTS_SHARE
+    budget -= for_prompts
     failed: set[str] = set()
     for window in windows:
         going_on = [task for task in window if task.plan.name not in failed]
@@ -128,7 +134,7 @@ def execute(
                 under_way.append(_Open(task, task.plan.study.measurement(task.prompt)))
         for each in under_way:
             each.advance(None)
-        texts = Texts(lm)
+        texts, prompts = Texts(lm), Prompts(for_prompts)
         while under_way:
             for each in [each for each in under_way if each.done]:
                 under_way.remove(each)
@@ -138,7 +144,8 @@ def execute(
             if any(each.texts for each in under_way):
                 _read_all(texts, [each for each in under_way if each.texts])
                 continue
-            traces = _run_all(models, [r for each in under_way for r in each.wanted], budget)
+            wanted = [request for each in under_way for request in each.wanted]
+            traces = _run_all(models, wanted, budget, prompts)
             for each in under_way:
                 found = [traces[_identity(request)] for request in each.wanted]
                 errors = [trace for trace in found if isinstance(trace, Failure)]
@@ -187,9 +194,15 @@ def _identity(request: RunRequest) -> Identity:
 
 
 def _run_all(
-    models: dict[str | None, LanguageModel], wanted: Sequence[RunRequest], budget: int
+    models: dict[str | None, LanguageModel],
+    wanted: Sequence[RunRequest],
+    budget: int,
+    prompts: Prompts,
 ) -> dict[Identity, Trace | Failure]:
-    """A trace for every distinct run, which captures all that any of its askers wants."""
+    """A trace for every distinct run, which captures all that any of its askers wants.
+
+    Their prompts are read first, for all batches: else only the first mode's would hold them.
+    """
     merged: dict[Identity, RunRequest] = {}
     for request in wanted:
         known = merged.setdefault(_identity(request), request)
@@ -198,24 +211,39 @@ def _run_all(
     batches: dict[tuple[Any, ...], list[Identity]] = {}
     for identity, request in merged.items():
         batches.setdefault(_batch(request), []).append(identity)
+    _read_prompts(models[None], [r.spec for r in wanted if r.dtype is None], budget, prompts)
     traces: dict[Identity, Trace | Failure] = {}
     for (dtype, *_), identities in batches.items():
         asked = {each: merged[each].spec for each in identities}
         try:
-            traces |= _run_batch(_in_dtype(models, dtype), asked, budget)
+            of_model = None if dtype else prompts
+            traces |= _run_batch(_in_dtype(models, dtype), asked, budget, of_model)
         except Exception as error:  # of one batch: others are computed
             traces |= dict.fromkeys(asked, failure_of(error))
     return traces
 
 
+def _read_prompts(
+    lm: LanguageModel, specs: Iterable[RunSpec], budget: int, prompts: Prompts
+) -> None:
+    """Forward the prompts of these runs that were not yet."""
+    greedy = {"threshold": 1.0, "max_width": 1, "max_steps": 1}
+    texts = dict.fromkeys(spec.prompt for spec in specs if "kv" not in spec.capture)
+    asked = [RunSpec(prompt=text, **greedy) for text in texts]
+    with suppress(TempoError):  # of a run that cannot be made, its own batch says why
+        for _ in tempo.stream(lm, asked, max_rows=ROWS, memory_budget=budget, prompts=prompts):
+            pass
+
+
 def _run_batch(
-    lm: LanguageModel, asked: dict[Identity, RunSpec], budget: int
+    lm: LanguageModel, asked: dict[Identity, RunSpec], budget: int, prompts: Prompts | None
 ) -> dict[Identity, Trace | Failure]:
     """A trace for each of these runs. One that is refused takes no other run along."""
     identities, traces = list(asked), {}
     try:
         specs = list(asked.values())
-        for index, trace in tempo.stream(lm, specs, max_rows=ROWS, memory_budget=budget):
+        limits: Any = {"max_rows": ROWS, "memory_budget": budget, "prompts": prompts}
+        for index, trace in tempo.stream(lm, specs, **limits):
             traces[identities[index]] = trace
     except Exception as error:
         left = {each: spec for each, spec in asked.items() if each not in traces}
@@ -223,7 +251,7 @@ def _run_batch(
         if not refused:  # it is nothing about a single run: results stay
             return traces | dict.fromkeys(left, failure_of(error))
         others = {each: spec for each, spec in left.items() if each not in refused}
-        traces |= refused | (_run_batch(lm, others, budget) if others else {})
+        traces |= refused | (_run_batch(lm, others, budget, prompts) if others else {})
     return traces
 
 
