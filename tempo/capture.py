@@ -248,7 +248,7 @@ def rows_that_fit(
         MemoryBudgetError: if not even one run fits, or if the spool's disk has no room. It names
             what would fit.
     """
-    budget = memory_budget(budget)
+    budget = memory_budget(budget, lm.device)
     if not specs:
         return max_rows
     demands = [
@@ -273,9 +273,35 @@ def rows_that_fit(
     raise _over_budget(lm, *together, budget, spool)
 
 
-def memory_budget(given: int | None = None) -> int:
-    """Bytes that runs may take: `given`, or a share of the memory that is free now."""
-    return int(psutil.virtual_memory().available * FREE_MEMORY_SHARE) if given is None else given
+def memory_budget(
+    given: int | None = None, device: torch.device | None = None, weights: int = 0, workers: int = 1
+) -> int:
+    """Bytes that the runs of one process may take: `given`, or a share of the memory free now.
+
+    On a GPU it is a share of what is free there, if that is less: what is computed lies there, and
+    what is recorded in the machine's memory. Nothing is added up over the two.
+
+    Args:
+        given: Returned as it is.
+        device: Of the model.
+        weights: Bytes of the weights that each of several workers is going to load.
+        workers: How many processes share this machine.
+
+    Raises:
+        MemoryBudgetError: if the weights of all workers leave nothing.
+    """
+    if given is not None:
+        return given
+    free = psutil.virtual_memory().available
+    left = free - weights * workers
+    if left <= 0:
+        raise MemoryBudgetError(
+            f"{workers} workers load {_gib(weights)} of weights each, and {_gib(free)} are free; "
+            f"at most {free // weights} fit"
+        )
+    if device is not None and device.type == "cuda":
+        left = min(left, torch.cuda.mem_get_info(device)[0])
+    return int(left * FREE_MEMORY_SHARE / workers)
 
 
 def needed_bytes(

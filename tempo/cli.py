@@ -1,4 +1,4 @@
-"""The command line: `tempo generate`, `compare`, `view`, `models`, `new`, `report`, `doctor`.
+"""The command line: `tempo generate`, `compare`, `view`, `models`, `new`, `report` and so on.
 
 `tempo --help` must be quick. So torch, NumPy and Rich are imported inside the commands.
 """
@@ -520,6 +520,23 @@ def _check_places(folders: Sequence[Path]) -> None:
 
     for folder in map(check_place, folders):
         files.check_folder(folder if folder.exists() else folder.parent, "--save")
+
+
+@app.command()
+def work(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of --workers.")],
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="End after so long without work.")
+    ] = 600.0,
+) -> None:
+    """Measure for sessions that were started with --workers FOLDER, on any host that sees it.
+
+    Start as many as you like, such as an array of Slurm. They must have the same code, versions
+    and OMP_NUM_THREADS as the sessions. Whoever may write to the folder can run code here.
+    """
+    from tempo.workers.folder import work
+
+    work(folder, wait, lambda line: _write(f"{escaped(line)}\n"))
 
 
 @app.command()

@@ -94,27 +94,33 @@ def failure_of(error: Exception) -> Failure:
 
 
 def execute(
-    lm: LanguageModel, windows: Sequence[Sequence[Task]], is_wanted: Callable[[Task], bool]
+    lm: LanguageModel,
+    windows: Sequence[Sequence[Task]],
+    is_wanted: Callable[[Task], bool],
+    budget: int | None = None,
+    models: dict[str | None, LanguageModel] | None = None,
 ) -> Iterator[tuple[Task, Any]]:
     """(task, case or Failure) of every task as it ends, a window of prompts at a time.
 
     windows: the tasks that are measured together, see `windows_of`.
-    is_wanted: whether a task's case is not on disk. A window that has none of them is left out.
+    is_wanted: whether a task's case is needed. A window that has none of them is left out; any
+    other is measured whole, whatever failed before, so that its cases do not depend on that.
+    budget: bytes that the runs under way may take; None means a share of the free memory.
+    models: where copies of the model in other dtypes are kept for a later call.
 
     Free runs that several studies share are computed once. Forced runs are batched by mode: as
     every study replays the same sets in each mode it compares, the modes' batches have the same
     shapes in the same order, and a difference between them is no rounding of another batch shape.
-    Once a plan has failed on a prompt, its later prompts are left out.
     """
-    models: dict[str | None, LanguageModel] = {None: lm}
-    budget = memory_budget()  # once, so that batches of equal runs have equal shapes
-    failed: set[str] = set()
+    models = {} if models is None else models
+    models[None] = lm
+    # once, so that batches of equal runs have equal shapes
+    budget = memory_budget(budget, lm.device)
     for window in windows:
-        going_on = [task for task in window if task.plan.name not in failed]
-        if not any(map(is_wanted, going_on)):
+        if not any(map(is_wanted, window)):
             continue
         under_way = []
-        for task in going_on:
+        for task in window:
             if task.plan.study.measurement:
                 under_way.append(_Open(task, task.plan.study.measurement(task.prompt)))
         for each in under_way:
@@ -122,8 +128,6 @@ def execute(
         while under_way:
             for each in [each for each in under_way if each.done]:
                 under_way.remove(each)
-                if isinstance(each.outcome, Failure):
-                    failed.add(each.task.plan.name)
                 yield each.task, each.outcome
             traces = _run_all(models, [r for each in under_way for r in each.wanted], budget)
             for each in under_way:

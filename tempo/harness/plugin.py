@@ -46,6 +46,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="each prompt is a user's message in the model's template",
     )
     group.addoption(
+        "--workers",
+        metavar="W",
+        help="who measures: a number of processes, a folder that hosts share (tempo work FOLDER), "
+        "ray or ray:N; by default this process",
+    )
+    group.addoption(
         "--config",
         action="append",
         default=[],
