@@ -269,6 +269,7 @@ def stream(
     spool: str | Path | None = None,
     store: str | Path | None = None,
     hooks: Sequence[Hooks | None] | None = None,
+    workers: int | str | None = None,
 ) -> Iterator[tuple[int, Trace]]:
     """(index, trace) of each spec as its run ends, so that a sweep need not hold all traces.
 
@@ -289,15 +290,20 @@ def stream(
             read and not computed, if spec, weights, dtype, device, versions and code are the same.
         hooks: For each spec its functions by (step, member, layer), as `generate` takes them, or
             None. A run with hooks shares no pass with another from the first changed set on.
+        workers: Who computes, if not this process: a number of processes, a folder that hosts with
+            `tempo work FOLDER` share, "ray" or "ray:N". They load the model by its name. Specs go
+            to them in chunks of `max_rows`, and traces do not depend on who computes them.
 
     Yields:
-        The index of the spec in `specs`, and its trace, in the order in which runs end.
+        The index of the spec in `specs`, and its trace, in the order in which runs end; with
+        `workers` chunk after chunk, whichever is ready first.
 
     Raises:
         SpecError: if a spec cannot be run on this model.
         MemoryBudgetError: if even one run may need more than `memory_budget`.
         ModelError: if logits or captured values are not finite.
         TraceError: if `spool` or `store` cannot be written.
+        WorkerError: if there can be no workers with this model.
 
     Example:
         >>> import tempo
@@ -315,6 +321,8 @@ def stream(
             "a run with hooks has no name in a store, which knows runs by their spec; "
             "leave store or hooks out"
         )
+    if workers is not None and (spool or any(given)):
+        raise SpecError("workers take neither hooks nor spool; leave one of them out")
     check_autocast(lm.device)
     if len(specs) > 1:
         warn_of_hooks(lm)
@@ -331,6 +339,12 @@ def stream(
         return
     if store:
         check_writable(store)
+    if workers is not None:
+        from tempo.workers.specs import stream_from
+
+        runs.sort(key=_longest_first)
+        yield from stream_from(lm, runs, workers, max_rows, memory_budget, shelf)
+        return
     num_rows = rows_that_fit(
         lm,
         [run.spec for run in runs],

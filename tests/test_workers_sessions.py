@@ -71,23 +71,17 @@ def hire(folder, number):
     return [subprocess.Popen(command, env=environment, **quiet) for _ in range(number)]
 
 
-@pytest.mark.parametrize("number", [1, 2, 4])
-def test_any_number_of_workers_gives_what_one_process_gives(folder, number):
+@pytest.mark.parametrize(("number", "killed"), [(1, ()), (2, (FIRST, MIDDLE, LAST)), (4, ())])
+def test_any_number_of_workers_gives_what_one_process_gives(folder, number, killed):
+    """Killed at the first, a middle and the last window, each of which is measured again whole."""
+    for prompt in killed:
+        (folder / "kill" / prompt.replace(" ", "-")).touch()
     done = session(folder, number, "--workers", number)
     assert done.returncode == 0, done.stdout
     assert "measured 41 prompt cases" in done.stdout
     assert ", with 123 runs" in done.stdout
+    assert list((folder / "kill").iterdir()) == []
     assert records(folder, number) == records(folder, "alone")
-
-
-def test_killed_workers_change_nothing(folder):
-    """At the first, a middle and the last window: each is measured again as a whole."""
-    for prompt in (FIRST, MIDDLE, LAST):
-        (folder / "kill" / prompt.replace(" ", "-")).touch()
-    done = session(folder, "killed", "--workers", 2)
-    assert done.returncode == 0, done.stdout
-    assert list((folder / "kill").iterdir()) == []  # all three were killed
-    assert records(folder, "killed") == records(folder, "alone")
 
 
 def test_a_folder_gives_the_same_though_driver_and_worker_are_killed(folder):
@@ -139,10 +133,10 @@ def test_a_window_that_is_lost_or_not_whole_is_noticed(tiny):
             yield from self.answers
 
     class Task:
-        class prompt:  # noqa: N801
+        class prompt:
             store, text, category = None, "a", "b"
 
-        class plan:  # noqa: N801
+        class plan:
             name = "plan"
 
     windows = [[Task(), Task()], [Task()]]
@@ -182,11 +176,10 @@ def test_a_failure_is_told_once_and_takes_no_other_case_along(folder):
     assert len(cases) >= 15
 
 
-@pytest.mark.parametrize("wrong", ["0", "nowhere", "ray:x"])
-def test_what_names_no_workers_is_refused_before_a_model_is_loaded(folder, wrong):
-    done = session(folder, "wrong", "--workers", wrong)
+def test_what_names_no_workers_is_refused_before_a_model_is_loaded(folder):
+    done = session(folder, "wrong", "--workers", "nowhere", "--model", "none")
     assert done.returncode == 4
-    assert f"workers is '{wrong}'; expected a number of processes, an existing" in done.stdout
+    assert "workers is 'nowhere'; expected a number of processes, an existing" in done.stdout
 
 
 def test_the_set_up_is_json_and_names_no_code(tiny, folder):

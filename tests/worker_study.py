@@ -19,8 +19,8 @@ STUDY = STUDY.replace(
     '        prompt.store.json("sets", {"widths": source.widths})\n'
     "    isolated, visible = yield",
 )
-STARTS = "The A In On At Every No Some".split()
-NOUNS = "cat dog tree house river".split()
+STARTS = ["The", "A", "In", "On", "At", "Every", "No", "Some"]
+NOUNS = ["cat", "dog", "tree", "house", "river"]
 # 41 with the config's own one: windows of 16, 16 and 9
 PROMPTS = [f"{start} {noun} was" for start in STARTS for noun in NOUNS]
 FIRST, MIDDLE, LAST = PROMPTS[0], PROMPTS[20], PROMPTS[-1]

@@ -37,6 +37,7 @@ def setup(folder, **more):
         "name": "toy",
         "owner": "toy",
         "threads": 1,
+        "device": "cpu",
         "log": str(folder / "log.txt"),
         "paths": [str(Path(__file__).resolve().parent.parent)],
         "made_by": {"number of threads": "1"},

@@ -107,7 +107,7 @@ def _name(index: int, unit: Any) -> str:
 def _sweep_earlier(folder: Path, sweep: Path, setup: Setup) -> None:
     """Remove what killed sessions of the same owner left: their code or model was another."""
     for other in _sweeps(folder):
-        if other != sweep and (read(other / SETUP) or {}).get("owner") == setup["owner"]:
+        if other != sweep and (read(other / SETUP) or {}).get("owner") == (setup["owner"] or None):
             files.remove(other)
 
 
