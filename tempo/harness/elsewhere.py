@@ -11,7 +11,7 @@ from typing import Any
 
 from tempo.capture import memory_budget
 from tempo.errors import TempoError, WorkerError
-from tempo.harness.execute import Failure, Task
+from tempo.harness.execute import Failure, Task, is_installed
 from tempo.harness.measuring import made_by, record_of
 from tempo.harness.plan import Plan
 from tempo.harness.watch import Measured
@@ -49,10 +49,8 @@ def worker_budget(lm: LanguageModel, number: int | None) -> int:
 
 def _own_paths() -> list[str]:
     """Where studies are imported from: the places that are not installed."""
-    installed = [Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)]
     found = [Path(path).resolve() for path in sys.path]
-    is_own = [not any(path.is_relative_to(root) for root in installed) for path in found]
-    return [str(path) for path, own in zip(found, is_own, strict=True) if own and path.is_dir()]
+    return [str(path) for path in found if path.is_dir() and not is_installed(path)]
 
 
 def measure_elsewhere(

@@ -247,18 +247,24 @@ def code_fingerprint(maker: str, module: Path) -> str:
 def imported_files(module: Path) -> list[Path]:
     """The module and, through its imports, all files that are neither installed nor tempo's."""
     own = Path(__file__).resolve().parent.parent
-    installed = {Path(path).resolve() for path in (sys.prefix, sys.base_prefix)}
     found: dict[Path, None] = {}
     waiting = [module.resolve()]
     while waiting:
         path = waiting.pop()
         if path in found or path.is_relative_to(own) or path.suffix != ".py":
             continue
-        if any(path.is_relative_to(root) for root in installed):
+        if is_installed(path):
             continue
         found[path] = None
         waiting += _imports(path)
     return sorted(found)
+
+
+def is_installed(path: Path) -> bool:
+    """Whether a file or folder is part of Python or of a package, in whatever environment."""
+    roots = (Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix))
+    packages = {"site-packages", "dist-packages"} & set(path.parts)
+    return bool(packages) or any(path.is_relative_to(root) for root in roots)
 
 
 def _imports(path: Path) -> list[Path]:

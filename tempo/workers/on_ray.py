@@ -64,6 +64,7 @@ class RayWorkers:
 def _ray() -> Any:
     # what Ray will do anyway in later releases; without it each actor without a GPU warns
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent home unasked
     try:
         import ray
     except ImportError:
