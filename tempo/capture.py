@@ -296,7 +296,7 @@ def memory_budget(
     left = free - weights * workers
     if left <= 0:
         raise MemoryBudgetError(
-            f"{workers} workers load {_gib(weights)} of weights each, and {_gib(free)} are free; "
+            f"{workers} workers load {gib(weights)} of weights each, and {gib(free)} are free; "
             f"at most {free // weights} fit"
         )
     if device is not None and device.type == "cuda":
@@ -351,11 +351,11 @@ def _over_budget(
     needed = sum(parts.values())
     remedies = _remedies(lm, specs, num_prompts, budget, spool, needed)
     by_size = sorted(parts.items(), key=lambda part: -part[1])
-    detail = ", ".join(f"{name} {_gib(size)}" for name, size in by_size if size)
+    detail = ", ".join(f"{name} {gib(size)}" for name, size in by_size if size)
     would = "; ".join(remedies) or "nothing here: take a machine with more memory"
     return MemoryBudgetError(
-        f"{len(specs)} run(s) may need {_gib(needed)} ({needed} bytes: {detail}), the budget is "
-        f"{_gib(budget)}. What would fit: {would}"
+        f"{len(specs)} run(s) may need {gib(needed)} ({needed} bytes: {detail}), the budget is "
+        f"{gib(budget)}. What would fit: {would}"
     )
 
 
@@ -365,8 +365,8 @@ def _check_disk(num_runs: int, spooled: int, spool: str | Path) -> None:
     free = shutil.disk_usage(spool).free
     if spooled > free:
         raise MemoryBudgetError(
-            f"{num_runs} run(s) may spool {_gib(spooled)} ({spooled} bytes) to {spool}, where "
-            f"{_gib(free)} are free; capture less, lower max_width or max_steps, or name a folder "
+            f"{num_runs} run(s) may spool {gib(spooled)} ({spooled} bytes) to {spool}, where "
+            f"{gib(free)} are free; capture less, lower max_width or max_steps, or name a folder "
             "on a larger disk"
         )
 
@@ -532,7 +532,8 @@ def _largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """Bytes as a person reads them."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
 
 

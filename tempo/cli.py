@@ -548,6 +548,12 @@ def doctor(
             help="Set aside what is damaged in a folder of results or traces; keep the rest.",
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Say what this model and its runs take of the memory."),
+    ] = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
 ) -> None:
     """Say what is installed, what would be slow or refused; or repair a folder.
 
@@ -556,6 +562,10 @@ def doctor(
     """
     from tempo import doctor as doctors
 
+    if model is not None:
+        with tempo.load_model(model, dtype, device) as lm:
+            _write("".join(f"{escaped(line)}\n" for line in doctors.memory_plan(lm)))
+        return
     if repair is None:
         _write("".join(f"{escaped(line)}\n" for line in doctors.describe()))
         return

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tempo.capture import memory_budget
+import torch
+
+from tempo.capture import gib, memory_budget
 from tempo.errors import TempoError, WorkerError
 from tempo.harness.execute import Failure, Task, is_installed
 from tempo.harness.measuring import made_by, record_of
@@ -45,6 +48,21 @@ def setup_of(
 def worker_budget(lm: LanguageModel, number: int | None) -> int:
     """Bytes that the runs of each worker may take, once all have loaded their weights."""
     return memory_budget(None, lm.device, lm.weight_bytes, number or 1)
+
+
+def described(executor: Executor, lm: LanguageModel) -> list[str]:
+    """What is said of the workers before they begin: threads and memory of each."""
+    threads, number = torch.get_num_threads(), executor.number
+    share = gib(worker_budget(lm, number))
+    each = f"{threads} threads" if threads > 1 else "1 thread"
+    who = "workers" if number is None else "1 worker" if number == 1 else f"{number} workers"
+    lines = [f"{who} with {each} each, {gib(lm.weight_bytes)} of weights, {share} for runs"]
+    if threads * (number or 1) > (cores := os.cpu_count() or 1):
+        lines.append(
+            f"{threads * (number or 1)} threads share {cores} cores and wait for each other: set "
+            "OMP_NUM_THREADS=1 (another number rounds otherwise, so cases are measured again)"
+        )
+    return lines
 
 
 def _own_paths() -> list[str]:

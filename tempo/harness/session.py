@@ -17,6 +17,7 @@ from tempo import files
 from tempo.claims import POWER, Finding, num_needed
 from tempo.errors import ResultsError, TempoError
 from tempo.harness.config import StudyConfig
+from tempo.harness.elsewhere import described
 from tempo.harness.evidence import Evidence, measured_prompts
 from tempo.harness.execute import failure_of
 from tempo.harness.expectations import (
@@ -215,6 +216,8 @@ class Session:
             self.held.enter_context(lock)
             workers = option.workers and executor(option.workers, self._say)
             lm = tempo.load_model(option.model, option.dtype, option.device)
+            for line in described(workers, lm) if workers else ():
+                self._say(line)
             evidence = Evidence(lm, plans, option.results, option.chat, workers or None)
             evidence.gather(
                 lambda windows, reused, notes: Progress(self.config, windows, reused, notes)

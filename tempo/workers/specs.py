@@ -69,7 +69,9 @@ def stream_from(
     shelf: where each trace is kept.
     """
     hired = executor(workers)
-    share = memory_budget(budget, lm.device, lm.weight_bytes, hired.number or 1)
+    number = hired.number or 1
+    given = None if budget is None else budget // number
+    share = memory_budget(given, lm.device, lm.weight_bytes, number)
     specs, prompts = [run.spec for run in runs], [run.num_prompt for run in runs]
     rows_that_fit(lm, specs, prompts, max_rows, share)  # refused before anything is computed
     setup = {
