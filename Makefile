@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: experiments test wheel compat browser notebook ray conformance architectures floors speed
-.PHONY: calibration families campaign setup lock lowest lint typecheck format docs coverage clean
+.PHONY: scaling calibration families campaign setup lock lowest lint typecheck format docs coverage clean
 
 experiments: setup  ## run all experiments on the default real model; writes reports/findings.html
 	$(BIN)/python -m pytest test_experiments
@@ -92,6 +92,9 @@ calibration: setup  ## how often verdicts are false, after make experiments; wri
 campaign: setup  ## faults at every file operation, kills, several writers; then 300 random configs
 	$(BIN)/python -m benchmarks.campaign
 	$(BIN)/python -m benchmarks.configs 300
+
+scaling: setup  ## overhead and scaling of workers, simulated for many; writes reports/published/scaling.*
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scaling
 
 families: setup  ## every experiment on every architecture; writes reports/published/families.json and .md
 	$(BIN)/python -m benchmarks.families

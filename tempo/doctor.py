@@ -219,8 +219,8 @@ def memory_plan(lm: LanguageModel) -> list[str]:
     }
     lines = [
         f"{lm!r}: {gib(weights)} of weights, {gib(free)} of memory are free",
-        f"planned: prompts of {num_prompt} tokens, {PLANNED_STEPS} steps, threshold 0.1; with fewer "
-        f"than {PLANNED_ROWS} rows the batches of a session are others, and so is their rounding",
+        f"planned: prompts of {num_prompt} tokens, {PLANNED_STEPS} steps, threshold 0.1",
+        f"with fewer than {PLANNED_ROWS} rows a session's batches are others, and round otherwise",
     ]
     for what, spec in specs.items():
         one = sum(needed_bytes(lm, [spec], [num_prompt]).values())
