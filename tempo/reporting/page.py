@@ -404,6 +404,7 @@ def _section(
 
 def _provenance(report: Report, at: str) -> str:
     facts = list(report.about.items()) or [("Session", "not on record")]
+    facts += [("Prompts", report.suite)] if report.suite else []
     return f'<section id="{at}tempo-provenance"><h2>Provenance</h2>{_facts(facts)}</section>'
 
 

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tempo.errors import SpecError, TraceError
-from tempo.spec import RunSpec, Visibility
+from tempo.errors import ModelError, SpecError, TraceError
+from tempo.spec import Capture, RunSpec, Visibility
 from tempo.text import escaped
 from tempo.trace import RECORD, Trace, load_trace
 from tempo.viewing.page import View, check_target, view
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["check_target", "folders_of", "view_folders", "view_prompt"]
 
 MODES: tuple[Visibility, ...] = ("isolated", "visible")
-CAPTURED = ("attention", "logits")
+CAPTURED: tuple[Capture, ...] = ("attention", "logits")
 Generate = Callable[["LanguageModel", Sequence[RunSpec]], list[Trace]]
 
 
@@ -99,6 +99,15 @@ def _check_model(lm: LanguageModel, traces: Sequence[Trace]) -> None:
                     )
 
 
+def _captured(lm: LanguageModel) -> tuple[Capture, ...]:
+    """What a page shows; residuals only of a model that has a residual stream."""
+    try:
+        assert lm.residual_stream
+    except ModelError:
+        return CAPTURED
+    return (*CAPTURED, "residual")
+
+
 def view_prompt(
     lm: LanguageModel, spec: RunSpec, visibility: Visibility | None, generate: Generate
 ) -> View:
@@ -110,7 +119,7 @@ def view_prompt(
         visibility: The mode. None means both.
         generate: Makes the traces of specs.
     """
-    spec = spec.but(capture=tuple(dict.fromkeys((*spec.capture, *CAPTURED))))
+    spec = spec.but(capture=tuple(dict.fromkeys((*spec.capture, *_captured(lm)))))
     if visibility is not None:
         return view(*generate(lm, [spec.but(visibility=visibility)]), lm=lm)
     if not spec.replay:
