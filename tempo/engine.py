@@ -39,7 +39,7 @@ from tempo.spec import (
     Weighting,
 )
 from tempo.store import TraceStore
-from tempo.support import check_autocast
+from tempo.support import adapter_settings, check_adapters, check_autocast
 from tempo.trace import Trace, check_writable
 
 # Runs that share a forward pass. On a CPU more rows add little speed and take more memory.
@@ -324,6 +324,7 @@ def stream(
     if workers is not None and (spool or any(given)):
         raise SpecError("workers take neither hooks nor spool; leave one of them out")
     check_autocast(lm.device)
+    adapters = adapter_settings(lm.model)
     if len(specs) > 1:
         warn_of_hooks(lm)
     runs = [
@@ -383,6 +384,7 @@ def stream(
                                 run.finish(cache)
                                 finished.append(run)
                     active = [run for run in active if run not in finished]
+            check_adapters(lm.model, adapters)
             while finished:
                 run = finished.pop(0)
                 free.append(run.row)
