@@ -1,6 +1,8 @@
 # Two commands do everything from nothing: `make experiments` and `make test`.
 PYTHON ?= python3
 VENV := .venv
+# Threads that spin while they wait make a busy machine many times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 

@@ -53,7 +53,7 @@ class SlotLayer(CacheLayerMixin):
             kwargs: What transformers passes beside them, not used.
 
         Returns:
-            Views of the cache: keys [R, Hkv, N, D] and values [R, Hkv, N, V] of all rows.
+            Keys [R, Hkv, N, D] and values [R, Hkv, N, V] of the rows of the pass.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -67,14 +67,14 @@ class SlotLayer(CacheLayerMixin):
             held = _grown(getattr(self, name), step.num_slots)
             packed = states[0].transpose(0, 1)
             if step.only is not None:
-                held[0, :, step.only.start : step.only.stop] = states[0]
+                held[step.held, :, step.only.start : step.only.stop] = states
             else:
-                held[step.rows, :, step.slots] = packed
+                held[step.cache_rows, :, step.slots] = packed
             if step.copies is not None:
                 rows, slots, tokens = step.copies
                 held[rows, :, slots] = packed[tokens]
             setattr(self, name, held)
-            stored.append(held[:, :, : step.num_slots])
+            stored.append(held[step.held, :, : step.num_slots])
         return stored[0], stored[1]
 
     def get_seq_length(self) -> int:

@@ -739,6 +739,9 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def main() -> None:
     """The console entry point."""
+    # Before torch is imported, which reads it once: threads that spin while they wait starve beside
+    # any other load.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that lacks a character shows its code.

@@ -85,6 +85,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("tempo_suite", "the suite of prompts if no --suite is given")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    """Threads that wait sleep, unless the environment says otherwise.
+
+    Those that spin starve beside any other load. torch reads it once, when a conftest or a study
+    imports it.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     from tempo.harness import hooks
 
