@@ -403,11 +403,12 @@ def installed(model: PreTrainedModel, name: str = NAME) -> Iterator[None]:
     """Within the block the model uses the attention registered as `name`, afterwards its own.
 
     Other threads that want to replace the attention of this model wait for the end of the block.
+    Modules that were compiled in place run as they are written.
 
     Raises:
         ModelError: if the model does not let its attention be replaced.
     """
-    with _lock_of(model):
+    with _lock_of(model), _uncompiled(model):
         before = attention_implementations(model)
         model.set_attn_implementation(name)
         depth = _thread.depth
@@ -423,6 +424,27 @@ def installed(model: PreTrainedModel, name: str = NAME) -> Iterator[None]:
         finally:
             _thread.depth = depth
             model.set_attn_implementation(before)
+
+
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """Within the block no module runs what `module.compile()` made of it.
+
+    That computes the same, by torch's promise, but for attention of another shape in each pass it
+    would be made anew each time.
+    """
+    compiled = [
+        (module, module._compiled_call_impl)
+        for module in model.modules()
+        if module._compiled_call_impl is not None
+    ]
+    for module, _ in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in compiled:
+            module._compiled_call_impl = call
 
 
 class _Thread(threading.local):

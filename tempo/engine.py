@@ -39,7 +39,7 @@ from tempo.spec import (
     Weighting,
 )
 from tempo.store import TraceStore
-from tempo.support import check_autocast
+from tempo.support import adapter_settings, check_adapters, check_autocast
 from tempo.trace import Trace, check_writable
 
 # Runs that share a forward pass. On a CPU more rows add little speed and take more memory.
@@ -272,6 +272,7 @@ def stream(
     store: str | Path | None = None,
     hooks: Sequence[Hooks | None] | None = None,
     prompts: Prompts | None = None,
+    workers: int | str | None = None,
 ) -> Iterator[tuple[int, Trace]]:
     """(index, trace) of each spec as its run ends, so that a sweep need not hold all traces.
 
@@ -293,16 +294,21 @@ def stream(
         hooks: For each spec its functions by (step, member, layer), as `generate` takes them, or
             None. A run with hooks shares no pass with another from the first changed set on.
         prompts: What earlier calls with this model read of prompts, which is not forwarded again.
-            Prompts that are not among them are added.
+            Prompts that are not among them are added. Not with `workers`.
+        workers: Who computes, if not this process: a number of processes, a folder that hosts with
+            `tempo work FOLDER` share, "ray" or "ray:N". They load the model by its name. Specs go
+            to them in chunks of `max_rows`, and traces do not depend on who computes them.
 
     Yields:
-        The index of the spec in `specs`, and its trace, in the order in which runs end.
+        The index of the spec in `specs`, and its trace, in the order in which runs end; with
+        `workers` chunk after chunk, whichever is ready first.
 
     Raises:
         SpecError: if a spec cannot be run on this model.
         MemoryBudgetError: if even one run may need more than `memory_budget`.
         ModelError: if logits or captured values are not finite.
         TraceError: if `spool` or `store` cannot be written.
+        WorkerError: if there can be no workers with this model.
 
     Example:
         >>> import tempo
@@ -320,7 +326,10 @@ def stream(
             "a run with hooks has no name in a store, which knows runs by their spec; "
             "leave store or hooks out"
         )
+    if workers is not None and (spool or prompts or any(given)):
+        raise SpecError("workers take no hooks, spool or prompts; leave one of them out")
     check_autocast(lm.device)
+    adapters = adapter_settings(lm.model)
     if len(specs) > 1:
         warn_of_hooks(lm)
     runs = [
@@ -336,6 +345,12 @@ def stream(
         return
     if store:
         check_writable(store)
+    if workers is not None:
+        from tempo.workers.specs import stream_from
+
+        runs.sort(key=_longest_first)
+        yield from stream_from(lm, runs, workers, max_rows, memory_budget, shelf)
+        return
     num_rows = rows_that_fit(
         lm,
         [run.spec for run in runs],
@@ -376,6 +391,7 @@ def stream(
                                 run.finish(cache)
                                 finished.append(run)
                     active = [run for run in active if run not in finished]
+            check_adapters(lm.model, adapters)
             while finished:
                 run = finished.pop(0)
                 free.append(run.row)

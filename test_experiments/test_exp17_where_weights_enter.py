@@ -55,6 +55,7 @@ study = Study(
     "exp17",
     title="Where the weights should enter",
     registered="2026-11-28T12:45Z",
+    needs=lambda lm: lm.reason_against_residual,
     space=Space(widest=32),
 )
 

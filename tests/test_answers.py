@@ -536,6 +536,9 @@ def test_a_claim_is_asked_for_by_its_id_or_by_itself():
         assert f.verdict(claim) == "supported"
     assert f.truth("s.b") is None
     assert f.said("s.b") == "not measured"
+    twice = [replace(one, context={"variant": name}) for one in f.all for name in ("x", "y")]
+    assert Findings(twice).said("s.a") == "0.5 [0.25, 0.75] (x), 0.5 [0.25, 0.75] (y)"
+    assert Findings(twice).said("s.a", named=False) == "0.5 [0.25, 0.75] and 0.5 [0.25, 0.75]"
     assert f.verdict("s.b") == "undecided"
 
 

@@ -100,3 +100,18 @@ def test_the_machine_is_described_in_a_few_lines(tmp_path, monkeypatch):
     output = doctored()
     assert "OMP_WAIT_POLICY PASSIVE" in output
     assert "! other programs use the cores" not in output
+
+
+def test_the_memory_plan_says_what_weights_rows_and_workers_take(tiny):
+    output = doctored("--model", "tiny")
+    assert f"{tiny.weight_bytes / 2**20:.1f} MiB of weights" in output
+    assert output.count(" workers: ") == 6
+    assert "attention and logits: the first run up to " in output
+
+
+def test_workers_that_do_not_fit_are_said_not_to(tiny, monkeypatch):
+    free = type("Memory", (), {"available": 3 * tiny.weight_bytes})()
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    lines = doctor.memory_plan(tiny)
+    assert any(line.startswith("! 4 workers: 4 workers load 0.5 MiB of weights") for line in lines)
+    assert any(line.startswith("! 1 worker: ") and "may need" in line for line in lines)

@@ -106,30 +106,36 @@ def failure_of(error: Exception) -> Failure:
 
 
 def execute(
-    lm: LanguageModel, windows: Sequence[Sequence[Task]], is_wanted: Callable[[Task], bool]
+    lm: LanguageModel,
+    windows: Sequence[Sequence[Task]],
+    is_wanted: Callable[[Task], bool],
+    budget: int | None = None,
+    models: dict[str | None, LanguageModel] | None = None,
 ) -> Iterator[tuple[Task, Any]]:
     """(task, case or Failure) of every task as it ends, a window of prompts at a time.
 
     windows: the tasks that are measured together, see `windows_of`.
-    is_wanted: whether a task's case is not on disk. A window that has none of them is left out.
+    is_wanted: whether a task's case is needed. A window that has none of them is left out; any
+    other is measured whole, whatever failed before, so that its cases do not depend on that.
+    budget: bytes that the runs under way may take; None means a share of the free memory.
+    models: where copies of the model in other dtypes are kept for a later call.
 
     Free runs that several studies share are computed once. Forced runs are batched by mode: as
     every study replays the same sets in each mode it compares, the modes' batches have the same
     shapes in the same order, and a difference between them is no rounding of another batch shape.
     Texts are read for all that wait for some, before any further run.
-    Once a plan has failed on a prompt, its later prompts are left out.
     """
-    models: dict[str | None, LanguageModel] = {None: lm}
-    budget = memory_budget()  # once, so that batches of equal runs have equal shapes
+    models = {} if models is None else models
+    models[None] = lm
+    # once, so that batches of equal runs have equal shapes
+    budget = memory_budget(budget, lm.device)
     for_prompts = budget // PROMPTS_SHARE
     budget -= for_prompts
-    failed: set[str] = set()
     for window in windows:
-        going_on = [task for task in window if task.plan.name not in failed]
-        if not any(map(is_wanted, going_on)):
+        if not any(map(is_wanted, window)):
             continue
         under_way = []
-        for task in going_on:
+        for task in window:
             if task.plan.study.measurement:
                 under_way.append(_Open(task, task.plan.study.measurement(task.prompt)))
         for each in under_way:
@@ -138,8 +144,6 @@ def execute(
         while under_way:
             for each in [each for each in under_way if each.done]:
                 under_way.remove(each)
-                if isinstance(each.outcome, Failure):
-                    failed.add(each.task.plan.name)
                 yield each.task, each.outcome
             if any(each.texts for each in under_way):
                 _read_all(texts, [each for each in under_way if each.texts])
@@ -310,18 +314,24 @@ def code_fingerprint(maker: str, module: Path) -> str:
 def imported_files(module: Path) -> list[Path]:
     """The module and, through its imports, all files that are neither installed nor tempo's."""
     own = Path(__file__).resolve().parent.parent
-    installed = {Path(path).resolve() for path in (sys.prefix, sys.base_prefix)}
     found: dict[Path, None] = {}
     waiting = [module.resolve()]
     while waiting:
         path = waiting.pop()
         if path in found or path.is_relative_to(own) or path.suffix != ".py":
             continue
-        if any(path.is_relative_to(root) for root in installed):
+        if is_installed(path):
             continue
         found[path] = None
         waiting += _imports(path)
     return sorted(found)
+
+
+def is_installed(path: Path) -> bool:
+    """Whether a file or folder is part of Python or of a package, in whatever environment."""
+    roots = (Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix))
+    packages = {"site-packages", "dist-packages"} & set(path.parts)
+    return bool(packages) or any(path.is_relative_to(root) for root in roots)
 
 
 def _imports(path: Path) -> list[Path]:

@@ -30,6 +30,7 @@ from tempo.text import slug
 RECORD = "report.json"
 ELSEWHERE = "choose another folder with --results"
 FIGURES = "figures"
+RUNS = "runs"  # folder of pages to walk through runs, below a results folder
 _PICTURE = ("name", "title", "caption", "alt", "svg", "csv")
 
 
@@ -69,6 +70,7 @@ class Section:
     rasters: a hash of the PNG of each picture, by its name.
     folder: where the record lies, under the results folder.
     prompts: those that the claims were judged on. values: by claim, one for each of the prompts.
+    run: the name of a page of the run on the config's own prompt, in the folder `runs`.
     drawn_from: a hash of all that the pictures were drawn from.
     What an older tempo did not record of these is empty.
     """
@@ -91,6 +93,7 @@ class Section:
     folder: str = ""
     prompts: tuple[PromptRow, ...] = ()
     values: Mapping[str, Values] = field(default_factory=dict)
+    run: Annotated[str, Field(pattern=r"^([0-9a-f]{16}\.html)?$")] = ""
     drawn_from: str = ""
 
     @property
