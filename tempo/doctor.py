@@ -213,9 +213,9 @@ def memory_plan(lm: LanguageModel) -> list[str]:
     weights, free = lm.weight_bytes, psutil.virtual_memory().available
     num_prompt = min(PLANNED_PROMPT, lm.context_length - PLANNED_STEPS)
     specs = {
-        "nothing captured": RunSpec(prompt=[0], max_steps=PLANNED_STEPS),
+        "nothing captured": RunSpec(prompt=(0,), max_steps=PLANNED_STEPS),
         "attention and logits": RunSpec(
-            prompt=[0], max_steps=PLANNED_STEPS, capture=("attention", "logits")
+            prompt=(0,), max_steps=PLANNED_STEPS, capture=("attention", "logits")
         ),
     }
     lines = [
