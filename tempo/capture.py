@@ -248,7 +248,7 @@ def rows_that_fit(
         MemoryBudgetError: if not even one run fits, or if the spool's disk has no room. It names
             what would fit.
     """
-    budget = memory_budget(budget)
+    budget = memory_budget(budget, lm.device)
     if not specs:
         return max_rows
     demands = [
@@ -273,9 +273,35 @@ def rows_that_fit(
     raise _over_budget(lm, *together, budget, spool)
 
 
-def memory_budget(given: int | None = None) -> int:
-    """Bytes that runs may take: `given`, or a share of the memory that is free now."""
-    return int(psutil.virtual_memory().available * FREE_MEMORY_SHARE) if given is None else given
+def memory_budget(
+    given: int | None = None, device: torch.device | None = None, weights: int = 0, workers: int = 1
+) -> int:
+    """Bytes that the runs of one process may take: `given`, or a share of the memory free now.
+
+    On a GPU it is a share of what is free there, if that is less: what is computed lies there, and
+    what is recorded in the machine's memory. Nothing is added up over the two.
+
+    Args:
+        given: Returned as it is.
+        device: Of the model.
+        weights: Bytes of the weights that each of several workers is going to load.
+        workers: How many processes share this machine.
+
+    Raises:
+        MemoryBudgetError: if the weights of all workers leave nothing.
+    """
+    if given is not None:
+        return given
+    free = psutil.virtual_memory().available
+    left = free - weights * workers
+    if left <= 0:
+        raise MemoryBudgetError(
+            f"{workers} workers load {gib(weights)} of weights each, and {gib(free)} are free; "
+            f"at most {free // weights} fit"
+        )
+    if device is not None and device.type == "cuda":
+        left = min(left, torch.cuda.mem_get_info(device)[0])
+    return int(left * FREE_MEMORY_SHARE / workers)
 
 
 def needed_bytes(
@@ -325,11 +351,11 @@ def _over_budget(
     needed = sum(parts.values())
     remedies = _remedies(lm, specs, num_prompts, budget, spool, needed)
     by_size = sorted(parts.items(), key=lambda part: -part[1])
-    detail = ", ".join(f"{name} {_gib(size)}" for name, size in by_size if size)
+    detail = ", ".join(f"{name} {gib(size)}" for name, size in by_size if size)
     would = "; ".join(remedies) or "nothing here: take a machine with more memory"
     return MemoryBudgetError(
-        f"{len(specs)} run(s) may need {_gib(needed)} ({needed} bytes: {detail}), the budget is "
-        f"{_gib(budget)}. What would fit: {would}"
+        f"{len(specs)} run(s) may need {gib(needed)} ({needed} bytes: {detail}), the budget is "
+        f"{gib(budget)}. What would fit: {would}"
     )
 
 
@@ -339,8 +365,8 @@ def _check_disk(num_runs: int, spooled: int, spool: str | Path) -> None:
     free = shutil.disk_usage(spool).free
     if spooled > free:
         raise MemoryBudgetError(
-            f"{num_runs} run(s) may spool {_gib(spooled)} ({spooled} bytes) to {spool}, where "
-            f"{_gib(free)} are free; capture less, lower max_width or max_steps, or name a folder "
+            f"{num_runs} run(s) may spool {gib(spooled)} ({spooled} bytes) to {spool}, where "
+            f"{gib(free)} are free; capture less, lower max_width or max_steps, or name a folder "
             "on a larger disk"
         )
 
@@ -506,7 +532,8 @@ def _largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """Bytes as a person reads them."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import platform
 import shlex
 from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +25,7 @@ from tempo.harness.ownprompt import write_run
 from tempo.harness.plan import Plan
 from tempo.harness.plugin import verdict_of
 from tempo.harness.store import Store
+from tempo.records import plain
 from tempo.reporting import report as records
 from tempo.reporting.answers import headline_lines, verdicts_alone
 from tempo.reporting.beside import from_page, run_pages
@@ -121,7 +126,7 @@ def _run(evidence: Evidence, plan: Plan, problems: list[str]) -> str:
 def _section(evidence: Evidence, plan: Plan, problems: list[str]) -> records.Section:
     """What a config shows in the report; a picture that fails takes no finding with it."""
     store, every = evidence.store(plan), evidence.cases.get(plan.name, [])
-    text = analysis = ""
+    text = analysis = drawn_from = ""
     cases = [case for case in every if case is not None]
     pictures: list[Any] = []
     problem = evidence.failures.get(plan.name, "")
@@ -129,7 +134,12 @@ def _section(evidence: Evidence, plan: Plan, problems: list[str]) -> records.Sec
         problem = f"not applicable: {why}"
     if not problem:
         try:
-            pictures = list(plan.study.draw(store, cases)) if plan.study.draw else []
+            drawn_from = _drawn_from(evidence, plan, cases, store)
+            known = records.drawn_before(evidence.results, plan.folder, drawn_from)
+            if known is not None:
+                pictures = list(known)
+            elif plan.study.draw:
+                pictures = list(plan.study.draw(store, cases))
             text, analysis = _sets_of(store), _analysis_of(store)
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
@@ -154,7 +164,26 @@ def _section(evidence: Evidence, plan: Plan, problems: list[str]) -> records.Sec
         problem=problem,
         folder=plan.folder,
         run="" if problem else _run(evidence, plan, problems),
+        drawn_from=drawn_from,
     )
+
+
+def _drawn_from(evidence: Evidence, plan: Plan, cases: list[Any], store: Store) -> str:
+    """A hash of what pictures show and of the code that draws them: the same is drawn once."""
+    raw = {name: store.sha256(name) for name in _files_of(store)}
+    made = [evidence.fingerprints[plan.study.name], version("matplotlib"), raw, plain(cases)]
+    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode())
+    digest.update(_code())
+    return digest.hexdigest()
+
+
+@cache
+def _code() -> bytes:
+    """A hash of the code of tempo."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(tempo.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.digest()
 
 
 def _frozen(sets: Sets) -> dict[str, tuple[tuple[str, ...], ...]]:

@@ -17,6 +17,7 @@ from tempo import files
 from tempo.claims import POWER, Finding, num_needed
 from tempo.errors import ResultsError, TempoError
 from tempo.harness.config import StudyConfig
+from tempo.harness.elsewhere import described
 from tempo.harness.evidence import Evidence, measured_prompts
 from tempo.harness.execute import failure_of
 from tempo.harness.expectations import (
@@ -34,6 +35,7 @@ from tempo.harness.prompts import Suite, read_suite
 from tempo.harness.study import ClaimTest, Study
 from tempo.spec import load_yaml
 from tempo.text import escaped
+from tempo.workers import executor
 
 
 class Session:
@@ -49,6 +51,7 @@ class Session:
         self.plans: dict[str, list[Plan]] = {}  # by the name of the module
         self.evidence: Evidence | None = None
         self.asked: list[tuple[Plan, Finding]] = []
+        self.regressions: dict[tuple[str, str], str] = {}  # by plan and claim
         self.failures: list[str] = []
         self.notices: list[str] = []
         self.report_problems: list[str] = []
@@ -212,14 +215,24 @@ class Session:
             self._check_outputs()
             lock = files.locked(option.results, "wait for it, or choose another with --results")
             self.held.enter_context(lock)
+            workers = option.workers and executor(option.workers, self._say)
             lm = tempo.load_model(option.model, option.dtype, option.device)
-            evidence = Evidence(lm, plans, option.results, option.chat)
+            for line in described(workers, lm) if workers else ():
+                self._say(line)
+            evidence = Evidence(lm, plans, option.results, option.chat, workers or None)
             evidence.gather(
                 lambda windows, reused, notes: Progress(self.config, windows, reused, notes)
             )
         except Exception as error:
             raise pytest.UsageError(_one_line(failure_of(error).why)) from None
         self.evidence = evidence
+
+    def _say(self, line: str) -> None:
+        """Tell the user in a line what cannot wait for the end."""
+        reporter: Any = self.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.ensure_newline()
+            reporter.write_line(f"tempo: {_one_line(line)}")
 
     def _check_outputs(self) -> None:
         """Whatever cannot be written is said before a model runs."""
@@ -244,22 +257,25 @@ class Session:
         return self.evidence.finding(plan, claim)
 
     def cases(self, plan: Plan) -> list[Any]:
-        """The cases of a plan; a test that asks for those of a failed one fails with the reason.
-
-        One that asks for those of a plan that the model cannot have is skipped with the reason.
-        """
-        if why := self.gathered.inapplicable.get(plan.name):
-            pytest.skip(f"not applicable: {why}")
+        """The cases of a plan; a test that asks for those of a failed one fails with the reason."""
         if why := self.gathered.failures.get(plan.name):
             pytest.fail(f"{plan} could not be measured: {why}", pytrace=False)
         return measured_prompts(self.gathered.cases[plan.name])
 
     def own_case(self, plan: Plan) -> Any:
-        self.cases(plan)
         return self.gathered.own_case[plan.name]
 
     def regression(self, finding: Finding, plan: Plan) -> str:
-        """How a finding differs from the expected one; empty if not, or if it is accepted anew."""
+        """How a finding differs from the expected one; empty if not, or if it is accepted anew.
+
+        A test that is run again, as plugins for flaky tests do, is told the same.
+        """
+        of = plan.name, finding.claim
+        if of not in self.regressions:
+            self.regressions[of] = self._regression(finding, plan)
+        return self.regressions[of]
+
+    def _regression(self, finding: Finding, plan: Plan) -> str:
         self.asked.append((plan, finding))
         if self.config.getoption("update_expectations"):
             return ""

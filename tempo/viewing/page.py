@@ -175,7 +175,8 @@ def view(
         trace: The run.
         others: More runs, which are compared with the first one.
         names: What to call the runs; by default their settings.
-        lm: The model, for the texts of tokens that are in no set. Without it they show as ids.
+        lm: The model, for the texts of tokens that are in no set, which else show as ids, and for
+            what each layer would predict, if residuals were captured.
 
     Raises:
         SpecError: if something else than traces is given, or not a name for each.
@@ -206,7 +207,7 @@ def view(
         f'<div class="{CLASSES}">',
         f"<style>\n{style}</style>",
         _header(traces, called, text_of, with_prompt=heads),
-        *(_group(group, text_of, with_prompt=not heads) for group in groups),
+        *(_group(group, text_of, lm, with_prompt=not heads) for group in groups),
         _compared(traces, called, text_of) if len(traces) > 1 else "",
         f'<p class="tempo-note">{PRECISION}</p>' if any(map(has_attention, traces)) else "",
         f"<script>{_script()}</script>",
@@ -260,7 +261,7 @@ def _settings(trace: Trace) -> str:
     return said if len(said) <= LONGEST_SPEC else f"{said[:LONGEST_SPEC]}…"
 
 
-def _group(group: Group, text_of: TextOf, with_prompt: bool) -> str:
+def _group(group: Group, text_of: TextOf, lm: LanguageModel | None, with_prompt: bool) -> str:
     """The lattice of one or several runs on the same sets, and what its script needs."""
     trace, letters = group.traces[0], _letters(group)
     named = " and ".join(group.names)
@@ -270,7 +271,8 @@ def _group(group: Group, text_of: TextOf, with_prompt: bool) -> str:
         for i, (letter, name) in enumerate(zip(letters, group.names, strict=True))
     )
     legend = f'<ul class="tempo-keys">{keys}</ul>' if len(group.traces) > 1 else ""
-    data = json.dumps(data_of(group, text_of), separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(data_of(group, text_of, lm), separators=(",", ":"))
+    data = data.replace("<", "\\u003c")
     prompt = f"<p>{_prompt(trace, text_of)}</p>" if with_prompt else ""
     reading = SEVERAL if len(group.traces) > 1 else SINGLE
     return (
