@@ -327,7 +327,7 @@ def stream(
             "leave store or hooks out"
         )
     if workers is not None and (spool or prompts or any(given)):
-        raise SpecError("workers take no hooks, spool or prompts; leave one of them out")
+        raise SpecError("workers take neither hooks nor spool nor prompts; leave one of them out")
     check_autocast(lm.device)
     adapters = adapter_settings(lm.model)
     if len(specs) > 1:
@@ -464,6 +464,9 @@ def _passes(runs: Sequence[Run]) -> Iterator[list[Run]]:
     num_tokens = num_rows = widest = 0
     for group in sorted(_same_so_far(runs), key=lambda group: -group[0].num_new):
         new = group[0].num_new
+        if new > MAX_NEW_TOKENS:  # they come first; each is forwarded in parts, by itself
+            yield from ([run] for run in group)
+            continue
         is_full = num_tokens + new > MAX_NEW_TOKENS or (num_rows + 1) * widest > MAX_PADDED
         if together and (is_full or (num_tokens >= SATURATED and 2 * new < widest)):
             yield together
