@@ -171,6 +171,9 @@ class Entry:
     attention_deviation: float | None = None
     # The largest difference of a logit between two visibilities, in units of the logit range.
     effect: float | None = None
+    # The experiments, and single claims, that are not applicable to it; None if none was tried on
+    # it. `benchmarks.families` tries them.
+    inapplicable: list[str] | None = None
 
 
 def build(model_type: str, device: str = "cpu", **sizes: int) -> Any:
@@ -342,15 +345,27 @@ def quiet() -> Iterator[None]:
 
 
 def write(entries: Mapping[str, Entry]) -> None:
-    """Replace the registry's entries of the installed transformers, one line each."""
-    known = read_registry() | {
-        transformers.__version__: {name: asdict(entry) for name, entry in sorted(entries.items())}
+    """Replace the registry's entries of the installed transformers.
+
+    What experiments found on an architecture is kept.
+    """
+    registry = read_registry()
+    before = registry.get(transformers.__version__, {})
+    kept = {name: before.get(name, {}).get("inapplicable") for name in entries}
+    found = {
+        name: asdict(entry) | {"inapplicable": kept[name]}
+        for name, entry in sorted(entries.items())
     }
+    save_registry(registry | {transformers.__version__: found})
+
+
+def save_registry(registry: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the registry, a line an architecture."""
     blocks = []
-    for release in sorted(known, key=Version):
+    for release in sorted(registry, key=Version):
         lines = [
             f"  {json.dumps(name)}: {json.dumps(entry, ensure_ascii=False)}"
-            for name, entry in known[release].items()
+            for name, entry in registry[release].items()
         ]
         blocks.append(f" {json.dumps(release)}: {{\n" + ",\n".join(lines) + "\n }")
     REGISTRY.write_text("{\n" + ",\n".join(blocks) + "\n}\n", encoding="utf-8")

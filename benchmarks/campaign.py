@@ -23,12 +23,14 @@ from typing import Any
 import torch
 
 import tempo
-from benchmarks import fuzzing, writing
+from benchmarks import configs, fuzzing, writing
 from tempo import files
 from tests import api_inputs
 
 TARGET = Path(__file__).resolve().parent.parent / "reports/published"
+KINDS = ("lost", "wrong", "raw", "left_over")  # of problems
 Say = Callable[[str], None]
+NUM_INSIDE, NUM_OUTSIDE = 300, 60  # random configs
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,29 @@ def wrong_inputs(say: Say, options: argparse.Namespace) -> list[Row]:
     return [Row("inputs", "public functions", counts.tried, ended, details=details, **found)]
 
 
+def random_configs(say: Say, options: argparse.Namespace) -> list[Row]:
+    """Random configs inside and outside the space that each study declares."""
+    tried = {
+        "inside": (NUM_INSIDE, configs.campaign),
+        "outside": (NUM_OUTSIDE, configs.campaign_outside),
+    }
+    rows = []
+    for place, (number, campaign) in tried.items():
+        found = campaign(number)
+        how = "went on" if place == "inside" else "refused in words"
+        ended = {how: number - len(found)}
+        what = f"configs {place} their space"
+        rows.append(Row("configs", what, number, ended, wrong=len(found), details=found))
+        say(f"{what}: {number}")
+    return rows
+
+
 # Each part gives rows. Another part is another function here.
 PARTS: dict[str, Callable[[Say, argparse.Namespace], list[Row]]] = {
     "writing": write_faults,
     "reading": read_faults,
     "inputs": wrong_inputs,
+    "configs": random_configs,
 }
 
 
@@ -119,7 +139,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         "process is killed, a write is cut short, the disk is full from there on, the system "
         "refuses. Then the same is done again undisturbed, and all must be as if nothing had "
         "happened. Readers are given damaged and forged files, public functions wrong input. "
-        "Ended: how the process, the reading, or the call, ended.",
+        "Random configs inside a study's space must run, with every control as it should be; "
+        "others must be refused. Ended: how the process, the reading, or the call, ended.",
         "",
         "| part | what | operations | tries | killed | refused in words | went on | lost "
         "| silently wrong | raw exceptions | left over |",
@@ -127,7 +148,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     ]
     for row in report["rows"]:
         ended = [row["ended"].get(how, 0) for how in ("killed", "refused in words", "went on")]
-        found = [row[kind] for kind in ("lost", "wrong", "raw", "left_over")]
+        found = [row[kind] for kind in KINDS]
         cells = [row["part"], row["what"], row["operations"] or "", row["tries"], *ended, *found]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     made = report["made"]
@@ -142,7 +163,7 @@ def main() -> int:
     parser.add_argument(
         "--stride", type=int, default=1, help="other faults than kills only so often"
     )
-    parser.add_argument("--only", choices=PARTS, help="one part, and no report")
+    parser.add_argument("--only", choices=PARTS, help="one part; the record keeps the others")
     options = parser.parse_args()
     torch.set_num_threads(1)  # a forked process has no other threads
     began = time.monotonic()
@@ -157,23 +178,29 @@ def main() -> int:
     for row in rows:
         for detail in row.details[:5]:
             say(detail)
-    problems = sum(row.problems for row in rows)
-    report = {
-        "kills": sum(row.ended.get("killed", 0) for row in rows),
-        "problems": problems,
-        "rows": [asdict(row) for row in rows],
-        "made": {
-            "machine": f"{platform.system()} {platform.machine()}",
-            "python": platform.python_version(),
-            "tempo": tempo.__version__,
-            "stride": options.stride,
-            "seconds": round(time.monotonic() - began),
-        },
+    seconds = round(time.monotonic() - began)
+    made = {
+        "machine": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "tempo": tempo.__version__,
+        "stride": options.stride,
+        "seconds": seconds,
     }
-    if not options.only:
-        files.write(TARGET / "campaign.json", json.dumps(report, indent=1) + "\n")
-        files.write(TARGET / "campaign.md", markdown(report))
-    say(f"{report['kills']} kills, {problems} problems")
+    all_rows = [asdict(row) for row in rows]
+    if options.only:
+        before = json.loads((TARGET / "campaign.json").read_text(encoding="utf-8"))
+        others = [row for row in before["rows"] if row["part"] != options.only]
+        all_rows, made = [*others, *all_rows], before["made"]
+    report = {
+        "kills": sum(row["ended"].get("killed", 0) for row in all_rows),
+        "problems": sum(row[kind] for row in all_rows for kind in KINDS),
+        "rows": all_rows,
+        "made": made,
+    }
+    files.write(TARGET / "campaign.json", json.dumps(report, indent=1) + "\n")
+    files.write(TARGET / "campaign.md", markdown(report))
+    problems = sum(row.problems for row in rows)
+    say(f"{sum(row.ended.get('killed', 0) for row in rows)} kills, {problems} problems")
     return 1 if problems else 0
 
 

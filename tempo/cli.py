@@ -412,7 +412,7 @@ def _list_architectures(as_json: bool) -> None:
             + "\n"
         )
         return
-    table = terminal.new_table("model type", "status", "deviation", "reason")
+    table = terminal.new_table("model type", "status", "deviation", "experiments", "reason")
     # What runs stands last, next to the reader's prompt.
     statuses = ("not measured", "refused", "supported")
     by_status = [
@@ -423,7 +423,8 @@ def _list_architectures(as_json: bool) -> None:
     ]
     for name, entry in by_status:
         deviation = "" if entry["deviation"] is None else f"{entry['deviation']:.1e}"
-        table.add_row(name, entry["status"], deviation, escaped(entry["reason"]))
+        judged = _judged(entry.get("inapplicable"))
+        table.add_row(name, entry["status"], deviation, judged, escaped(entry["reason"]))
     found = [entry["status"] for entry in entries.values()]
     counts = ", ".join(f"{found.count(status)} {status}" for status in reversed(statuses))
     _show(_console(), table)
@@ -434,8 +435,15 @@ def _list_architectures(as_json: bool) -> None:
         )
     _write(
         f"transformers {release}: {counts}. Deviation: largest difference of a logit from the "
-        "oracle's, of the logit range.\n"
+        "oracle's, of the logit range. Experiments: which of tempo's can judge it.\n"
     )
+
+
+def _judged(inapplicable: Sequence[str] | None) -> str:
+    """Which experiments can judge an architecture; nothing if they were not tried on it."""
+    if inapplicable is None:
+        return ""
+    return f"all but {', '.join(inapplicable)}" if inapplicable else "all"
 
 
 @app.command()
@@ -731,6 +739,9 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def main() -> None:
     """The console entry point."""
+    # Before torch is imported, which reads it once: threads that spin while they wait starve beside
+    # any other load.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that lacks a character shows its code.

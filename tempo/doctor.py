@@ -181,8 +181,9 @@ def describe(cache_dir: Path | None = None) -> list[str]:
             lines.append(f"! model {known.name}: {error}")
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    lines.append(f"{threads} threads on {cores} cores, load {load:.1f}")
-    if load > BUSY * cores and threads > 1 and os.environ.get("OMP_WAIT_POLICY") != "PASSIVE":
+    policy = os.environ.get("OMP_WAIT_POLICY", "not set")
+    lines.append(f"{threads} threads on {cores} cores, load {load:.1f}; OMP_WAIT_POLICY {policy}")
+    if load > BUSY * cores and threads > 1 and policy.upper() != "PASSIVE":
         lines.append(
             "! other programs use the cores, and threads that spin while they wait make it many "
             "times slower: set OMP_WAIT_POLICY=PASSIVE"

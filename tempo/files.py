@@ -190,7 +190,8 @@ def append(path: str | Path, text: bytes, whole: Callable[[bytes], bool] = bool)
     target = Path(path)
     make_folder(target.parent)
     is_new = not target.exists()
-    handle = os.open(target, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    as_given = getattr(os, "O_BINARY", 0)  # else Windows would write other line ends
+    handle = os.open(target, os.O_RDWR | os.O_CREAT | os.O_APPEND | as_given, 0o666)
     try:
         from filelock import lock_descriptor
 

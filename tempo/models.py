@@ -72,6 +72,8 @@ class LanguageModel:
         num_key_value_heads: Hkv, the heads whose keys and values are cached.
         head_dim: D, the size of a key.
         vocab_size: V, the number of logits.
+        num_embeddings: The tokens that a prompt may hold: V, or more where the output layer leaves
+            some out.
         context_length: The most positions that a run may use.
         eos_token_ids: The tokens that end a text.
         layer_windows: The sliding window of each layer in positions; None for a full layer.
@@ -102,6 +104,7 @@ class LanguageModel:
         self.device: torch.device = embedding.weight.device
         self.num_layers: int = text.num_hidden_layers
         self.vocab_size: int = head.weight.shape[0]
+        self.num_embeddings: int = embedding.weight.shape[0]
         self.context_length: int = context_length(text)
         self.eos_token_ids: frozenset[int] = eos_token_ids(model)
         self.layer_windows: tuple[int | None, ...] = layer_windows(text)
@@ -227,6 +230,15 @@ class LanguageModel:
             return str(error)
         return ""
 
+    @cached_property
+    def reason_against_residual(self) -> str:
+        """Why there is no residual stream to read and change; "" if there is one."""
+        try:
+            self.residual_stream  # noqa: B018 -- whether it can be had is the question
+        except ModelError as error:
+            return str(error)
+        return ""
+
     def provenance(self) -> dict[str, Any]:
         """Which model and which software makes a trace."""
         return {
@@ -241,7 +253,8 @@ class LanguageModel:
 
         Raises:
             SpecError: if the prompt is empty, is text and there is no tokenizer, holds several
-                rows, has an id that is no integer of the vocabulary, or is longer than the context.
+                rows, has an id that is no integer of the vocabulary or has no embedding, or is
+                longer than the context.
 
         Example:
             >>> import tempo
@@ -260,6 +273,7 @@ class LanguageModel:
                     "give token ids, or pass tokenizer= to wrap_model"
                 )
             tokens = list(self.tokenizer(plain).input_ids) if plain else []
+            self._check_fits(tokens)
             self._warn_of_end(plain, tokens)
         elif isinstance(plain, tuple):
             tokens = [self._check_token(token, index) for index, token in enumerate(plain)]
@@ -286,6 +300,16 @@ class LanguageModel:
                 stacklevel=3,
             )
         return tokens
+
+    def _check_fits(self, tokens: Sequence[int]) -> None:
+        """Return if the model has an embedding for each token that its tokenizer made."""
+        if tokens and (highest := max(tokens)) >= self.num_embeddings:
+            raise SpecError(
+                f"the tokenizer makes token {highest} of a part of the prompt, but model "
+                f"{self.name!r} has embeddings for 0 to {self.num_embeddings - 1}: it is another "
+                "model's tokenizer, or tokens were added to it and not to the model "
+                "(model.resize_token_embeddings(len(tokenizer)))"
+            )
 
     def _warn_of_end(self, text: str, tokens: Sequence[int]) -> None:
         """Warn if the tokenizer appended an end-of-sequence token, after which nothing follows."""
@@ -419,10 +443,10 @@ class LanguageModel:
         except TypeError:
             value = -1
         # True and False are integers to Python; in a prompt they are a mistake.
-        if isinstance(token, bool) or not 0 <= value < self.vocab_size:
+        if isinstance(token, bool) or not 0 <= value < self.num_embeddings:
             raise SpecError(
                 f"prompt[{index}] is {token!r}; model {self.name!r} has the token ids 0 to "
-                f"{self.vocab_size - 1}. Give integers from that range, or a string"
+                f"{self.num_embeddings - 1}. Give integers from that range, or a string"
             )
         return value
 

@@ -610,6 +610,10 @@ def _masks_by_layer(lm: LanguageModel, masks: Sequence[Tensor]) -> Iterator[None
             handle.remove()
 
 
+# What attention modules call a norm of keys that may come after their rotation: Llama 4, HunYuan.
+OTHER_NORMS = ("qk_norm", "key_layernorm", "k_layernorm")
+
+
 @contextmanager
 def _raw_keys(lm: LanguageModel) -> Iterator[list[Tensor]]:
     """The keys [1, Hkv, N, D] of each layer, as the projection or the norm after it gives them.
@@ -627,12 +631,12 @@ def _raw_keys(lm: LanguageModel) -> Iterator[list[Tensor]]:
             output = output.transpose(1, 2)
         found.append(output.float().cpu())
 
-    handles = []
-    for module in _self_attention(lm):
+    handles, modules = [], _self_attention(lm)
+    is_plain = not any(hasattr(module, name) for module in modules for name in OTHER_NORMS)
+    for module in modules if is_plain else ():
         source = getattr(module, "k_norm", None) or getattr(module, "k_proj", None)
-        if source is None or any(hasattr(layer, "qk_norm") for layer in _self_attention(lm)):
-            continue
-        handles.append(source.register_forward_hook(keep))
+        if source is not None:
+            handles.append(source.register_forward_hook(keep))
     try:
         yield found
     finally:

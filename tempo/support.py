@@ -116,6 +116,17 @@ def adapter_settings(model: nn.Module) -> list[str]:
     return lines
 
 
+def check_adapters(model: nn.Module, before: Sequence[str]) -> None:
+    """Raises ModelError if adapters were switched, merged or scaled since `adapter_settings`."""
+    now = adapter_settings(model)
+    if now != before:
+        changed = [line for line in now if line not in before] or list(before)
+        raise ModelError(
+            f"adapters were switched while runs were under way (now: {changed[0]}), so that a run "
+            "would be of two models; let all runs end first, or give each adapter a model"
+        )
+
+
 def check_can_run(model: Any) -> None:
     """Return if TEMPO can run the model.
 
@@ -149,8 +160,22 @@ def reasons_against(model: PreTrainedModel) -> Iterator[str]:
         yield f"it has layers of type {strange}: expected only {expected}"
     if not hasattr(text, "num_hidden_layers"):
         yield "its config has no num_hidden_layers: expected one stack of attention layers"
-    if model.get_output_embeddings() is None:
+    head: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    if head is None:
         yield "it has no language-model head: use the ...ForCausalLM class, not the bare model"
+    elif name := _dynamically_quantised(model):
+        yield (
+            f"{name} is quantised by quantize_dynamic, which rounds by one scale for all tokens of "
+            "a pass, so that a token's numbers depend on those beside it: leave it as it was, or "
+            "quantise its weights only, for example with torchao's Int8WeightOnlyConfig"
+        )
+    elif head.weight.shape[0] > embedding.weight.shape[0]:
+        yield (
+            f"its output layer knows {head.weight.shape[0]} tokens and its embedding "
+            f"{embedding.weight.shape[0]}: one that is chosen could not be read; give both one "
+            "size (model.resize_token_embeddings)"
+        )
     if getattr(text, "use_bidirectional_attention", False) in (True, "all"):
         yield (
             "its tokens see later ones (config.use_bidirectional_attention): "
@@ -173,6 +198,13 @@ def reasons_against(model: PreTrainedModel) -> Iterator[str]:
         yield f"its weights are spread over {', '.join(devices)}: {ONE_DEVICE}"
     elif any(hasattr(module, "_hf_hook") for module in model.modules()):
         yield f"accelerate moves its weights or inputs between devices: {ONE_DEVICE}"
+
+
+def _dynamically_quantised(model: nn.Module) -> str:
+    """The first module that torch has quantised with its activations, "" if there is none."""
+    home = "torch.ao.nn.quantized."
+    modules = model.named_modules()
+    return next((name for name, each in modules if type(each).__module__.startswith(home)), "")
 
 
 def check_rotary_tables(model: PreTrainedModel, thetas: Mapping[str, float]) -> None:

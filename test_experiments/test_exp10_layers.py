@@ -149,18 +149,24 @@ def test_all_layers_are_isolated(case: Case, layers: str = "all_layers") -> bool
 
 
 @study.claim(always=True)
-def test_last_layer_reaches_no_reader(case: Case) -> bool:
+def test_last_layer_reaches_no_reader(case: Case) -> bool | None:
     """What siblings do to each other in the last layer reaches no later token.
 
     Total variation at the reader is at most ten rounding floors: its keys and values come first.
     """
-    return case.whole["last_layer"]["reader_tv"] <= rounding("tv", case.dtype)
+    return _reaches_no_reader(case, case.whole["last_layer"])
 
 
 @test_last_layer_reaches_no_reader.control
-def first_window(case: Case) -> bool:
+def first_window(case: Case) -> bool | None:
     """siblings isolated in the first window of layers"""
-    return case.parts["windows"][0]["reader_tv"] <= rounding("tv", case.dtype)
+    return _reaches_no_reader(case, case.parts["windows"][0])
+
+
+def _reaches_no_reader(case: Case, effect: Effect) -> bool | None:
+    """None if nothing that siblings do to each other reaches the reader."""
+    lowest = rounding("tv", case.dtype)
+    return None if case.whole["total"]["reader_tv"] <= lowest else effect["reader_tv"] <= lowest
 
 
 # A pilot's siblings moved each other by 0.26 nats in all.

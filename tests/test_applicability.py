@@ -144,9 +144,9 @@ def folder(pytester, monkeypatch):
     pytester.path.joinpath("entropy.yaml").write_text(CONFIG, encoding="utf-8")
     pytester.path.joinpath("prompts.txt").write_text(PROMPTS, encoding="utf-8")
 
-    def run(old, new):
-        assert old in STUDY
-        study = STUDY.replace(old, new)
+    def run(old, new, study=STUDY):
+        assert old in study
+        study = study.replace(old, new)
         pytester.path.joinpath("test_entropy.py").write_text(study, encoding="utf-8")
         return pytester.runpytest_inprocess(*ARGUMENTS)
 
@@ -161,9 +161,10 @@ def test_a_study_that_a_model_cannot_have_measures_nothing_and_fails_nothing(fol
     given = 'sobering?", needs=lambda lm: "it has no sinks")'
     result = folder('sobering?")', given)
     assert result.ret == 0
-    result.assert_outcomes(skipped=1)
+    result.assert_outcomes()  # the plain test is no skip: it counts with the claim
     out = result.stdout.str()
-    assert "1 inapplicable" in out and "entropy: not applicable: it has no sinks" in out
+    assert "2 inapplicable" in out and "skipped" not in out
+    assert "entropy: not applicable: it has no sinks" in out
     assert not (folder.path / "results/entropy/cases.jsonl").exists()
     page = (folder.path / "reports/findings.html").read_text(encoding="utf-8")
     assert "not applicable: it has no sinks" in page
@@ -180,6 +181,28 @@ def test_a_claim_that_a_model_cannot_have_leaves_the_others(folder):
     assert result.ret == 0 and "1 inapplicable" in out
     assert "entropy.other-is-less-sure: not applicable: no window" in out
     assert (folder.path / "results/entropy/cases.jsonl").exists()
+
+
+SILENT = """def test_cases(store):
+    assert store
+
+
+def test_other"""
+
+
+@pytest.mark.parametrize("ci", [False, True])
+def test_an_own_prompt_without_a_case_is_a_skip_at_a_desk_and_an_error_in_ci(
+    folder, monkeypatch, ci
+):
+    if ci:
+        monkeypatch.setenv("CI", "true")
+    first = "    source = yield"
+    silent = STUDY.replace(first, f"    if prompt.category == 'own':\n        return None\n{first}")
+    result = folder("def test_cases", SILENT, silent)
+    assert result.ret == int(ci)
+    said = "the own prompt of entropy has nothing to say; give its config another one"
+    assert (said in result.stdout.str()) == ci
+    result.assert_outcomes(passed=1, skipped=int(not ci), errors=int(ci))
 
 
 def test_what_was_expected_and_is_no_longer_applicable_is_a_regression(folder):

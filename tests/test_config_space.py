@@ -5,7 +5,7 @@ import random
 import pytest
 
 from benchmarks import configs
-from benchmarks.configs import campaign, draw, studies
+from benchmarks.configs import campaign, campaign_outside, draw, studies
 from tempo import SpecError
 from tempo.harness import Space, StudyConfig
 from tempo.harness.plan import plans_of
@@ -62,6 +62,21 @@ def test_what_is_drawn_lies_inside_and_the_shipped_configs_do(name):
     for _ in range(50):
         study.space.check(draw(study, rng), "drawn")
     plans_of(study, module, (), Suite((SuitePrompt("a"),), "one"), None)
+
+
+def test_random_configs_outside_the_space_are_one_line_each():
+    assert campaign_outside(60) == []
+
+
+def test_a_config_outside_that_is_taken_or_told_badly_is_seen(monkeypatch):
+    monkeypatch.setattr(Space, "check", lambda *_: None)
+    assert "was not refused" in campaign_outside(1, ["exp3"])[0]
+
+    def wordy(self, config, where):
+        raise SpecError("two\nlines")
+
+    monkeypatch.setattr(Space, "check", wordy)
+    assert "was refused with" in campaign_outside(1, ["exp3"])[0]
 
 
 def test_the_docs_say_which_configs_each_experiment_can_judge():

@@ -97,6 +97,11 @@ def test_the_machine_is_described_in_a_few_lines(tmp_path, monkeypatch):
     output = doctored()
     assert "! model smollm2-135m: " in output and "Delete that folder" in output
     assert "! other programs use the cores" in output
+    assert "load 99.0; OMP_WAIT_POLICY not set" in output
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    output = doctored()
+    assert "OMP_WAIT_POLICY PASSIVE" in output
+    assert "! other programs use the cores" not in output
 
 
 def test_the_memory_plan_says_what_weights_rows_and_workers_take(tiny):

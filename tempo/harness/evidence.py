@@ -65,6 +65,7 @@ class Evidence:
     seconds: float = 0.0
     fingerprints: dict[str, str] = field(default_factory=dict)
     model_sha256: str = ""
+    maker: str = ""  # a hash of what every result depends on beside its spec
     notes: list[str] = field(default_factory=list)  # what on disk could not be used, and why
 
     def gather(self, progress: Any) -> None:
@@ -79,11 +80,11 @@ class Evidence:
         files.check_folder(self.results, "--results")
         self._sweep()
         # The weights are read for both, so each is asked for once.
-        self.model_sha256, maker = self.lm.sha256, maker_sha256(self.lm)
+        self.model_sha256, self.maker = self.lm.sha256, maker_sha256(self.lm)
         # one for each study: its cases do not depend on which others are selected
         for plan in self.plans:
             if plan.study.name not in self.fingerprints:
-                self.fingerprints[plan.study.name] = code_fingerprint(maker, plan.module)
+                self.fingerprints[plan.study.name] = code_fingerprint(self.maker, plan.module)
         for plan in self.plans:
             if why := plan.study.reason_against(self.lm, plan.config.capture):
                 self.inapplicable[plan.name] = why

@@ -54,9 +54,11 @@ class ClaimItem(pytest.Item):
         if isinstance(finding, str):
             raise ClaimFailed(finding)
         record = finding.record()
-        self.user_properties.append(("verdict", finding.verdict))
-        known = [(name, record[name]) for name in PROPERTIES if record[name] is not None]
-        self.user_properties += [*known, ("finding", json.dumps(record))]
+        known = {name: record[name] for name in PROPERTIES if record[name] is not None}
+        ours = {"verdict": finding.verdict, **known, "finding": json.dumps(record)}
+        # a test that is run again has them already
+        kept = [pair for pair in self.user_properties if pair[0] not in ours]
+        self.user_properties[:] = [*kept, *ours.items()]
         regression = self.session_of.regression(finding, self.plan)
         if problem := self._problem(finding) or regression:
             raise ClaimFailed(problem)

@@ -85,15 +85,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("tempo_suite", "the suite of prompts if no --suite is given")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    """Threads that wait sleep, unless the environment says otherwise.
+
+    Those that spin starve beside any other load. torch reads it once, when a conftest or a study
+    imports it.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     from tempo.harness import hooks
 
     pluginmanager.add_hookspecs(hooks)
 
 
+def _in_ci() -> bool:
+    return os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("update_expectations"):
-        if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+        if _in_ci():
             raise pytest.UsageError(
                 "--update-expectations is refused in CI (CI is set): rewrite them at a desk, look "
                 "at them, commit them"
@@ -195,27 +209,41 @@ def lm(pytestconfig: pytest.Config) -> Any:
 
 
 @pytest.fixture
-def cases(plan: Any, pytestconfig: pytest.Config) -> list[Any]:
-    """What was measured: a case for each prompt that has one."""
-    return pytestconfig.stash[session_key].cases(plan)
+def cases(plan: Any, request: pytest.FixtureRequest) -> list[Any]:
+    """What was measured: a case for each prompt that has one.
+
+    On a model that the study cannot have the test is inapplicable.
+    """
+    session = request.config.stash[session_key]
+    if why := session.gathered.inapplicable.get(plan.name):
+        request.node.user_properties.append(("verdict", INAPPLICABLE))
+        pytest.skip(f"not applicable: {why}")
+    return session.cases(plan)
 
 
 @pytest.fixture
-def own_case(plan: Any, pytestconfig: pytest.Config) -> Any:
+def own_case(plan: Any, cases: list[Any], pytestconfig: pytest.Config) -> Any:
     """What was measured on the config's own prompt, None if it has nothing to say."""
     return pytestconfig.stash[session_key].own_case(plan)
 
 
 @pytest.fixture
-def store(plan: Any, pytestconfig: pytest.Config) -> Any:
-    """The raw results of the config's own prompt; without a case of it the test is skipped."""
-    if pytestconfig.stash[session_key].own_case(plan) is None:
-        pytest.skip(f"the own prompt of {plan} has nothing to say")
+def store(plan: Any, own_case: Any, pytestconfig: pytest.Config) -> Any:
+    """The raw results of the config's own prompt.
+
+    Without a case of it the test is skipped. In CI it is an error: nobody would see a skip there.
+    """
+    if own_case is None:
+        say = f"the own prompt of {plan} has nothing to say; give its config another one"
+        if _in_ci():
+            pytest.fail(say, pytrace=False)
+        pytest.skip(say)
     return pytestconfig.stash[session_key].gathered.store(plan)
 
 
 # Letters of the progress line; upper case, as they are no failures and no skips.
-LETTERS = {"SUPPORTED": "S", "REFUTED": "R", "INCONCLUSIVE": "I", "INAPPLICABLE": "N"}
+INAPPLICABLE = "INAPPLICABLE"
+LETTERS = {"SUPPORTED": "S", "REFUTED": "R", "INCONCLUSIVE": "I", INAPPLICABLE: "N"}
 
 
 def verdict_of(report: Any) -> str:
@@ -225,9 +253,13 @@ def verdict_of(report: Any) -> str:
 
 
 def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -> Any:
-    """A test of a claim counts by its verdict: `3 supported, 1 refuted`."""
+    """A test of a claim counts by its verdict: `3 supported, 1 refuted`.
+
+    One that reads what was measured, where that is not applicable, is no skip but inapplicable.
+    """
     verdict = verdict_of(report)
-    if report.when == "call" and report.passed and verdict:
+    judged = report.when == "call" and report.passed and verdict
+    if judged or (report.skipped and verdict == INAPPLICABLE):
         return verdict.lower(), LETTERS[verdict], verdict
     return None
 

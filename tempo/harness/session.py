@@ -51,6 +51,7 @@ class Session:
         self.plans: dict[str, list[Plan]] = {}  # by the name of the module
         self.evidence: Evidence | None = None
         self.asked: list[tuple[Plan, Finding]] = []
+        self.regressions: dict[tuple[str, str], str] = {}  # by plan and claim
         self.failures: list[str] = []
         self.notices: list[str] = []
         self.report_problems: list[str] = []
@@ -256,22 +257,25 @@ class Session:
         return self.evidence.finding(plan, claim)
 
     def cases(self, plan: Plan) -> list[Any]:
-        """The cases of a plan; a test that asks for those of a failed one fails with the reason.
-
-        One that asks for those of a plan that the model cannot have is skipped with the reason.
-        """
-        if why := self.gathered.inapplicable.get(plan.name):
-            pytest.skip(f"not applicable: {why}")
+        """The cases of a plan; a test that asks for those of a failed one fails with the reason."""
         if why := self.gathered.failures.get(plan.name):
             pytest.fail(f"{plan} could not be measured: {why}", pytrace=False)
         return measured_prompts(self.gathered.cases[plan.name])
 
     def own_case(self, plan: Plan) -> Any:
-        self.cases(plan)
         return self.gathered.own_case[plan.name]
 
     def regression(self, finding: Finding, plan: Plan) -> str:
-        """How a finding differs from the expected one; empty if not, or if it is accepted anew."""
+        """How a finding differs from the expected one; empty if not, or if it is accepted anew.
+
+        A test that is run again, as plugins for flaky tests do, is told the same.
+        """
+        of = plan.name, finding.claim
+        if of not in self.regressions:
+            self.regressions[of] = self._regression(finding, plan)
+        return self.regressions[of]
+
+    def _regression(self, finding: Finding, plan: Plan) -> str:
         self.asked.append((plan, finding))
         if self.config.getoption("update_expectations"):
             return ""

@@ -195,7 +195,8 @@ class Study:
     registered: when its claims were written down, as an ISO date, for those that do not say.
     needs: from a model to the reason why nothing of the study can be measured on it, "" if it can.
         All its claims are then not applicable, and the report says why. A study that captures "kv"
-        needs models with keys of their own in any case.
+        needs models with keys of their own in any case, one that captures "residual" models whose
+        layers hand on one state a token.
     space: the configs that it can judge; by default any.
 
     >>> study = Study("entropy", title="Is seeing siblings sobering?", captures=("logits",))
@@ -231,8 +232,10 @@ class Study:
 
         captures: what the config captures beside the study.
         """
-        without_keys = lm.reason_against_kv if "kv" in {*self.captures, *captures} else ""
-        return without_keys or (self.needs(lm) if self.needs else "")
+        captured = {*self.captures, *captures}
+        without_keys = lm.reason_against_kv if "kv" in captured else ""
+        without_stream = lm.reason_against_residual if "residual" in captured else ""
+        return without_keys or without_stream or (self.needs(lm) if self.needs else "")
 
     def measure(self, function: C) -> C:
         """Register the generator that measures one `Prompt` and returns its case.

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from tempo.harness.execute import Task, execute
 from tempo.models import LanguageModel
 from tempo.trace import Trace
@@ -81,7 +83,8 @@ class _Watched:
         return next(self.steps)
 
     def send(self, given: Any) -> Any:
-        self.saw([given] if isinstance(given, Trace) else list(given))
+        if not isinstance(given, Tensor):  # the logits of texts
+            self.saw([given] if isinstance(given, Trace) else list(given))
         return self.steps.send(given)
 
     def __getattr__(self, name: str) -> Any:

@@ -109,7 +109,11 @@ def _captured(lm: LanguageModel) -> tuple[Capture, ...]:
 
 
 def view_prompt(
-    lm: LanguageModel, spec: RunSpec, visibility: Visibility | None, generate: Generate
+    lm: LanguageModel,
+    spec: RunSpec,
+    visibility: Visibility | None,
+    generate: Generate,
+    captured: tuple[Capture, ...] = (),
 ) -> View:
     """A prompt in both modes on the sets that isolated mode chooses, or in one mode.
 
@@ -118,8 +122,10 @@ def view_prompt(
         spec: The settings. What a page shows is captured in addition.
         visibility: The mode. None means both.
         generate: Makes the traces of specs.
+        captured: What the page shows beside the sets; by default all that it can.
     """
-    spec = spec.but(capture=tuple(dict.fromkeys((*spec.capture, *_captured(lm)))))
+    shows = captured or _captured(lm)
+    spec = spec.but(capture=tuple(dict.fromkeys((*spec.capture, *shows))))
     if visibility is not None:
         return view(*generate(lm, [spec.but(visibility=visibility)]), lm=lm)
     if not spec.replay:
