@@ -54,7 +54,7 @@ def records(folder, name):
     """All that a session left: cases by their key, findings, and the hashes of raw results."""
     results = folder / f"results-{name}"
     cases = read_jsonl(results / "entropy" / "cases.jsonl").records
-    raw = [path for path in sorted(results.glob("entropy/*")) if path.suffix in (".npz", ".json")]
+    raw = [path for path in results.glob("entropy/[!.]*") if path.suffix in (".npz", ".json")]
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in raw}
     assert {"source.npz", "sets.json"} <= hashes.keys()
     assert len(cases) == len(PROMPTS) + 1
