@@ -474,8 +474,10 @@ def _full_forward(
     if wanted:
         attention = torch.cat([weights.float().cpu() for weights in output.attentions]).numpy()
     kv = {} if raw is None else _cached(cache)
-    if raw:
-        kv["raw_keys"] = torch.cat(raw).numpy()
+    before = torch.cat(raw).numpy() if raw else None
+    # those of a norm that comes after the rotation are none (NanoChat)
+    if before is not None and (before != kv["keys"]).any():
+        kv["raw_keys"] = before
     residual = None
     if last is not None:  # transformers' own last one has been through the final norm
         states = [*output.hidden_states[: lm.num_layers], *last]
@@ -618,8 +620,8 @@ OTHER_NORMS = ("qk_norm", "key_layernorm", "k_layernorm")
 def _raw_keys(lm: LanguageModel) -> Iterator[list[Tensor]]:
     """The keys [1, Hkv, N, D] of each layer, as the projection or the norm after it gives them.
 
-    None of a model that makes queries, keys and values in one projection, or that normalises keys
-    after their rotation.
+    None of a model that makes queries, keys and values in one projection, or that has a norm of
+    keys of another name. These may be normalised after their rotation.
     """
     found: list[Tensor] = []
 
