@@ -1,17 +1,19 @@
 # Two commands do everything from nothing: `make experiments` and `make test`.
 PYTHON ?= python3
 VENV := .venv
+# Threads that spin while they wait make a busy machine many times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: experiments test wheel compat browser notebook conformance architectures floors speed
-.PHONY: calibration families campaign setup lock lowest lint typecheck format docs coverage clean
+.PHONY: experiments test wheel compat browser notebook ray conformance architectures floors speed
+.PHONY: scaling calibration families campaign setup lock lowest lint typecheck format docs coverage clean
 
 experiments: setup  ## run all experiments on the default real model; writes reports/findings.html
 	$(BIN)/python -m pytest test_experiments
 
 test: setup  ## the library's own tests, on tiny models and on the real one
-	$(BIN)/python -m pytest tests --ignore tests/browser --ignore tests/notebook
+	$(BIN)/python -m pytest tests --ignore tests/browser --ignore tests/notebook --ignore tests/on_ray
 
 # Tried as a stranger would: the wheel in an environment of its own, in an empty folder.
 WHEEL := .wheel
@@ -34,6 +36,18 @@ browser: setup  ## the report in a browser; screenshots in reports/screenshots/.
 notebook: setup  ## frames, and docs/notebook.ipynb in a fresh kernel (docs/notebook.py rewrites it)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebook]"
 	$(BIN)/python -m pytest tests/notebook
+
+# Ray brings a dozen packages and 200 MB: an environment of its own.
+RAY := .ray
+
+ray: setup $(RAY)/.ready  ## sessions and streams by two workers on Ray, one of which is killed
+	$(RAY)/bin/python -m pytest -q tests/on_ray
+
+$(RAY)/.ready: $(READY)
+	$(PYTHON) -m venv $(RAY)
+	$(call borrow,$(RAY))
+	$(RAY)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
+	touch $@
 
 conformance: setup  ## engine against oracle on the real model; writes reports/published/conformance.json
 	$(BIN)/python -m benchmarks.conformance
@@ -80,6 +94,9 @@ calibration: setup  ## how often verdicts are false, after make experiments; wri
 campaign: setup  ## faults at every file operation, kills, several writers; 360 random configs
 	$(BIN)/python -m benchmarks.campaign
 
+scaling: setup  ## overhead and scaling of workers, simulated for many; writes reports/published/scaling.*
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scaling
+
 families: setup  ## every experiment on every architecture; writes reports/published/families.json and .md
 	$(BIN)/python -m benchmarks.families
 
@@ -101,7 +118,7 @@ docs: setup  ## the site, from docs/ and the docstrings; warnings are errors; wr
 
 coverage: setup  ## which lines of tempo the tests run; writes reports/coverage/index.html
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "coverage>=7.10"
-	$(BIN)/python -m coverage run -m pytest tests --ignore tests/browser --ignore tests/notebook
+	$(BIN)/python -m coverage run -m pytest tests --ignore tests/browser --ignore tests/notebook --ignore tests/on_ray
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage html --quiet --directory reports/coverage
 	$(BIN)/python -m coverage report
@@ -138,4 +155,4 @@ lowest: setup  ## a part of the tests with the oldest versions of what pyproject
 	  tests/test_metrics.py tests/test_api_inputs.py
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(WHEEL) $(LOWEST) dist .compat results reports/findings.html
+	rm -rf $(VENV) $(PEERS) $(RAY) $(WHEEL) $(LOWEST) dist .compat results reports/findings.html

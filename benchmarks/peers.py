@@ -20,6 +20,8 @@ from tempo import LanguageModel, RunSpec
 from tempo.attention import installed
 
 Prompts = Sequence[Sequence[int]]
+# Tokens of a page of keys in continuous batching.
+PAGE = 32
 
 
 class Captured(NamedTuple):
@@ -93,6 +95,32 @@ def with_generate(
         tokens = [row for output in found for row in output.sequences[:, -num_steps:].tolist()]
         attentions = [output.attentions for output in found]
         return Captured(tokens, attentions, [output.logits for output in found])
+
+    return decode
+
+
+def with_continuous(lm: LanguageModel, num_steps: int) -> Peer:
+    """transformers' continuous batching of all runs, which captures nothing. Keys lie in pages."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    settings: dict[str, Any] = {"max_new_tokens": num_steps, "min_new_tokens": num_steps}
+    # no token has this id, so that nothing ends early
+    config = GenerationConfig(do_sample=False, pad_token_id=0, eos_token_id=-1, **settings)
+
+    def decode(prompts: Prompts) -> Captured:
+        tokens = len(prompts) * (len(prompts[0]) + num_steps)
+        # as much as is needed: by itself it takes most of the memory that is free
+        size = {"num_blocks": PAGE + tokens // PAGE + len(prompts), "max_batch_tokens": tokens}
+        batching = ContinuousBatchingConfig(page_size=PAGE, **size)
+        with installed(lm.model, "sdpa"):
+            found = lm.model.generate_batch(
+                list(map(list, prompts)),
+                generation_config=config,
+                continuous_batching_config=batching,
+            )
+        # in the order in which they were asked for, whichever ended first
+        runs = sorted(found.values(), key=lambda run: int(run.request_id.rpartition("_")[2]))
+        return Captured([list(run.generated_tokens) for run in runs], [], [])
 
     return decode
 

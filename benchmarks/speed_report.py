@@ -38,7 +38,7 @@ def markdown(report: Report) -> str:
         f"{name} {release or 'not installed: measured without'}"
         for name, release in report["peers"].items()
     )
-    setting = f"{report['threads']} threads; {versions_of(report)}, {peers}"
+    setting = f"{report['threads']} threads{_state(report)}; {versions_of(report)}, {peers}"
     parts = ["# Speed and memory\n", INTRODUCTION, SWEEP.format(**report)]
     parts.append(f"{setting}; measured in {report['took']} s.\n")
     for measured in models_of(report):
@@ -49,6 +49,17 @@ def markdown(report: Report) -> str:
     parts += ["## Memory\n", memory_line(report["peak"])]
     parts += ["## Growth\n", GROWTH, growth_table(report)]
     return "\n".join(parts)
+
+
+def _state(report: Report) -> str:
+    """What else the machine did; empty of a record that does not say it."""
+    if "machine" not in report:
+        return ""
+    before, after = report["machine"], report["machine_after"]
+    state = f" on {before['cores']} cores, OMP_WAIT_POLICY {before['wait_policy']}"
+    if before["load"] is None:
+        return state
+    return f"{state}, load {before['load']:.1f} before and {after['load']:.1f} after"
 
 
 def models_of(report: Report) -> list[Report]:

@@ -21,6 +21,7 @@ from tempo.errors import (
     SpecError,
     TempoError,
     TraceError,
+    WorkerError,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ __all__ = [
     "Trace",
     "TraceError",
     "View",
+    "WorkerError",
     "claims",
     "generate",
     "generate_batch",

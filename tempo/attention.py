@@ -4,7 +4,7 @@ One forward pass carries the new tokens of many runs, packed into one row withou
 linear layer processes exactly as many tokens as there are. Only the attention function undoes the
 packing: it lays queries out by run, and each attends to the slots of its own run under its mask.
 
-Shapes: T packed tokens, R cache rows (one for each run), w widest set of the pass, N slots,
+Shapes: T packed tokens, R rows of the pass (one for each run), w widest set of the pass, N slots,
 L layers, H query heads, Hkv key heads, G = H / Hkv, D head size, V value size.
 """
 
@@ -90,7 +90,7 @@ class Recording:
     what makes recording cheap.
 
     Attributes:
-        parts: The cache row of each run that records, and its array [L, H, w, N] float32.
+        parts: The row of each run that records, and its array [L, H, w, N] float32.
         own: One array [L, R, H, w, c] float32 for all runs, instead of `parts`. It takes only the
             weights that the pass's own tokens give each other.
         own_slots: The slots of the pass's own tokens, [R, c]. They are w, and more if the pass is
@@ -161,7 +161,7 @@ class PassContext:
     """What one forward pass means: each packed token's run and slot, and who may see whom.
 
     Attributes:
-        rows: [T], the cache row that each token is written to.
+        rows: [T], the row of the pass that each token belongs to.
         offsets: [T], the index of each token among those that its run appends in this pass.
         slots: [T], the slot that each token is written to.
         allowed: [R, w, N] bool, which slots a query may attend to.
@@ -177,7 +177,8 @@ class PassContext:
         only: The slots of the tokens, if there is only one row.
         is_unmasked: Whether the pass has a single token, which may attend to every slot, and
             nothing is added.
-        copies: Rows and slots that also hold a packed token, and which token it is.
+        copies: Cache rows and slots that also hold a packed token, and which token it is.
+        held: The rows of the cache that the rows of the pass are. A slice copies nothing.
         recording: Where attention weights go. None if no run records any.
         num_calls: How many attention calls were made so far.
     """
@@ -197,6 +198,7 @@ class PassContext:
     only: range | None = None
     is_unmasked: bool = False
     copies: tuple[Tensor, Tensor, Tensor] | None = None
+    held: slice | Tensor = field(default_factory=lambda: slice(None))
     recording: Recording | None = None
     num_calls: int = 0
     _masks: dict[tuple, Tensor] = field(default_factory=dict)
@@ -205,6 +207,13 @@ class PassContext:
     def num_slots(self) -> int:
         """N, the number of slots in use once the pass is done."""
         return self.allowed.shape[-1]
+
+    @property
+    def cache_rows(self) -> Tensor:
+        """[T], the row of the cache that each token is written to."""
+        if isinstance(self.held, slice):
+            return self.rows + (self.held.start or 0)
+        return self.held[self.rows]
 
     def take_call(
         self, module: nn.Module, sliding_window: int | None

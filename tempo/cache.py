@@ -8,6 +8,7 @@ T packed tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class SlotLayer(CacheLayerMixin):
             kwargs: What transformers passes beside them, not used.
 
         Returns:
-            Views of the cache: keys [R, Hkv, N, D] and values [R, Hkv, N, V] of all rows.
+            Keys [R, Hkv, N, D] and values [R, Hkv, N, V] of the rows of the pass.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -67,14 +68,14 @@ class SlotLayer(CacheLayerMixin):
             held = _grown(getattr(self, name), step.num_slots)
             packed = states[0].transpose(0, 1)
             if step.only is not None:
-                held[0, :, step.only.start : step.only.stop] = states[0]
+                held[step.held, :, step.only.start : step.only.stop] = states
             else:
-                held[step.rows, :, step.slots] = packed
+                held[step.cache_rows, :, step.slots] = packed
             if step.copies is not None:
                 rows, slots, tokens = step.copies
                 held[rows, :, slots] = packed[tokens]
             setattr(self, name, held)
-            stored.append(held[:, :, : step.num_slots])
+            stored.append(held[step.held, :, : step.num_slots])
         return stored[0], stored[1]
 
     def get_seq_length(self) -> int:
@@ -118,6 +119,25 @@ class SlotCache(Cache):
             for held in (layer.keys, layer.values):
                 held[target, :, :num_slots] = held[source, :, :num_slots]
 
+    def write(self, row: int, states: Sequence[Tensor], num_slots: int) -> None:
+        """Make a row start with the first slots of a prompt.
+
+        Args:
+            row: The row.
+            states: Keys and values [Hkv, P, D] of each layer, which were those of an equal cache.
+            num_slots: How many slots, at most P.
+        """
+        self.slot_positions = _grown(self.slot_positions[:, None, :, None], num_slots)[:, 0, :, 0]
+        self.slot_positions[row, :num_slots] = torch.arange(num_slots)
+        layers: list[Any] = list(self.layers)
+        for layer, keys, values in zip(layers, states[::2], states[1::2], strict=True):
+            if not layer.is_initialized:
+                layer.lazy_initialization(keys[None], values[None])
+            for name, given in (("keys", keys), ("values", values)):
+                held = _grown(getattr(layer, name), num_slots)
+                held[row, :, :num_slots] = given[:, :num_slots]
+                setattr(layer, name, held)
+
     def release(self) -> None:
         """Drop all keys and values now.
 
@@ -137,6 +157,65 @@ class SlotCache(Cache):
     def _initialized_layers(self) -> list[Any]:
         layers: list[Any] = list(self.layers)
         return [layer for layer in layers if layer.is_initialized]
+
+
+class Prompts:
+    """What passes over prompts gave, to be kept between calls of `tempo.stream`.
+
+    A prompt that is kept is not forwarded again, and of a longer one only what follows it. What
+    does not fit is never kept, so that equal calls after one another make equal passes.
+
+    Example:
+        >>> import tempo
+        >>> lm, prompts = tempo.load_model("tiny"), Prompts(most_bytes=2**20)
+        >>> for mode in ("isolated", "visible"):
+        ...     spec = tempo.RunSpec(prompt="The cat", visibility=mode, max_steps=2)
+        ...     _ = dict(tempo.stream(lm, [spec], prompts=prompts))
+        >>> prompts.num_bytes > 0
+        True
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes, self.num_bytes = most_bytes, 0
+        # keys and values [Hkv, P, D] of each layer, and the logits [1, V] of the last token
+        self._kept: dict[tuple[int, ...], tuple[list[Tensor], Tensor]] = {}
+        self._refused: set[tuple[int, ...]] = set()
+
+    def keep(self, prompt: tuple[int, ...], cache: SlotCache, row: int, logits: Tensor) -> None:
+        """Copy a prompt's keys and values from a row of the cache, if there is room for them."""
+        if prompt in self._kept or prompt in self._refused:
+            return
+        held = slice(0, len(prompt))
+        states = [
+            h[row, :, held] for of in cache._initialized_layers() for h in (of.keys, of.values)
+        ]
+        size = logits.nbytes + sum(each.nbytes for each in states)
+        if self.num_bytes + size > self.most_bytes:
+            self._refused.add(prompt)
+            return
+        self.num_bytes += size
+        self._kept[prompt] = [each.clone() for each in states], logits.clone()
+
+    def begin(
+        self, prompt: tuple[int, ...], cache: SlotCache, row: int
+    ) -> tuple[int, Tensor | None]:
+        """How many tokens of a prompt the row now holds, and its logits if these are all."""
+        if prompt in self._kept:
+            cache.write(row, self._kept[prompt][0], len(prompt))
+            return len(prompt), self._kept[prompt][1]
+        # at least one token is left to be forwarded, for its logits
+        shared = {kept: min(_num_shared(kept, prompt), len(prompt) - 1) for kept in self._kept}
+        best = max(shared, key=lambda kept: shared[kept], default=())
+        if not best or not shared[best]:
+            return 0, None
+        cache.write(row, self._kept[best][0], shared[best])
+        return shared[best], None
+
+
+def _num_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts have in common at their beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def capacity(num_slots: int) -> int:

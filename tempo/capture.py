@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tempo.attention import WAITING
 from tempo.cache import capacity
 from tempo.errors import MemoryBudgetError, ModelError, TraceError
-from tempo.layout import MAX_NEW_TOKENS
+from tempo.layout import MAX_NEW_TOKENS, MAX_PADDED
 from tempo.models import LanguageModel
 from tempo.spec import BY_QUERY, CAPTURES, RunSpec
 from tempo.trace import STEP_ARRAYS, check_writable
@@ -153,8 +153,8 @@ def _working_bytes(lm: LanguageModel, demands: Sequence[_Demand], num_rows: int)
     """Bytes that any `num_rows` of these runs take while they are under way, beside what is kept.
 
     An upper bound, by name: the cache as it grows, and what the largest pass needs at its peak. All
-    rows of a pass are as long as the longest, and a pass of several runs has at most
-    `MAX_NEW_TOKENS` tokens.
+    rows of a pass are as long as the longest. A pass of several runs has at most `MAX_NEW_TOKENS`
+    tokens, and rows with at most `MAX_PADDED` places.
     """
     specs = [demand.spec for demand in demands]
     captured = {name for spec in specs for name in spec.capture}
@@ -164,10 +164,12 @@ def _working_bytes(lm: LanguageModel, demands: Sequence[_Demand], num_rows: int)
     sets = max(demand.sets_part for demand in demands)
     read = max(demand.read for demand in demands)
     keys, values = _numbers_a_slot(lm)
-    # all rows have room for the longest run, and one layer is copied as it grows
+    # all rows have room for the longest run, and one layer is copied: as it grows, or for a pass
+    # whose rows do not follow one another
     slots_held = num_rows * capacity(num_slots)
     layers = lm.num_layers
     cache = (keys + values) * itemsize * slots_held * (layers + 1) // layers
+    places, of_sets = (max(w, min(num_rows * w, MAX_PADDED)) for w in (width, sets))
     # logits of one pass as the model gives them and once more, as capping or joining needs; then
     # one set's in float32 and their softmax
     logits = 2 * min(num_rows * read, max(MAX_NEW_TOKENS, read)) * wide + read * 8
@@ -181,19 +183,19 @@ def _working_bytes(lm: LanguageModel, demands: Sequence[_Demand], num_rows: int)
     # For each query and key: the finished mask of each kind of layer, by group; the steps in which
     # it is made; flags and bias of all rows, and of the row that is being made.
     pair = (1 + isolates) * kinds * groups * itemsize + 2 * itemsize + 24 + 9 * isolates
-    masks = (num_rows * pair + 40) * width * num_slots
+    masks = (places * pair + 40 * width) * num_slots
     packed = min(num_rows * width, max(MAX_NEW_TOKENS, width))
     head = max(max(call.key_size, call.value_size) for call in lm.attention_calls)
-    attention = 4 * num_rows * width * lm.num_heads * head * itemsize
+    attention = 4 * places * lm.num_heads * head * itemsize
     if any(call.forms_weights for call in lm.attention_calls):
-        attention += 4 * num_rows * width * lm.num_heads * num_slots * wide
+        attention += 4 * places * lm.num_heads * num_slots * wide
     recording = 0
     if any(spec.prune_by == "attention" for spec in specs):
         captured.add("attention")
     if captured & {"attention", "siblings"}:
         # products that wait, joined, and their softmax; then the arrays of one pass
-        recording = 3 * (WAITING + num_rows * lm.num_heads * sets * num_slots) * wide
-        columns = num_rows * sets * max(sets, read)
+        recording = 3 * (WAITING + of_sets * lm.num_heads * num_slots) * wide
+        columns = of_sets * max(sets, read)
         if "attention" in captured:
             columns = min(num_rows * read, max(MAX_NEW_TOKENS, read)) * num_slots
         recording += layers * lm.num_heads * columns * 4
@@ -248,7 +250,7 @@ def rows_that_fit(
         MemoryBudgetError: if not even one run fits, or if the spool's disk has no room. It names
             what would fit.
     """
-    budget = memory_budget(budget)
+    budget = memory_budget(budget, lm.device)
     if not specs:
         return max_rows
     demands = [
@@ -273,9 +275,35 @@ def rows_that_fit(
     raise _over_budget(lm, *together, budget, spool)
 
 
-def memory_budget(given: int | None = None) -> int:
-    """Bytes that runs may take: `given`, or a share of the memory that is free now."""
-    return int(psutil.virtual_memory().available * FREE_MEMORY_SHARE) if given is None else given
+def memory_budget(
+    given: int | None = None, device: torch.device | None = None, weights: int = 0, workers: int = 1
+) -> int:
+    """Bytes that the runs of one process may take: `given`, or a share of the memory free now.
+
+    On a GPU it is a share of what is free there, if that is less: what is computed lies there, and
+    what is recorded in the machine's memory. Nothing is added up over the two.
+
+    Args:
+        given: Returned as it is.
+        device: Of the model.
+        weights: Bytes of the weights that each of several workers is going to load.
+        workers: How many processes share this machine.
+
+    Raises:
+        MemoryBudgetError: if the weights of all workers leave nothing.
+    """
+    if given is not None:
+        return given
+    free = psutil.virtual_memory().available
+    left = free - weights * workers
+    if left <= 0:
+        raise MemoryBudgetError(
+            f"{workers} workers load {gib(weights)} of weights each, and {gib(free)} are free; "
+            f"at most {free // weights} fit"
+        )
+    if device is not None and device.type == "cuda":
+        left = min(left, torch.cuda.mem_get_info(device)[0])
+    return int(left * FREE_MEMORY_SHARE / workers)
 
 
 def needed_bytes(
@@ -325,11 +353,11 @@ def _over_budget(
     needed = sum(parts.values())
     remedies = _remedies(lm, specs, num_prompts, budget, spool, needed)
     by_size = sorted(parts.items(), key=lambda part: -part[1])
-    detail = ", ".join(f"{name} {_gib(size)}" for name, size in by_size if size)
+    detail = ", ".join(f"{name} {gib(size)}" for name, size in by_size if size)
     would = "; ".join(remedies) or "nothing here: take a machine with more memory"
     return MemoryBudgetError(
-        f"{len(specs)} run(s) may need {_gib(needed)} ({needed} bytes: {detail}), the budget is "
-        f"{_gib(budget)}. What would fit: {would}"
+        f"{len(specs)} run(s) may need {gib(needed)} ({needed} bytes: {detail}), the budget is "
+        f"{gib(budget)}. What would fit: {would}"
     )
 
 
@@ -339,8 +367,8 @@ def _check_disk(num_runs: int, spooled: int, spool: str | Path) -> None:
     free = shutil.disk_usage(spool).free
     if spooled > free:
         raise MemoryBudgetError(
-            f"{num_runs} run(s) may spool {_gib(spooled)} ({spooled} bytes) to {spool}, where "
-            f"{_gib(free)} are free; capture less, lower max_width or max_steps, or name a folder "
+            f"{num_runs} run(s) may spool {gib(spooled)} ({spooled} bytes) to {spool}, where "
+            f"{gib(free)} are free; capture less, lower max_width or max_steps, or name a folder "
             "on a larger disk"
         )
 
@@ -506,7 +534,8 @@ def _largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """Bytes as a person reads them."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
 
 

@@ -1,4 +1,4 @@
-"""The command line: `tempo generate`, `compare`, `view`, `models`, `new`, `report`, `doctor`.
+"""The command line: `tempo generate`, `compare`, `view`, `models`, `new`, `report` and so on.
 
 `tempo --help` must be quick. So torch, NumPy and Rich are imported inside the commands.
 """
@@ -531,6 +531,23 @@ def _check_places(folders: Sequence[Path]) -> None:
 
 
 @app.command()
+def work(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of --workers.")],
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="End after so long without work.")
+    ] = 600.0,
+) -> None:
+    """Measure for sessions that were started with --workers FOLDER, on any host that sees it.
+
+    Start as many as you like, such as an array of Slurm. They must have the same code, versions
+    and OMP_NUM_THREADS as the sessions. Whoever may write to the folder can run code here.
+    """
+    from tempo.workers.folder import work
+
+    work(folder, wait, lambda line: _write(f"{escaped(line)}\n"))
+
+
+@app.command()
 def doctor(
     repair: Annotated[
         Path | None,
@@ -539,6 +556,12 @@ def doctor(
             help="Set aside what is damaged in a folder of results or traces; keep the rest.",
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Say what this model and its runs take of the memory."),
+    ] = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
 ) -> None:
     """Say what is installed, what would be slow or refused; or repair a folder.
 
@@ -547,6 +570,10 @@ def doctor(
     """
     from tempo import doctor as doctors
 
+    if model is not None:
+        with tempo.load_model(model, dtype, device) as lm:
+            _write("".join(f"{escaped(line)}\n" for line in doctors.memory_plan(lm)))
+        return
     if repair is None:
         _write("".join(f"{escaped(line)}\n" for line in doctors.describe()))
         return
@@ -712,6 +739,9 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def main() -> None:
     """The console entry point."""
+    # Before torch is imported, which reads it once: threads that spin while they wait starve beside
+    # any other load.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that lacks a character shows its code.

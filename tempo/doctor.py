@@ -10,15 +10,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tempo import files
-from tempo.errors import ModelError, ResultsError, TempoError, TraceError
+from tempo.errors import MemoryBudgetError, ModelError, ResultsError, TempoError, TraceError
 from tempo.parsing import CHECKSUM, parse_json, read_bytes, unseal
 from tempo.records import reason
+
+if TYPE_CHECKING:
+    from tempo.models import LanguageModel
 
 ASIDE = ".damaged"  # what the name of a file ends in that holds what was set aside
 BUSY = 0.5  # of the cores: a load above this before tempo has begun makes it slow
 ENOUGH_MEMORY, ENOUGH_DISK = 2e9, 3e9  # bytes: what the default model takes, and its conversion
+# What `memory_plan` plans: the longest prompts of the suites here, and rows as sessions batch them.
+PLANNED_PROMPT, PLANNED_STEPS, PLANNED_ROWS, PLANNED_WORKERS = 400, 10, 128, (1, 2, 4, 8)
 # How what a file held comes back, by the file's name.
 BACK = {
     "cases.jsonl": "run pytest on the studies: these prompts are measured again, the others kept",
@@ -175,8 +181,9 @@ def describe(cache_dir: Path | None = None) -> list[str]:
             lines.append(f"! model {known.name}: {error}")
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    lines.append(f"{threads} threads on {cores} cores, load {load:.1f}")
-    if load > BUSY * cores and threads > 1 and os.environ.get("OMP_WAIT_POLICY") != "PASSIVE":
+    policy = os.environ.get("OMP_WAIT_POLICY", "not set")
+    lines.append(f"{threads} threads on {cores} cores, load {load:.1f}; OMP_WAIT_POLICY {policy}")
+    if load > BUSY * cores and threads > 1 and policy.upper() != "PASSIVE":
         lines.append(
             "! other programs use the cores, and threads that spin while they wait make it many "
             "times slower: set OMP_WAIT_POLICY=PASSIVE"
@@ -190,6 +197,46 @@ def describe(cache_dir: Path | None = None) -> list[str]:
         lines.append(f"! {root} cannot be written; set TEMPO_CACHE to a folder of your own")
     if (free := psutil.disk_usage(str(place)).free) < ENOUGH_DISK:
         lines.append(f"! {free / 1e9:.1f} GB are free in {place}; a model takes up to 3 GB there")
+    return lines
+
+
+def memory_plan(lm: LanguageModel) -> list[str]:
+    """What a model, its runs and several workers take of this machine's memory, in lines.
+
+    The bytes of runs are upper bounds, as `rows_that_fit` counts them.
+    """
+    import psutil
+
+    from tempo.capture import gib, memory_budget, needed_bytes, rows_that_fit
+    from tempo.spec import RunSpec
+
+    weights, free = lm.weight_bytes, psutil.virtual_memory().available
+    num_prompt = min(PLANNED_PROMPT, lm.context_length - PLANNED_STEPS)
+    specs = {
+        "nothing captured": RunSpec(prompt=(0,), max_steps=PLANNED_STEPS),
+        "attention and logits": RunSpec(
+            prompt=(0,), max_steps=PLANNED_STEPS, capture=("attention", "logits")
+        ),
+    }
+    lines = [
+        f"{lm!r}: {gib(weights)} of weights, {gib(free)} of memory are free",
+        f"planned: prompts of {num_prompt} tokens, {PLANNED_STEPS} steps, threshold 0.1",
+        f"with fewer than {PLANNED_ROWS} rows a session's batches are others, and round otherwise",
+    ]
+    for what, spec in specs.items():
+        one = sum(needed_bytes(lm, [spec], [num_prompt]).values())
+        many = [spec] * PLANNED_ROWS, [num_prompt] * PLANNED_ROWS
+        every = sum(needed_bytes(lm, *many, PLANNED_ROWS).values())
+        row = (every - one) // (PLANNED_ROWS - 1)
+        lines.append(f"{what}: the first run up to {gib(one)}, each further row {gib(row)}")
+        for workers in PLANNED_WORKERS:
+            said = "1 worker" if workers == 1 else f"{workers} workers"
+            try:
+                budget = memory_budget(None, lm.device, weights, workers)
+                rows = rows_that_fit(lm, *many, PLANNED_ROWS, budget)
+                lines.append(f"  {said}: {rows} of {PLANNED_ROWS} rows in {gib(budget)} for each")
+            except MemoryBudgetError as error:
+                lines.append(f"! {said}: {error}")
     return lines
 
 

@@ -1,7 +1,7 @@
 """The decode loop: many runs at once, every new token of every run in one packed forward pass.
 
-Shapes: B runs, T packed tokens, R cache rows, w widest set of a pass, N slots, L layers, H query
-heads, Hkv key heads, D head size, V vocabulary.
+Shapes: B runs, T packed tokens, R rows of a pass, w widest set of a pass, N slots, L layers,
+H query heads, Hkv key heads, D head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from tempo.attention import PassContext, Recording, installed
-from tempo.cache import SlotCache
+from tempo.cache import Prompts, SlotCache
 from tempo.capture import Spool, check_files, raw_keys, rows_that_fit
 from tempo.errors import ModelError, SpecError
 from tempo.identity import warn_of_hooks
 from tempo.inputs import checked, conform, model, optional, place, seen, whole
-from tempo.layout import MAX_NEW_TOKENS
+from tempo.layout import MAX_NEW_TOKENS, MAX_PADDED
 from tempo.models import LanguageModel
 from tempo.residual import Change, Hooks, Tap, hooks_by_place, tapped
 from tempo.run import Prefix, Run
@@ -45,6 +45,8 @@ from tempo.trace import Trace, check_writable
 # Runs that share a forward pass. On a CPU more rows add little speed and take more memory.
 # Traces do not depend on it beyond rounding.
 MAX_ROWS = 16
+# From so many tokens on a pass costs hardly less for each token on a CPU.
+SATURATED = 128
 # What these arguments take, see `tempo.inputs`.
 BYTES, FOLDER = optional(whole(0)), optional(place)
 
@@ -269,6 +271,8 @@ def stream(
     spool: str | Path | None = None,
     store: str | Path | None = None,
     hooks: Sequence[Hooks | None] | None = None,
+    prompts: Prompts | None = None,
+    workers: int | str | None = None,
 ) -> Iterator[tuple[int, Trace]]:
     """(index, trace) of each spec as its run ends, so that a sweep need not hold all traces.
 
@@ -289,15 +293,22 @@ def stream(
             read and not computed, if spec, weights, dtype, device, versions and code are the same.
         hooks: For each spec its functions by (step, member, layer), as `generate` takes them, or
             None. A run with hooks shares no pass with another from the first changed set on.
+        prompts: What earlier calls with this model read of prompts, which is not forwarded again.
+            Prompts that are not among them are added. Not with `workers`.
+        workers: Who computes, if not this process: a number of processes, a folder that hosts with
+            `tempo work FOLDER` share, "ray" or "ray:N". They load the model by its name. Specs go
+            to them in chunks of `max_rows`, and traces do not depend on who computes them.
 
     Yields:
-        The index of the spec in `specs`, and its trace, in the order in which runs end.
+        The index of the spec in `specs`, and its trace, in the order in which runs end; with
+        `workers` chunk after chunk, whichever is ready first.
 
     Raises:
         SpecError: if a spec cannot be run on this model.
         MemoryBudgetError: if even one run may need more than `memory_budget`.
         ModelError: if logits or captured values are not finite.
         TraceError: if `spool` or `store` cannot be written.
+        WorkerError: if there can be no workers with this model.
 
     Example:
         >>> import tempo
@@ -315,6 +326,8 @@ def stream(
             "a run with hooks has no name in a store, which knows runs by their spec; "
             "leave store or hooks out"
         )
+    if workers is not None and (spool or prompts or any(given)):
+        raise SpecError("workers take neither hooks nor spool nor prompts; leave one of them out")
     check_autocast(lm.device)
     adapters = adapter_settings(lm.model)
     if len(specs) > 1:
@@ -332,6 +345,12 @@ def stream(
         return
     if store:
         check_writable(store)
+    if workers is not None:
+        from tempo.workers.specs import stream_from
+
+        runs.sort(key=_longest_first)
+        yield from stream_from(lm, runs, workers, max_rows, memory_budget, shelf)
+        return
     num_rows = rows_that_fit(
         lm,
         [run.spec for run in runs],
@@ -356,7 +375,7 @@ def stream(
                 while not finished:
                     while waiting and free:
                         active.append(run := waiting.popleft())
-                        _enter(run, free.pop(0), cache, prefixes)
+                        _enter(run, free.pop(0), cache, prefixes, prompts)
                     known = [run for run in active if run.new_logits is not None]
                     passes = list(_passes([run for run in active if run.new_logits is None]))
                     for together in [known, *passes]:
@@ -366,6 +385,8 @@ def stream(
                         for run in together:
                             assert run.prefix is not None
                             prefixes[run.row] = run.prefix
+                            if prompts and not run.steps:
+                                prompts.keep(tuple(run.prompt), cache, run.row, run.prefix.logits)
                             if run.step():
                                 run.finish(cache)
                                 finished.append(run)
@@ -417,25 +438,44 @@ def _hooks_of(specs: Sequence[RunSpec], hooks: object) -> list[Hooks]:
     return [conform(hooks_by_place, "hooks", given) for given in hooks]
 
 
-def _enter(run: Run, row: int, cache: SlotCache, prefixes: dict[int, Prefix]) -> None:
+def _enter(
+    run: Run, row: int, cache: SlotCache, prefixes: dict[int, Prefix], prompts: Prompts | None
+) -> None:
     """Give a run a row of the cache, and what an earlier pass over its prompt left, if any."""
     run.row = row
     if (known := next(filter(run.fits, prefixes.values()), None)) is not None:
         cache.copy(known.row, row, run.num_prompt)
         run.begin_with(known)
+    elif prompts and "kv" not in run.spec.capture:  # keys before rotation are not kept
+        run.layout.start, logits = prompts.begin(tuple(run.prompt), cache, row)
+        if logits is not None:
+            run.layout.start = 0
+            run.begin_with(Prefix(row, run.prompt, logits, None))
     prefixes.pop(row, None)
 
 
 def _passes(runs: Sequence[Run]) -> Iterator[list[Run]]:
-    """The runs in groups that share a forward pass, in their order."""
-    group: list[Run] = []
-    for run in runs:
-        if group and sum(other.num_new for other in group) + run.num_new > MAX_NEW_TOKENS:
-            yield group
-            group = []
-        group.append(run)
-    if group:
-        yield group
+    """The runs in lists that share a forward pass, those with the most new tokens first.
+
+    All rows of a pass are as wide as the widest. So once a pass is large enough for its products to
+    be fast, no run joins it that would fill less than half of its row.
+    """
+    together: list[Run] = []
+    num_tokens = num_rows = widest = 0
+    for group in sorted(_same_so_far(runs), key=lambda group: -group[0].num_new):
+        new = group[0].num_new
+        if new > MAX_NEW_TOKENS:  # they come first; each is forwarded in parts, by itself
+            yield from ([run] for run in group)
+            continue
+        is_full = num_tokens + new > MAX_NEW_TOKENS or (num_rows + 1) * widest > MAX_PADDED
+        if together and (is_full or (num_tokens >= SATURATED and 2 * new < widest)):
+            yield together
+            together, num_tokens, num_rows = [], 0, 0
+        widest = widest if together else new
+        together += group
+        num_tokens, num_rows = num_tokens + new, num_rows + 1
+    if together:
+        yield together
 
 
 def _forward_in_parts(lm: LanguageModel, cache: SlotCache, runs: Sequence[Run]) -> None:
@@ -574,18 +614,19 @@ def _pass_context(
 ) -> PassContext:
     """Rows, slots and masks of the tokens the runs have just appended, on the model's device."""
     runs = [group[0] for group in groups]
-    num_rows, width = cache.num_rows, max(run.num_new for run in runs)
+    num_rows, width = len(runs), max(run.num_new for run in runs)
     num_slots = max(run.layout.end for run in runs)
-    tokens = [
-        (run.row, offset, run.layout.start + offset)
-        for run in runs
-        for offset in range(run.num_new)
-    ]
+    tokens, partly, weighted = [], {}, {}
+    for row, run in enumerate(runs):
+        tokens += [(row, offset, run.layout.start + offset) for offset in range(run.num_new)]
+        if run.spec.isolated_layers:
+            partly[row] = run.spec.isolated_layers
+        if run.spec.weighting_layers:
+            weighted[row] = run.spec.weighting_layers
     rows, offsets, slots = torch.tensor(tokens, device=lm.device).unbind(dim=1)
-    allowed, bias = _masks(runs, num_rows, width, num_slots)
-    partly = {run.row: layers for run in runs if (layers := run.spec.isolated_layers)}
+    allowed, bias = _masks(runs, width, num_slots)
     isolated, isolated_bias = (
-        _masks(runs, num_rows, width, num_slots, "isolated") if partly else (allowed, bias)
+        _masks(runs, width, num_slots, "isolated") if partly else (allowed, bias)
     )
     is_biased = bool(bias.any() or isolated_bias.any())
     context = PassContext(
@@ -596,17 +637,18 @@ def _pass_context(
         bias=bias.to(lm.device) if is_biased else None,
         expected=lm.attention_calls,
         isolated_layers=partly,
-        weighted_layers={run.row: layers for run in runs if (layers := run.spec.weighting_layers)},
+        weighted_layers=weighted,
         only=range(runs[0].layout.start, num_slots) if num_rows == 1 else None,
         is_unmasked=num_rows == width == 1 and not is_biased and bool(allowed.all()),
         copies=_copies(lm, groups),
+        held=_held([run.row for run in runs], lm.device),
     )
     if any(call.window for call in lm.attention_calls):
         positions = torch.tensor(_of_new_slots(runs, "slot_position"), device=lm.device)
-        cache.place(rows, slots, positions)
+        cache.place(context.cache_rows, slots, positions)
         if context.copies:
             cache.place(context.copies[0], context.copies[1], positions[context.copies[2]])
-        context.slot_positions = cache.slot_positions[:, :num_slots]
+        context.slot_positions = cache.slot_positions[context.held, :num_slots]
         context.query_positions = torch.zeros(num_rows, width, dtype=torch.long, device=lm.device)
         context.query_positions[rows, offsets] = context.slot_positions[rows, slots]
     if partly:
@@ -623,7 +665,9 @@ def _recording(
 
     Each is filled from the row that is forwarded for the run's group.
     """
-    recorded = [(group[0].row, run) for group in groups for run in group if run.records_attention]
+    recorded = []
+    for row, group in enumerate(groups):
+        recorded += [(row, run) for run in group if run.records_attention]
     if not recorded:
         return None
     num_rows, width, _ = context.allowed.shape
@@ -664,25 +708,33 @@ def _copies(
     return rows, slots, tokens
 
 
+def _held(rows: list[int], device: torch.device) -> slice | Tensor:
+    """These rows of the cache as an index, which is a slice if they follow one another."""
+    if rows == list(range(rows[0], rows[0] + len(rows))):
+        return slice(rows[0], rows[0] + len(rows))
+    return torch.tensor(rows, device=device)
+
+
 def _masks(
-    runs: Sequence[Run], num_rows: int, width: int, num_slots: int, visibility: str | None = None
+    runs: Sequence[Run], width: int, num_slots: int, visibility: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """Who may see whom, and what is added to the attention logits: bool and float64 [R, w, N].
 
     `visibility` stands for that of every run, if it is given.
     """
+    num_rows = len(runs)
     allowed = torch.zeros(num_rows, width, num_slots, dtype=torch.bool)
     # Queries that only fill the block attend to some slot, so that no softmax is empty.
     allowed[:, :, 0] = True
     bias = torch.zeros(num_rows, width, num_slots, dtype=torch.float64)
-    for run in runs:
+    for row, run in enumerate(runs):
         spec, layout, new, used = run.spec, run.layout, run.num_new, run.layout.end
         first = layout.first_sibling
-        allowed[run.row, :new, :first] = True
-        allowed[run.row, :new, first:used] = layout.block(visibility)
-        allowed[run.row, :new, layout.dropped] = False
+        allowed[row, :new, :first] = True
+        allowed[row, :new, first:used] = layout.block(visibility)
+        allowed[row, :new, layout.dropped] = False
         if spec.weighting != "none" or spec.replay_weights:
-            bias[run.row, :new, :used] = layout.bias(visibility)
+            bias[row, :new, :used] = layout.bias(visibility)
         if visibility and spec.isolated_mass == "self":
-            bias[run.row, :new, :used] += layout.own_mass()
+            bias[row, :new, :used] += layout.own_mass()
     return allowed, bias

@@ -30,3 +30,7 @@ class MemoryBudgetError(TempoError, MemoryError):
 
 class ResultsError(TempoError, OSError):
     """Results cannot be written or read. Earlier results on disk are left intact."""
+
+
+class WorkerError(TempoError, RuntimeError):
+    """Workers cannot be had, end before they begin, or are not what the session needs."""

@@ -45,12 +45,29 @@ def maker_sha256(lm: LanguageModel) -> str:
     That is the model (`model_sha256`), the dtype and device, the versions, the number of threads,
     and tempo's own code.
     """
-    maker = [model_sha256(lm), lm.provenance(), sys.version, torch.get_num_threads()]
-    digest = hashlib.sha256(json.dumps(maker).encode())
+    return hashlib.sha256(json.dumps(maker_parts(lm), sort_keys=True).encode()).hexdigest()
+
+
+def maker_parts(lm: LanguageModel) -> dict[str, str]:
+    """What `maker_sha256` covers, part by part, each under the name that a message calls it.
+
+    Of a GPU its kind counts, not its number: `cuda:0` and `cuda:1` of one kind are the same.
+    """
+    digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         if path.name not in JUDGING:
             digest.update(path.read_bytes())
-    return digest.hexdigest()
+    made = lm.provenance()
+    return {
+        "model": made["model"],
+        "weights or settings of the model": model_sha256(lm),
+        "dtype": made["dtype"],
+        "device": made["device"],
+        **{f"version of {name}": version for name, version in made["versions"].items()},
+        "Python": sys.version,
+        "number of threads": str(torch.get_num_threads()),
+        "code of tempo": digest.hexdigest(),
+    }
 
 
 def model_sha256(lm: LanguageModel) -> str:

@@ -20,6 +20,8 @@ from tempo.selection import member_weights
 # A pass takes at most this many new tokens, which bounds the memory of its masks and logits. More
 # are forwarded in parts, except the members of one set that all see each other.
 MAX_NEW_TOKENS = 1024
+# The rows of a pass of several runs, each as wide as the widest, have at most this many places.
+MAX_PADDED = 4 * MAX_NEW_TOKENS
 
 
 @dataclass

@@ -189,6 +189,12 @@ class LanguageModel:
             digest.update(f"{line}\n".encode())
         return digest.hexdigest()
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that weights and buffers take in memory; what is shared counts once."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
+
     @cached_property
     def rotary_frequencies(self) -> list[np.ndarray]:
         """The rotary frequencies [D/2] of each layer, in radians a position; [0] without any."""
@@ -238,7 +244,7 @@ class LanguageModel:
         return {
             "model": self.name,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "device": str(self.device),
+            "device": _kind_of(self.device),
             "versions": dict(_versions()),
         }
 
@@ -457,6 +463,13 @@ def _plain_tensors(tensor: Any) -> Iterator[torch.Tensor]:
             yield from _plain_tensors(getattr(tensor, name))
     else:
         yield tensor
+
+
+def _kind_of(device: torch.device) -> str:
+    """The device by what computes: its number among others of its kind changes nothing."""
+    if device.type != "cuda":
+        return device.type
+    return f"cuda ({torch.cuda.get_device_name(device)})"
 
 
 @cache

@@ -129,6 +129,23 @@ def number(x: float | None) -> str:
     return re.sub(r"e([+-])0?", r"e\1", f"{x:.3g}").replace("e+", "e")
 
 
+def alike(*numbers: float) -> list[str]:
+    """Numbers that stand together, with equal decimals: three digits that count of the largest.
+
+    >>> alike(0.24, 0.174, 0.305), alike(0.4, 0.1), alike(2.0, 0.0155, 12.5)
+    (['0.240', '0.174', '0.305'], ['0.4', '0.1'], ['2.0', '0.0', '12.5'])
+    >>> alike(1.5e-7, 0.2), alike(3.0, math.nan)
+    (['0.0', '0.2'], ['3', 'n/a'])
+    """
+    finite = [x for x in numbers if math.isfinite(x)]
+    largest = max(map(abs, finite), default=0.0)
+    if not 1e-3 <= largest < 1e3:
+        return [number(x) for x in numbers]
+    most = 2 - math.floor(math.log10(largest))
+    shown = [len(f"{x:.{most}f}".rstrip("0").partition(".")[2]) for x in finite]
+    return [f"{x:.{max(shown)}f}" if math.isfinite(x) else number(x) for x in numbers]
+
+
 def slug(text: str) -> str:
     """The text as lower-case ASCII words joined by hyphens, for ids and file names.
 

@@ -36,10 +36,11 @@ def depth_series(prompt: Prompt) -> Steps[dict[str, list[float]] | None]:
     prefix, rng = tuple(source.prompt_tokens), prompt.rng(SEED, len(DEPTHS))
     unread = [Branches(prefix, tuple(map(tuple, source.sets[:depth]))) for depth in DEPTHS]
     # all depths in one pass: what is drawn from it depends on its last bit
-    after = predict_after(prompt.lm, prefix, [(), *chain(*(each.paths for each in unread))])
+    paths = [(), *chain(*(each.paths for each in unread))]
+    after = yield from predict_after(prompt.lm, prefix, paths)
     branches = [replace(b, continuation=(draw(rng, b.of_tree(after).truth),)) for b in unread]
     read = [(*path, *each.continuation) for each in branches for path in each.paths]
-    after |= predict_after(prompt.lm, prefix, read)
+    after |= yield from predict_after(prompt.lm, prefix, read)
     asked = []
     for each in branches:
         specs = [read_spec(prefix, each.sets, each.continuation, **way) for way in WAYS.values()]

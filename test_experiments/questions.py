@@ -102,7 +102,7 @@ class Part(NamedTuple):
     figure: str
 
 
-NEAR_TRUTH, DEPTH = "distance to it", "growth a set"
+NEAR_TRUTH, DEPTH = "distance to it", "its growth with each set"
 READS, FACTS = "best path less greedy text, nats a token", "facts lost"
 LESS_BRANCH = "distance less that of the best branch"
 LESS_THIRDS = "distance less two thirds of plain siblings'"
@@ -120,8 +120,8 @@ DISTRIBUTION = Part(
     {},
     (
         "The next-token distribution is {plain} away from the exact mixture of all branches if "
-        "siblings are read as they are, and {weighted} with posterior weighting (total variation; "
-        "0: the same, 1: nothing in common).",
+        "siblings are read as they are, {weighted} with posterior weighting (total variation, 0 "
+        "to 1).",
         exp16.test_plain_is_near_the_truth,
         exp16.test_posterior_is_near_the_truth,
     ),
@@ -142,9 +142,8 @@ TEXT = Part(
         "forwards as many tokens",
     },
     (
-        "Read as text, the best path costs {plain} nats a token more than greedy text if siblings "
-        "are read as they are, and {weighted} with posterior weighting (0: as probable as greedy "
-        "text).",
+        "The best path costs {plain} nats a token more than greedy text if siblings are read as "
+        "they are, {weighted} with posterior weighting.",
         exp16.test_plain_best_path_reads_as_well_as_greedy,
         exp16.test_best_path_reads_as_well_as_greedy,
     ),
@@ -160,9 +159,9 @@ OPEN = Part(
     (EXACT,),
     {},
     (
-        "Where several branches stay open, reading the whole set is {plain} farther from the truth "
-        "than following its best branch alone if siblings are read as they are, and {weighted} "
-        "farther with posterior weighting (total variation; below 0: nearer).",
+        "Where several branches stay open, the whole set is read {plain} farther from the truth "
+        "than its best branch alone if siblings are read as they are, {weighted} with posterior "
+        "weighting (total variation; below 0: nearer).",
         exp16.test_plain_not_worse_than_late_branch_where_open,
         exp16.test_posterior_beats_late_branch_where_open,
     ),
@@ -171,6 +170,7 @@ OPEN = Part(
 PARTS = (DISTRIBUTION, TEXT, OPEN)
 AS_THEY_ARE, BY_POSTERIOR = "as they are", "with posterior weighting"
 YES, NO = "yes", "no"
+NO_VALUE = "No prompt of this record gives a value."
 POSTERIOR_HELPS = (
     exp16.test_forced_posterior_removes_two_thirds,
     exp16.test_posterior_removes_two_thirds,
@@ -232,14 +232,14 @@ def hero(f: Findings) -> Hero:
     control = exp15.test_posterior_is_near_the_truth
     rows = (
         HeroRow("siblings as they are", str(plain)),
-        HeroRow("weighted by count", row="weighting count"),
-        HeroRow("weighted by probability", row="weighting probability"),
-        HeroRow("weighted by posterior", str(posterior)),
+        HeroRow("by count", row="weighting count"),
+        HeroRow("by probability", row="weighting probability"),
+        HeroRow("by posterior", str(posterior)),
         HeroRow("each member reads its best path alone", row="weighting best parent"),
         HeroRow("control: posteriors of other members", str(control), is_control=True),
     )
     return Hero(
-        title="Ways to read sets, and how far each is from the truth",
+        title="Ways to weigh siblings, and how far each is from the truth",
         unit="total variation to the exact mixture of all paths",
         rows=rows,
         picture=DISTRIBUTION.figure,
@@ -271,10 +271,11 @@ def part(f: Findings, which: Part) -> Answer:
     said += unmeasured(f, every_claim)
     answer = _answer(which.question, short, said, " ".join(rules), every_claim, "headline")
     sentence, plain, weighted = which.sentence
-    if f.of(plain) and f.of(weighted):
-        sentence = sentence.format(plain=f.said(plain), weighted=f.said(weighted))
+    if _has_value(f, plain) and _has_value(f, weighted):
+        numbers = (f.said(claim, named=False) for claim in (plain, weighted))
+        sentence = sentence.format(**dict(zip(("plain", "weighted"), numbers, strict=True)))
     else:
-        sentence = " ".join(unmeasured(f, (plain, weighted)))
+        sentence = " ".join(unmeasured(f, (plain, weighted))) or NO_VALUE
     return replace(answer, sentence=sentence, figure=which.figure)
 
 
@@ -287,8 +288,13 @@ def _decided(f: Findings, which: Part, claims: Iterable[object]) -> tuple[str, s
 
 def _numbers(f: Findings, claims: Mapping[object, str]) -> str:
     """What was measured of these claims."""
-    measured = [claim for claim in claims if f.of(claim)]
+    measured = [claim for claim in claims if _has_value(f, claim)]
     return "; ".join(f"{claims[claim]} {f.said(claim)}" for claim in measured)
+
+
+def _has_value(f: Findings, claim: object) -> bool:
+    """Whether any prompt gave a value; short prompts of a flat model may all give none."""
+    return any(found.n for found in f.of(claim))
 
 
 def scenario(f: Findings) -> Answer:

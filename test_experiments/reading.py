@@ -1,7 +1,7 @@
 """What a reader makes of a run: texts scored by the plain model, facts to find again, bigrams.
 
-The search is transformers' ordinary forward pass with an ordinary cache. Nothing here is TEMPO's
-but the sets that it reads. V: vocabulary.
+The search is by transformers' own passes. Nothing here is TEMPO's but the sets that it
+reads. V: vocabulary.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
 from tempo import LanguageModel
+from tempo.harness import Steps, read
+from tempo.harness.texts import check_fits
 
 Sets = Sequence[Sequence[int]]
 
@@ -43,38 +44,27 @@ class Beam(NamedTuple):
         return -self.log_probability / len(self.tokens)
 
 
-@torch.inference_mode()
 def search(
     lm: LanguageModel, prompt: Sequence[int], searches: Sequence[Search], num_steps: int
-) -> list[list[Beam]]:
+) -> Steps[list[list[Beam]]]:
     """The final beams of each search, best first: continuations of `prompt` by `num_steps` tokens.
 
-    All searches share one pass a step, in which each distinct beginning is a row. End-of-sequence
-    tokens are tokens as any other. So all texts are equally long and need no length penalty.
+    All searches read each distinct beginning once. End-of-sequence tokens are tokens as any other.
+    So all texts are equally long and need no length penalty. Raises SpecError for texts that
+    outgrow a sliding window.
     """
-    cache = DynamicCache(config=lm.model.config)
+    check_fits(lm, len(prompt) + num_steps)
     beams = [[Beam((), 0.0)] for _ in searches]
-    rows: dict[tuple[int, ...], int] = {(): 0}  # of a pass, by what each continues the prompt with
-    scores = _log_probabilities(lm, cache, [list(prompt)])
     for step in range(num_steps):
-        if step:
-            before, begun = rows, [beam.tokens for found in beams for beam in found]
-            rows = {tokens: row for row, tokens in enumerate(dict.fromkeys(begun))}
-            parents: Any = torch.tensor([before[tokens[:-1]] for tokens in rows])
-            cache.reorder_cache(parents.to(lm.device))
-            scores = _log_probabilities(lm, cache, [[tokens[-1]] for tokens in rows])
+        begun = [beam.tokens for found in beams for beam in found]
+        rows = {tokens: row for row, tokens in enumerate(dict.fromkeys(begun))}
+        logits = yield read(prompt, rows)
+        scores = logits.log_softmax(dim=-1)
         for s, wanted in enumerate(searches):
             of_beams = scores[[rows[beam.tokens] for beam in beams[s]]]
             allowed = wanted.sets[step] if wanted.sets else None
             beams[s] = _extend(beams[s], of_beams, allowed, wanted.num_beams)
     return beams
-
-
-def _log_probabilities(lm: LanguageModel, cache: Any, tokens: list[list[int]]) -> torch.Tensor:
-    """log p of what comes after the last of the new `tokens` of each row, float32 [rows, V]."""
-    keywords = {"use_cache": True, "logits_to_keep": 1, lm.cache_keyword: cache}
-    logits = lm.model(input_ids=torch.tensor(tokens, device=lm.device), **keywords).logits
-    return logits[:, -1].float().log_softmax(dim=-1)
 
 
 def _extend(

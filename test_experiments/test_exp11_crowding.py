@@ -127,7 +127,7 @@ def every_weighting(prompt: Prompt) -> Steps[Case | None]:
     scene = yield from exact_scene(prompt)
     if scene is None:
         return None
-    answers, members = answers_of(prompt.lm, scene), scene.members
+    answers, members = (yield from answers_of(prompt.lm, scene)), scene.members
     texts = {
         "isolated": scene.read(members),
         "probability": scene.read(members, weighting="probability"),

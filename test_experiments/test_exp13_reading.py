@@ -98,10 +98,11 @@ def free_runs(prompt: Prompt) -> Steps[Case]:
             keep_log(prompt.store, trace)
     lone: Trace = yield run(prompt, stop_at_eos=False, threshold=LONE)
     choose = by_threshold(prompt.config.threshold)
-    (exact,) = exact_runs(prompt.lm, lone.prompt_tokens, [choose], prompt.config.max_steps)
+    prefix, num_steps = lone.prompt_tokens, prompt.config.max_steps
+    (exact,) = yield from exact_runs(prompt.lm, prefix, [choose], num_steps)
     sets["exact"] = exact.sets
     searches, isolated = _searches(sets), sets["isolated"]
-    found = search(prompt.lm, lone.prompt_tokens, [*searches.values()], prompt.config.max_steps)
+    found = yield from search(prompt.lm, prefix, [*searches.values()], num_steps)
     beams = dict(zip(searches, found, strict=True))
     paths = {name: final[0] for name, final in beams.items()}
     greedy = [[token] for token in paths["greedy"].tokens]

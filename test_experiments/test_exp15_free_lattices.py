@@ -118,7 +118,7 @@ def free_runs(prompt: Prompt, names: Sequence[str] = tuple(RUNS)) -> Steps[Case]
     choosers: list[Choose] = [given(trace.sets) for trace in traces.values()]
     choosers.append(by_threshold(prompt.config.threshold))
     prefix, steps = traces["none"].prompt_tokens, prompt.config.max_steps
-    *truths, exact = exact_runs(prompt.lm, prefix, choosers, steps)
+    *truths, exact = yield from exact_runs(prompt.lm, prefix, choosers, steps)
     tv, same = {}, {}
     for (name, trace), truth in zip(traces.items(), truths, strict=True):
         tv[name] = _distances(trace, truth)
@@ -129,7 +129,7 @@ def free_runs(prompt: Prompt, names: Sequence[str] = tuple(RUNS)) -> Steps[Case]
     widths = {name: trace.widths for name, trace in traces.items()} | {
         "exact": list(map(len, exact.sets))
     }
-    texts = _texts(prompt, prefix, best, widths["posterior"])
+    texts = yield from _texts(prompt, prefix, best, widths["posterior"])
     if prompt.store:
         keep_log(prompt.store, traces["posterior"])
         _keep(prompt, prompt.store, tv, texts)
@@ -175,7 +175,7 @@ def _last_path(trace: Trace) -> list[int]:
 
 def _texts(
     prompt: Prompt, prefix: Sequence[int], paths: Mapping[str, list[int]], widths: Sequence[int]
-) -> dict[str, Beam]:
+) -> Steps[dict[str, Beam]]:
     """What each path costs, and greedy text and beam searches of like cost, by the plain model.
 
     A beam search of width n forwards n tokens a step, as a run with sets of n does. "equal" has
@@ -185,7 +185,7 @@ def _texts(
     searches |= {f"beam {width}": Search(width) for width in BEAMS}
     for name, path in paths.items():
         searches[name] = Search(1, [[token] for token in path])
-    found = search(prompt.lm, prefix, list(searches.values()), len(widths))
+    found = yield from search(prompt.lm, prefix, list(searches.values()), len(widths))
     return {name: beams[0] for name, beams in zip(searches, found, strict=True)}
 
 

@@ -98,7 +98,7 @@ def _one_set(prompt: Prompt) -> Steps[OneSet | None]:
     scene = yield from exact_scene(replace(prompt, config=config))
     if scene is None:
         return None
-    answers = answers_of(prompt.lm, scene)
+    answers = yield from answers_of(prompt.lm, scene)
     specs = exp11.read_by_all(scene, answers.posterior)
     found: list[Trace] = yield [forced(specs[arm]) for arm in READ_BY]
     after = {arm: after_readers(trace) for arm, trace in zip(READ_BY, found, strict=True)}

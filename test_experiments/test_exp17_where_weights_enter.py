@@ -96,7 +96,7 @@ def every_layer(prompt: Prompt) -> Steps[Case | None]:
     scene = yield from exact_scene(prompt)
     if scene is None:
         return None
-    lm, answers = prompt.lm, answers_of(prompt.lm, scene)
+    lm, answers = prompt.lm, (yield from answers_of(prompt.lm, scene))
     num_layers = lm.num_layers
     places = sorted({round(x) for x in np.linspace(0, num_layers, NUM_PLACES)})
     num = min(NUM_WINDOWS, num_layers)

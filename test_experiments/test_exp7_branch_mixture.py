@@ -29,6 +29,7 @@ from tempo.harness import ClaimTest, Planned, Prompt, Space, Steps, Store, Study
 from tempo.metrics import total_variation
 from tempo.reporting.figures import Picture, distributions, lines_by
 from tempo.reporting.figures.intervals import intervals
+from tempo.reporting.figures.spreads import Spread
 from test_experiments.depth import DEPTHS, depth_series
 
 # What isolated siblings may be off the truth where theory says not at all, in float32: twice the
@@ -142,7 +143,8 @@ def _after_set(prompt: Prompt, scene: ExactScene | None) -> Steps[Case]:
     likely_answer = runs.pop("likely").steps[READER].distribution
     arms = {name: at_lags(trace, BY_LAG, int(name != "dropped")) for name, trace in runs.items()}
     arms["unread"] = at_lags(runs["isolated"], BY_LAG, 0)  # one step earlier
-    answers, weights = answers_of(lm, scene), np.exp(branches.log_posterior(plain, READER))
+    answers = yield from answers_of(lm, scene)
+    weights = np.exp(branches.log_posterior(plain, READER))
     arms |= {"top_branch": at_lags(plain[0], BY_LAG), "last_branch": at_lags(plain[-1], BY_LAG)}
     arms["late_branch"] = at_lags(plain[int(weights.argmax())], BY_LAG)
     arms["prior_mixture"] = [scene.weights @ branches.predictions(plain, lag) for lag in BY_LAG]
@@ -163,7 +165,7 @@ def _after_set(prompt: Prompt, scene: ExactScene | None) -> Steps[Case]:
     after |= {"soft_token": as_one[:num_readers], "mixture_of_inputs": as_one[num_readers:]}
     readers = Readers.measure(answers, after)
     own = [total_variation(after[name][0], arms[name][READER - 1]) for name in BY_TEXT]
-    if_likely = likely.branches.by_tree(lm)
+    if_likely = yield from likely.branches.by_tree(lm)
     if store := prompt.store:
         kept = arms | {"truth": truths}
         arrays = {name: np.stack(kept[name]).astype(np.float32) for name in KEPT}
@@ -332,7 +334,7 @@ def pictures(store: Store, cases: Sequence[Case]) -> Iterator[Picture]:
         yield distributions(p, q, {int(t): text for t, text in texts.items()}, names, title=title)
 
 
-def _means(cases: Sequence[Readers], metric: str = "tv") -> dict[str, tuple[float, float, float]]:
+def _means(cases: Sequence[Readers], metric: str = "tv") -> dict[str, Spread]:
     """The `spread` over prompts of each arm's mean over readers, by its title."""
     found = []
     for readers in cases:

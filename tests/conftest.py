@@ -7,9 +7,10 @@ import torch
 
 import tempo
 
-# These tests need what `make browser` and `make notebook` install.
+# These tests need what `make browser`, `make notebook` and `make ray` install.
 collect_ignore = [] if find_spec("playwright") else ["browser"]
 collect_ignore += [] if find_spec("nbclient") and find_spec("pandas") else ["notebook"]
+collect_ignore += [] if find_spec("ray") else ["on_ray"]
 
 
 @pytest.fixture(scope="session")

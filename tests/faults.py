@@ -32,9 +32,9 @@ def mask_off_by_one_slot(patch: pytest.MonkeyPatch) -> None:
     """The mask of each generated set is shifted by one slot."""
 
     def change(context: attention.PassContext, runs: Any) -> None:
-        for run in runs:
+        for row, run in enumerate(runs):
             if not run.layout.new_tokens_are_prompt():
-                rows = context.allowed[run.row, : run.num_new, : run.layout.num_slots]
+                rows = context.allowed[row, : run.num_new, : run.layout.num_slots]
                 rows.copy_(rows.roll(1, dims=-1))
 
     change_pass(patch, change)
@@ -47,7 +47,7 @@ def mask_by_list_index(patch: pytest.MonkeyPatch) -> None:
     """
 
     def change(context: attention.PassContext, runs: Any) -> None:
-        for run in runs:
+        for row, run in enumerate(runs):
             layout, sets = run.layout, run.layout.slot_set
             if layout.new_tokens_are_prompt():
                 continue
@@ -55,9 +55,9 @@ def mask_by_list_index(patch: pytest.MonkeyPatch) -> None:
             for offset in range(run.num_new):
                 index = sets[layout.start + offset]
                 own = [i for i in range(run.num_new) if sets[layout.start + i] == index]
-                row = context.allowed[run.row, offset]
-                row[: layout.start + own[-1] + 1] = True
-                row[index : index + len(own)] = block[offset, own]
+                seen = context.allowed[row, offset]
+                seen[: layout.start + own[-1] + 1] = True
+                seen[index : index + len(own)] = block[offset, own]
 
     change_pass(patch, change)
 
@@ -120,10 +120,10 @@ def window_by_slot(patch: pytest.MonkeyPatch) -> None:
     """A sliding window counts slots, so that siblings push context out of it."""
 
     def change(context: attention.PassContext, runs: Any) -> None:
-        for run in runs if context.slot_positions is not None else ():
-            context.slot_positions[run.row] = torch.arange(context.num_slots)
+        for row, run in enumerate(runs if context.slot_positions is not None else ()):
+            context.slot_positions[row] = torch.arange(context.num_slots)
             queries = torch.arange(run.layout.start, run.layout.num_slots)
-            context.query_positions[run.row, : run.num_new] = queries
+            context.query_positions[row, : run.num_new] = queries
 
     change_pass(patch, change)
 
@@ -203,14 +203,14 @@ def isolated_from_later_sets_too(patch: pytest.MonkeyPatch) -> None:
     """Under `isolated`, later sets see only the first member of a set."""
 
     def change(context: attention.PassContext, runs: Any) -> None:
-        for run in runs:
+        for row, run in enumerate(runs):
             sets = run.layout.slot_set
             for offset in range(run.num_new if run.spec.visibility == "isolated" else 0):
                 own = sets[run.layout.start + offset]
                 others = [
                     slot for slot in range(1, len(sets)) if sets[slot] == sets[slot - 1] != own
                 ]
-                context.allowed[run.row, offset, others] = False
+                context.allowed[row, offset, others] = False
 
     change_pass(patch, change)
 
@@ -360,8 +360,8 @@ def shorter_runs_see_the_padding(patch: pytest.MonkeyPatch) -> None:
     """In a batch, a run may attend to slots that only longer runs have filled."""
 
     def change(context: attention.PassContext, runs: Any) -> None:
-        for run in runs:
-            context.allowed[run.row, : run.num_new, run.layout.num_slots :] = True
+        for row, run in enumerate(runs):
+            context.allowed[row, : run.num_new, run.layout.num_slots :] = True
 
     change_pass(patch, change)
 

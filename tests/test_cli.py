@@ -571,6 +571,31 @@ def test_as_a_process_it_tells_errors_and_minds_no_closed_pipe() -> None:
         assert unguarded.wait(timeout=120) == 1
 
 
+POLICY = "import os; print(os.environ.get('OMP_WAIT_POLICY'))"
+
+
+@pytest.mark.parametrize(
+    ("code", "given", "then"),
+    [
+        ("from tempo import cli; cli.app = lambda: None; cli.main()", None, "PASSIVE"),
+        ("from tempo import cli; cli.app = lambda: None; cli.main()", "ACTIVE", "ACTIVE"),
+        (
+            "from tempo.harness.plugin import pytest_load_initial_conftests as f; f()",
+            None,
+            "PASSIVE",
+        ),
+        ("import tempo, tempo.cli, tempo.harness.plugin; tempo.generate", None, "None"),
+    ],
+)
+def test_waiting_threads_sleep_where_tempo_is_the_program(monkeypatch, code, given, then) -> None:
+    """The command line and pytest say so before torch is there; an import never does."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    out, err = start("-c", f"{code}; {POLICY}").communicate(timeout=120)
+    assert out.strip() == then, err
+
+
 def test_help_imports_nothing_heavy() -> None:
     """`tempo --help` took five seconds of processor time, which torch and transformers made."""
     code = """

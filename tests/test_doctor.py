@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import tempo
 from tempo import doctor
+from tempo.capture import memory_budget
 from tempo.cli import app
 from tempo.errors import TempoError
 from tempo.parsing import seal
@@ -95,3 +97,38 @@ def test_the_machine_is_described_in_a_few_lines(tmp_path, monkeypatch):
     output = doctored()
     assert "! model smollm2-135m: " in output and "Delete that folder" in output
     assert "! other programs use the cores" in output
+    assert "load 99.0; OMP_WAIT_POLICY not set" in output
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    output = doctored()
+    assert "OMP_WAIT_POLICY PASSIVE" in output
+    assert "! other programs use the cores" not in output
+
+
+def test_the_memory_plan_says_what_weights_rows_and_workers_take(tiny):
+    output = doctored("--model", "tiny")
+    assert f"{tiny.weight_bytes / 2**20:.1f} MiB of weights" in output
+    assert output.count(" workers: ") == 6
+    assert "attention and logits: the first run up to " in output
+
+
+def test_workers_that_do_not_fit_are_said_not_to(tiny, monkeypatch):
+    free = type("Memory", (), {"available": 3 * tiny.weight_bytes})()
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    lines = doctor.memory_plan(tiny)
+    assert any(line.startswith("! 4 workers: 4 workers load 0.5 MiB of weights") for line in lines)
+    assert any(line.startswith("! 1 worker: ") and "may need" in line for line in lines)
+
+
+def test_the_budget_keeps_to_what_is_free_on_the_gpu_and_is_shared_by_workers(monkeypatch):
+    free = type("Memory", (), {"available": 1000})()
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (400, 5000))
+    assert memory_budget() == 500
+    assert memory_budget(7) == 7
+    assert memory_budget(None, torch.device("cpu")) == 500
+    assert memory_budget(None, torch.device("cuda")) == 200
+    assert (
+        memory_budget(None, torch.device("cpu"), weights=100, workers=4) == (1000 - 400) // 2 // 4
+    )
+    with pytest.raises(TempoError, match="5 workers load .* at most 4 fit"):
+        memory_budget(None, torch.device("cpu"), weights=250, workers=5)

@@ -37,6 +37,7 @@ ALLOWED = {
     ("wheels.py", "rmtree"): "in the staging folder",
     ("wheels.py", "symlink_to"): "in the staging folder",
     ("wheels.py", "open"): "in the staging folder",
+    ("work.py", "getpid"): "said to a person, and no part of a name",
     ("drawing.py", "savefig"): "into memory",
     ("exports.py", "savefig"): "into memory",
 }

@@ -182,7 +182,7 @@ def test_wide_sets_and_long_prompts_in_parts_give_what_one_pass_gives(make, repl
     passes, original = [], engine._forward
 
     def counted(lm, cache, runs):
-        passes.append(sum(run.num_new for run in runs))
+        passes.append(sum(group[0].num_new for group in engine._same_so_far(runs)))
         original(lm, cache, runs)
 
     monkeypatch.setattr(engine, "_forward", counted)

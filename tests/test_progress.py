@@ -34,7 +34,7 @@ class Terminal:
 def task(i: int):
     lm = SimpleNamespace(vocab_size=50_000)
     return SimpleNamespace(
-        prompt=SimpleNamespace(text=f"prompt {i // 2}", lm=lm),
+        prompt=SimpleNamespace(text=f"prompt {i}", lm=lm),
         plan=SimpleNamespace(name="exp\x1b[31m"),
     )
 

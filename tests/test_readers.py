@@ -33,6 +33,7 @@ from fixtures.rivals import (
 )
 from fixtures.scenes import NUM_READERS, scene_after
 from tempo import RunSpec
+from tempo.harness.texts import now
 from tempo.metrics import total_variation
 from tempo.reporting.figures.intervals import interval_panels
 from test_experiments import test_exp7_branch_mixture as exp7
@@ -56,7 +57,7 @@ def specs(texts=TEXTS):
 
 def scene_of(lm, text=TEXTS[0], num_readers=NUM_READERS):
     free = tempo.generate_batch(lm, specs((text,)))[0]
-    return scene_after(lm, free, np.random.default_rng(0), num_readers)
+    return now(lm, scene_after(lm, free, np.random.default_rng(0), num_readers))
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_readers_are_drawn_from_the_truth_without_replacement(tiny, scene):
     # the second reader follows the probabilities without the first
     excess, free = [], tempo.generate_batch(tiny, specs(TEXTS[:1]))[0]
     for seed in range(200):
-        drawn = scene_after(tiny, free, np.random.default_rng(seed))
+        drawn = now(tiny, scene_after(tiny, free, np.random.default_rng(seed)))
         left = drawn.mixture.copy()
         left[drawn.reader] = 0
         left /= left.sum()
@@ -96,7 +97,7 @@ def test_all_readers_in_one_run_read_as_if_alone(tiny, scene):
 
 
 def test_answers_are_those_of_the_branches_run_one_by_one(tiny, scene):
-    answers = answers_of(tiny, scene)
+    answers = now(tiny, answers_of(tiny, scene))
     for i, reader in enumerate(scene.readers):
         branches = replace(scene.branches, continuation=(reader,))
         traces = tempo.generate_batch(tiny, [request.spec for request in branches.runs()])
@@ -114,8 +115,8 @@ def test_changed_attention_is_the_engines_where_it_should_be(model):
     lm = model()
     (spec,) = specs(((5, 9, 2, 30),))
     free = tempo.generate_batch(lm, [spec.but(threshold=0.0, top_k=3)])[0]
-    scene = scene_after(lm, free, np.random.default_rng(0))
-    answers = answers_of(lm, scene)
+    scene = now(lm, scene_after(lm, free, np.random.default_rng(0)))
+    answers = now(lm, answers_of(lm, scene))
     flat = torch.zeros(lm.num_layers, lm.num_heads)
     asked = [scene.read_by_all(scene.members)]
     asked.append(scene.read_by_all(scene.members, weighting="posterior"))
@@ -134,7 +135,7 @@ def test_changed_attention_is_the_engines_where_it_should_be(model):
 
 def test_one_head_can_be_changed_alone(tiny, scene):
     flat = torch.zeros(tiny.num_layers, tiny.num_heads)
-    answers, seen = answers_of(tiny, scene), []
+    answers, seen = now(tiny, answers_of(tiny, scene)), []
     for layer, head in ((0, 0), (0, 1), (tiny.num_layers - 1, 0)):
         offsets = flat.clone()
         offsets[layer, head] = 4.0
@@ -151,7 +152,7 @@ def test_ape_scales_the_log_sum_exp_and_sharpens_within():
 
 
 def test_one_mixed_token_of_one_member_is_that_member(tiny, scene):
-    answers = answers_of(tiny, scene)
+    answers = now(tiny, answers_of(tiny, scene))
     first, last = np.eye(scene.width)[[0, -1]]
     mixes = np.stack([first] * NUM_READERS + [last] * NUM_READERS)
     found = read_as_one(tiny, scene, mixes)
@@ -189,7 +190,7 @@ def test_tuned_rivals_are_no_worse_than_untuned_ones_where_they_were_tuned(tiny)
 
 
 def test_the_fit_goes_downhill_and_its_gradient_is_by_head(tiny, scene):
-    known = scene, answers_of(tiny, scene)
+    known = scene, now(tiny, answers_of(tiny, scene))
     offsets = torch.full((tiny.num_layers, tiny.num_heads), 3.0, requires_grad=True)
     powers = torch.ones(tiny.num_layers, tiny.num_heads, requires_grad=True)
     before = _head_error(tiny, known, offsets, powers, learn=True)

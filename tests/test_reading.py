@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import tempo
+from tempo import SpecError
+from tempo.harness.texts import now
 from test_experiments.reading import KINDS, Facts, Search, bigrams, coverage, parted_at, search
 from test_experiments.test_exp13_reading import LONE, RUNS, _equal_but_for_ties, _searches
 from tests.tiny_models import llama, mistral
@@ -33,10 +35,10 @@ def exhaustive(lm, prompt, sets):
     return sorted(found.items(), key=lambda item: -item[1])
 
 
-@pytest.mark.parametrize("lm", [llama(), mistral()], ids=["llama", "sliding window"])
-def test_with_a_beam_for_every_path_the_search_is_exhaustive(lm):
+def test_with_a_beam_for_every_path_the_search_is_exhaustive():
+    lm = llama()
     expected = exhaustive(lm, PROMPT, SETS)
-    (beams,) = search(lm, PROMPT, [Search(NUM_PATHS, SETS)], len(SETS))
+    (beams,) = now(lm, search(lm, PROMPT, [Search(NUM_PATHS, SETS)], len(SETS)))
     assert [beam.tokens for beam in beams] == [path for path, _ in expected]
     logs = [beam.log_probability for beam in beams]
     assert logs == pytest.approx([log for _, log in expected], abs=NATS)
@@ -51,13 +53,20 @@ def test_a_search_that_keeps_one_beam_misses_the_best_path_somewhere():
 
 
 def _one_and_all(prompt):
-    one, every = search(llama(), prompt, [Search(1, SETS), Search(NUM_PATHS, SETS)], len(SETS))
+    one, every = now(
+        llama(), search(llama(), prompt, [Search(1, SETS), Search(NUM_PATHS, SETS)], len(SETS))
+    )
     return one[0].log_probability, every[0].log_probability
 
 
-@pytest.mark.parametrize("lm", [llama(), mistral()], ids=["llama", "sliding window"])
+def test_texts_that_outgrow_a_window_are_refused():
+    with pytest.raises(SpecError, match="do not fit the sliding window"):
+        now(mistral(), search(mistral(), PROMPT, [Search()], 1))
+
+
 @pytest.mark.parametrize("num_beams", [1, 4])
-def test_without_sets_it_is_the_beam_search_of_transformers(lm, num_beams):
+def test_without_sets_it_is_the_beam_search_of_transformers(num_beams):
+    lm = llama()
     tokens = torch.tensor([PROMPT])
     out = lm.model.generate(
         tokens,
@@ -70,14 +79,14 @@ def test_without_sets_it_is_the_beam_search_of_transformers(lm, num_beams):
     )
     # beside other searches, whose rows it must not take for its own
     searches = [Search(3, [[1, 2, 3]] * 6), Search(num_beams), Search(1, [[5]] * 6)]
-    found = search(lm, PROMPT, searches, 6)
+    found = now(lm, search(lm, PROMPT, searches, 6))
     assert [list(beam.tokens) for beam in found[1]] == out[:, len(PROMPT) :].tolist()
     assert found[2][0].tokens == (5,) * 6
 
 
 def test_a_run_of_single_tokens_is_the_plain_models_greedy_text():
     lm = llama()
-    greedy = search(lm, PROMPT, [Search()], 8)[0][0].tokens
+    greedy = now(lm, search(lm, PROMPT, [Search()], 8))[0][0].tokens
     lone = tempo.generate(lm, PROMPT, threshold=LONE, max_steps=8)
     assert _equal_but_for_ties(lone, greedy)
     assert not _equal_but_for_ties(lone, (*greedy[:-1], (greedy[-1] + 1) % lm.vocab_size))
@@ -86,7 +95,7 @@ def test_a_run_of_single_tokens_is_the_plain_models_greedy_text():
 
 def test_paths_through_sets_are_members_of_each_set():
     searches = _searches(dict.fromkeys((*RUNS, "exact"), SETS))
-    beams = search(llama(), PROMPT, list(searches.values()), len(SETS))
+    beams = now(llama(), search(llama(), PROMPT, list(searches.values()), len(SETS)))
     found = dict(zip(searches, beams, strict=True))
     assert found["isolated naive"][0].tokens == (7, 1, 9, 4)
     assert found["last members"][0].tokens == (40, 2, 33, 5)

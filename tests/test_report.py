@@ -856,6 +856,25 @@ def test_what_the_prompts_were_is_said_by_the_record_and_not_by_heart(tmp_path):
     assert "English" not in unknown
 
 
+def test_several_suites_are_counted_on_the_first_screen_and_described_below(tmp_path):
+    suites = "5 prompts in English (a.yaml); 7 prompts in German (b.yaml)"
+    text = said_in(report_html(replace(read_report(keep(tmp_path)), suite=suites)))
+    assert "95 % intervals over the prompts of 2 suites (see Provenance)." in text
+    assert text.count("7 prompts in German") == 1
+    assert text.index("7 prompts in German") > text.rindex("Provenance")
+
+
+def test_the_order_of_the_numbers_of_one_claim_is_said(tmp_path):
+    report = read_report(keep(tmp_path))
+    (behind, *_) = [claim for answer in report.conclusions.headlines for claim in answer.claims]
+    found = next(f for f in report.findings if f.claim == behind)
+    again = [replace(found, context={**found.context, "variant": name}) for name in ("one", "two")]
+    others = [f for f in report.findings if f.claim != behind]
+    twice = said_in(report_html(replace(report, findings=(*again, *others))))
+    assert "Where one thing has several numbers: one, then two." in twice
+    assert "several numbers" not in said_in(report_html(report))
+
+
 def said_in(page: str) -> str:
     """The text of a page, without what explains its words."""
     return re.sub('<span class="tempo-tip".*?</span>|<[^>]+>', "", page)

@@ -106,23 +106,22 @@ def test_a_statistic_is_kept_as_a_number_of_six_digits():
 def test_the_page_holds_every_prompt_with_value_control_and_sets():
     found = data(report_html(report()))
     claim = found["claims"]["claim-exp2-same-selection"]
-    assert claim["values"] == [0.1, 0.4, None, 0.7]
-    assert claim["control"] == [0, 1, None, 1]
+    assert found["numbers"][claim["values"]] == [3, 100, 400, None, 700]  # 0.100 and so on
+    assert found["numbers"][claim["control"]] == [0, 0, 1, None, 1]
     rows = [found["prompts"][i] for i in found["lists"][claim["prompts"]]]
     assert rows == [[f"prompt {i}", "plain"] for i in range(4)]
     runs = found["lists"][claim["sets"]["isolated"]]
     assert runs[0] == -1
-    assert found["runs"][runs[1]] == [[" cat"], ["'s", "/]"]]
+    members = [text.split(" ") for text in found["runs"][runs[1]].split("/")]
+    sets = [[found["tokens"][int(i, 36)] for i in each] for each in members]
+    assert sets == [[" cat"], ["'s", "/]"]]
     assert len(found["runs"]) == 2  # each run once
 
 
-def test_every_prompt_is_a_dot_behind_its_mean():
-    page = report_html(report())
-    drawn = re.findall(r'<path class="tempo-dots" d="([^"]+)"', page)
-    assert [path.count("h0") for path in drawn] == [3]
-    assert "tempo-dots" not in re.sub(
-        "<style>.*?</style>", "", report_html(replace(report(), sections=())), flags=re.S
-    )
+def test_the_script_is_told_whose_prompts_to_draw_as_dots():
+    effect = r'<svg class="tempo-effect[^>]* data-claim="[.]" data-scale="[-.0-9]+ [.0-9]+"'
+    assert len(re.findall(effect, report_html(report()))) == 1
+    assert re.findall(effect, report_html(replace(report(), sections=()))) == []
 
 
 def test_hostile_prompts_and_tokens_are_data_and_no_markup():

@@ -13,7 +13,8 @@ from fixtures.claims import nearer
 from fixtures.rows import at_members
 from fixtures.scenes import LAGS, NUM_READERS, ExactScene, draw, exact_scene, first_scene
 from fixtures.truth import Branches
-from tempo.harness import Planned, Prompt, RunRequest, Study, StudyConfig
+from tempo.harness import Planned, Prompt, ReadRequest, RunRequest, Study, StudyConfig
+from tempo.harness.texts import Texts
 from tempo.metrics import kl_divergence, total_variation
 from tempo.reporting.figures.intervals import intervals
 from tempo.spec import load_yaml
@@ -47,12 +48,15 @@ def prompt(tiny):
 
 def drive(lm, steps, change=lambda spec: spec):
     """(result, specs of each round) of a generator that asks for runs, which `change` may alter."""
-    rounds, answer = [], None
+    rounds, answer, texts = [], None, Texts(lm)
     while True:
         try:
             asked = next(steps) if answer is None else steps.send(answer)
         except StopIteration as stop:
             return stop.value, rounds
+        if isinstance(asked, ReadRequest):
+            (answer,) = texts.read([asked])
+            continue
         alone = isinstance(asked, RunRequest)
         rounds.append([request.spec for request in ([asked] if alone else asked)])
         traces = tempo.generate_batch(lm, list(map(change, rounds[-1])))

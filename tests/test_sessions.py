@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import tempo.harness.evidence
+import tempo.harness.watch
 from benchmarks import writing
 from benchmarks.injector import KILLED, Plan, forked, operations
 from tempo import files
@@ -56,7 +56,7 @@ def interrupted_while_measuring():
     def execute(*args):
         raise KeyboardInterrupt
 
-    tempo.harness.evidence.execute = execute
+    tempo.harness.watch.execute = execute
 
 
 def interrupted_between_tests():

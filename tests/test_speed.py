@@ -99,6 +99,16 @@ def test_peers_do_the_same_work(tiny, name):
     assert np.allclose(own_of_first_step(name, found), own_of_first_step("tempo", ours), atol=1e-5)
 
 
+def test_peers_that_capture_nothing_choose_the_same_tokens(tiny):
+    prompts = [text_of(tiny, 8, run) for run in range(3)]
+    ours = peers.with_tempo(tiny, NUM_STEPS)(prompts).tokens
+    together = peers.with_generate(tiny, NUM_STEPS, capture=False, together=True)
+    assert together(prompts).tokens == ours
+    continuous = peers.with_continuous(tiny, NUM_STEPS)
+    assert continuous(prompts).tokens == ours
+    assert continuous(prompts[::-1]).tokens == ours[::-1] != ours
+
+
 def test_a_peer_leaves_the_model_alone(tiny):
     prompt = text_of(tiny, 8)
     before = tempo.generate(tiny, prompt, max_steps=2).steps[-1].distribution
@@ -165,6 +175,11 @@ def test_one_command_writes_numbers_table_and_plot(tmp_path, capsys):
     captures = [row for found in report["models"] for row in found["rows"] if "same_bits" in row]
     assert len(captures) == 6
     assert all(row["same_bits"] for row in captures)
+    assert set(report["machine"]) == {"cores", "wait_policy", "load"}
+    assert f"{report['machine']['cores']} cores, OMP_WAIT_POLICY" in markdown(report)
+    assert {"transformers, one batch", "transformers, continuous batching"} <= {
+        row["name"] for row in in_float32
+    }
     assert set(report["time"]) == {"runs", "width", "context", "layers"}
     assert set(report["memory"]) in ({*report["time"], "steps", SPOOLED}, set())
     assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".json", ".md", ".svg"]

@@ -443,6 +443,22 @@ def test_pictures_are_drawn_from_the_arrays_of_their_own_config(pictured):
             result.stdout.fnmatch_lines(["*tempo: measured 7 prompt cases*"])
 
 
+def test_what_was_drawn_from_the_same_is_not_drawn_again(pictured):
+    arguments = ("--suite", "prompts.txt")
+    assert run(pictured, *arguments).ret == 0
+    record, png = (
+        next(pictured.path.glob(f"results/*/{at}")) for at in ("r*.json", "figures/*.png")
+    )
+    before, pixels = record.read_text(), png.read_bytes()
+    refuse = "from tempo.reporting import figures\n\ndef no(*args): raise ValueError('drawn')\n\n"
+    write(pictured, "conftest.py", f"{refuse}figures.bars = no\n")
+    assert run(pictured, *arguments).ret == 0
+    assert (record.read_text(), png.read_bytes()) == (before, pixels)
+    png.write_bytes(pixels[:-1])  # a file that is not the one that was recorded
+    result = run(pictured, *arguments)
+    result.stdout.fnmatch_lines(["*no pictures of entropy: ValueError: drawn*"])
+
+
 def test_raw_results_that_were_damaged_or_deleted_are_measured_again(pictured):
     assert run(pictured, "--suite", "prompts.txt").ret == 0
     arrays = pictured.path / "results/entropy/own.npz"

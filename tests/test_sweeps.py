@@ -10,12 +10,14 @@ import pytest
 
 import tempo
 from tempo import capture, engine
+from tempo.cache import Prompts
 from tempo.capture import needed_bytes
 from tempo.errors import MemoryBudgetError, TraceError
 from tempo.spec import CAPTURES
 from tempo.store import TraceStore
 from tests.checks import same_runs
 from tests.test_trace import differences
+from tests.tiny_models import llama, mistral
 
 PROMPT, OTHER = "The cat sat on the", "A dog"
 EVERYTHING = CAPTURES
@@ -60,6 +62,37 @@ def test_modes_share_passes_until_the_first_wide_set(tiny, forwarded):
     assert apart[0] == 3 * runs[0].widths[first], (
         "the set is the same, but its members see each other or not"
     )
+
+
+@pytest.mark.parametrize("lm", [llama(), mistral()], ids=["llama", "sliding window"])
+def test_a_prompt_is_forwarded_once_for_several_calls(lm, forwarded):
+    prompt, longer = [3, 14, 15, 9, 26, 5], [3, 14, 15, 9, 8, 40, 7]
+    specs = [tempo.RunSpec(prompt=text, replay=[[7, 8], [9]]) for text in (prompt, longer)]
+    alone = [tempo.generate_batch(lm, [spec])[0] for spec in specs]
+    assert forwarded == [6, 3, 7, 3]
+    prompts = Prompts(2**20)
+    for spec, expected in zip([*specs, *specs], [*alone, *alone], strict=True):
+        ((_, trace),) = tempo.stream(lm, [spec], prompts=prompts)
+        for one, other in zip(trace.steps, expected.steps, strict=True):
+            assert np.abs(one.distribution - other.distribution).max() < 1e-5
+    # of the longer one only what follows the four tokens that both have
+    assert forwarded[4:] == [6, 3, 3, 3, 3, 3]
+
+
+def test_prompts_that_do_not_fit_are_forwarded_in_every_call(tiny, forwarded):
+    """So that the calls for two modes make the same passes."""
+    spec, prompts = tempo.RunSpec(prompt=PROMPT, replay=[[65], [66]]), Prompts(1000)
+    for prompt in (PROMPT, OTHER, PROMPT, OTHER):
+        dict(tempo.stream(tiny, [spec.but(prompt=prompt)], prompts=prompts))
+    assert forwarded == [len(PROMPT), 2, len(OTHER), 2] * 2
+    assert prompts.num_bytes == 0
+
+
+def test_keys_before_rotation_are_not_kept(tiny, forwarded):
+    spec, prompts = tempo.RunSpec(prompt=PROMPT, replay=[[65], [66]], capture="kv"), Prompts(2**20)
+    first, second = (dict(tempo.stream(tiny, [spec], prompts=prompts))[0] for _ in range(2))
+    assert but_for_time(first, second) == []
+    assert forwarded[:2] == forwarded[2:]
 
 
 def test_runs_that_never_part_are_one(tiny, forwarded):

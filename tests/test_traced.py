@@ -122,6 +122,54 @@ def test_each_column_holds_the_numbers_of_its_model(published):
             assert shown and all(any(fits(each, f) for f in found) for each in shown), row
 
 
+WORDS = {"supported": "SUPPORTED", "refuted": "REFUTED", "open": "INCONCLUSIVE"}
+# Cells of a table in docs/results.md, by claim: one a suite, or one a model.
+CLAIM_ROW = re.compile(r"^\| [^|]* \| `([a-z0-9-]+)` \| ([^|]*) \| ([^|]*) \|$", re.MULTILINE)
+
+
+def read_of(model):
+    return read_findings(ROOT / f"reports/published/exp17/{model}.jsonl").findings
+
+
+def columns_of(experiment, published):
+    """The findings of the two columns of an experiment's table, by claim."""
+    if experiment == "exp16":
+        both = published[MAIN].values()
+        suites = ("confirmatory", "replication")
+        return [
+            {f.claim: f for of in both for f in of if f.context["variant"] == suite}
+            for suite in suites
+        ]
+    return [{f.claim: f for f in read_of(model)} for model in ("smollm2-135m", "gemma3-270m")]
+
+
+def wrong_cells(text, experiment, columns):
+    """Cells of a table of claims that do not follow from its columns' findings."""
+    wrong = []
+    for claim, *cells in CLAIM_ROW.findall(text):
+        for cell, column in zip(cells, columns, strict=True):
+            finding = column.get(f"{experiment}.{claim}")
+            word, _, numbers = cell.partition(": ")
+            shown = MEASURED.findall(numbers)
+            if not finding or WORDS[word] != finding.verdict or not fits(shown[0], finding):
+                wrong.append(f"{claim}: {cell}")
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("experiment", "heading", "num_rows"),
+    [("exp16", "On texts drawn afterwards", 22), ("exp17", "Where the weights should enter", 6)],
+)
+def test_every_cell_of_the_tables_of_claims_is_published(experiment, heading, num_rows, published):
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    text = text.partition(f"## {heading}\n")[2].partition("\n## ")[0].partition("\n### ")[0]
+    columns = columns_of(experiment, published)
+    assert len(CLAIM_ROW.findall(text)) == num_rows
+    assert wrong_cells(text, experiment, columns) == []
+    assert wrong_cells(text, experiment, columns[::-1])  # columns that are exchanged
+    assert wrong_cells(text.replace("supported", "refuted"), experiment, columns)
+
+
 @pytest.mark.parametrize(
     "broken",
     [

@@ -21,6 +21,7 @@ from fixtures.truth import (
     read_spec,
 )
 from tempo import SpecError, metrics
+from tempo.harness.texts import now
 from tempo.metrics import total_variation
 from tests.tiny_models import TWINS, VOCAB, WINDOW, llama, mistral
 
@@ -93,7 +94,7 @@ def test_the_mean_over_readers_is_the_marginal_without_a_reader():
     pairs = [(*path, u) for path in paths for u in range(VOCAB)]
     after = {
         path: d.astype(np.float64)
-        for path, d in predict_after(lm, PREFIX, [(), *paths, *pairs]).items()
+        for path, d in now(lm, predict_after(lm, PREFIX, [(), *paths, *pairs])).items()
     }
     weights = after[()][list(members)] / after[()][list(members)].sum()
     marginal = sum(
@@ -151,7 +152,7 @@ def test_weights_survive_probabilities_that_no_float_holds():
 def test_a_tree_of_texts_predicts_what_each_text_does_alone(model):
     lm = model()
     paths = [(), (7,), (11,), (7, 4), (7, 50), (11, 4), (30, 50, 1), (7, 4, 12, 40)]
-    found = predict_after(lm, PREFIX, paths)
+    found = now(lm, predict_after(lm, PREFIX, paths))
     assert list(found) == paths
     for path in paths:
         assert total_variation(found[path], plain(lm, [*PREFIX, *path])[-1]) < ROUNDING
@@ -162,7 +163,7 @@ def test_a_tree_of_texts_predicts_what_each_text_does_alone(model):
 def test_a_tree_of_texts_gives_the_branches_weights_and_truth():
     for num_read in range(3):
         branches, traces, found = truth(llama(), SETS, CONTINUATION[:num_read])
-        tree, lag = branches.by_tree(llama()), num_read + 1
+        tree, lag = now(llama(), branches.by_tree(llama())), num_read + 1
         expected = branches.log_posterior(traces, lag)
         np.testing.assert_allclose(tree.log_posterior, expected, atol=1e-4)
         for one, other in zip(tree.predictions, branches.predictions(traces, lag), strict=True):
@@ -171,9 +172,9 @@ def test_a_tree_of_texts_gives_the_branches_weights_and_truth():
 
 
 def test_texts_that_outgrow_a_window_are_refused():
-    assert len(predict_after(mistral(), PREFIX, [(7,)])) == 1
+    assert len(now(mistral(), predict_after(mistral(), PREFIX, [(7,)]))) == 1
     with pytest.raises(SpecError, match=f"{WINDOW + 1} tokens do not fit the sliding window"):
-        predict_after(mistral(), PREFIX, [(7, 4)])
+        now(mistral(), predict_after(mistral(), PREFIX, [(7, 4)]))
 
 
 def test_the_spec_of_a_reading_forces_sets_then_text():

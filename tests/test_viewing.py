@@ -87,6 +87,42 @@ def test_a_page_holds_links_and_what_each_member_predicts(modes):
     assert expected > 0.01
 
 
+def test_a_page_holds_what_each_layer_would_predict(tiny, modes):
+    kept = held(tempo.view(*modes, lm=tiny).html)[0]["lens"]
+    for run, trace in enumerate(modes):
+        expected = tempo.lens(tiny, trace)
+        for k, step in enumerate(expected.steps):
+            for i in range(len(trace.steps[k].tokens)):
+                texts, shares, kls = zip(*kept[run][k][i], strict=True)
+                assert texts == tuple(data.shown(row[i]) for row in step.texts)
+                assert shares == pytest.approx(step.probabilities[:, i], rel=1e-3)
+                assert kls == pytest.approx(step.kl[:, i], rel=1e-3)
+    assert kept[0] != kept[1]
+    assert held(tempo.view(*modes).html)[0]["lens"] == [None, None]  # no model to unembed with
+
+
+def test_a_model_that_cannot_be_unembedded_says_why(tiny, modes, monkeypatch):
+    def refused(*_):
+        raise tempo.ModelError("its output is \x1b[31mscaled")
+
+    monkeypatch.setattr("tempo.interpret.lens", refused)
+    kept = held(tempo.view(modes[0], lm=tiny).html)[0]["lens"]
+    assert kept == ["its output is \\x1b[31mscaled"]
+
+
+def test_a_prompt_is_viewed_with_residuals_if_the_model_has_them(tiny, monkeypatch):
+    spec = tempo.RunSpec(prompt=PROMPT, threshold=0.05, max_steps=2)
+    page = runs.view_prompt(tiny, spec, None, tempo.generate_batch)
+    assert isinstance(held(page.html)[0]["lens"][0], list)
+
+    def none(lm):
+        raise tempo.ModelError("four streams")
+
+    monkeypatch.setattr(tempo.LanguageModel, "residual_stream", property(none))
+    page = runs.view_prompt(tiny, spec, None, tempo.generate_batch)
+    assert held(page.html)[0]["lens"] == [None, None]
+
+
 def test_what_was_not_captured_is_said_with_how_to_get_it(tiny):
     trace = tempo.generate(tiny, PROMPT, threshold=0.05, max_steps=3)
     html = tempo.view(trace).html

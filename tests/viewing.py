@@ -8,7 +8,7 @@ import tempo
 from tempo.trace import Trace
 
 PROMPT = "The cat sat on the"
-CAPTURE = ("attention", "logits")
+CAPTURE = ("attention", "logits", "residual")
 HOSTILE = [
     "<script>window.hacked=1</script>",
     '<img src="http://127.0.0.1:9/x.png" onerror="window.hacked=1">',

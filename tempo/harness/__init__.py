@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tempo.harness.runs import Prompt, RunRequest, run, wide_steps
     from tempo.harness.store import Store
     from tempo.harness.study import ClaimTest, Family, Margin, Planned, Steps, Study, average
+    from tempo.harness.texts import ReadRequest, read
 
 # Loaded when first asked for: pytest imports this package in every run, and most have no study.
 _HOMES = {
@@ -30,6 +31,8 @@ _HOMES = {
     "Steps": "study",
     "Study": "study",
     "average": "study",
+    "ReadRequest": "texts",
+    "read": "texts",
 }
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "Plan",
     "Planned",
     "Prompt",
+    "ReadRequest",
     "RunRequest",
     "Space",
     "Steps",
@@ -46,6 +50,7 @@ __all__ = [
     "Study",
     "StudyConfig",
     "average",
+    "read",
     "run",
     "wide_steps",
 ]

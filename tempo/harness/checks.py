@@ -18,6 +18,7 @@ from tempo.errors import SpecError
 from tempo.harness.config import StudyConfig
 from tempo.harness.runs import Prompt, RunRequest
 from tempo.harness.study import Study, syntax_of
+from tempo.harness.texts import ReadRequest
 
 
 def check_study(study: Study, config: StudyConfig) -> None:
@@ -151,8 +152,10 @@ def _check_first_yield(study: Study, config: StudyConfig) -> None:
     requests(study, asked, steps)
 
 
-def requests(study: Study, asked: Any, steps: Any) -> list[RunRequest]:
-    """What a measurement asked for, as a list. Raises SpecError if that is no run."""
+def requests(study: Study, asked: Any, steps: Any) -> list[RunRequest] | ReadRequest:
+    """What a measurement asked for: a list of runs, or texts. Raises SpecError if it is neither."""
+    if isinstance(asked, ReadRequest):
+        return asked
     found = [asked] if isinstance(asked, RunRequest) else asked
     if isinstance(found, list | tuple) and all(isinstance(each, RunRequest) for each in found):
         return list(found)
@@ -164,5 +167,5 @@ def requests(study: Study, asked: Any, steps: Any) -> list[RunRequest]:
     name = code.co_filename.rpartition("/")[2]
     raise SpecError(
         f"{code.co_name} of study {study.name!r} yields a {kind} ({name}, line {line}); expected "
-        "run(prompt, ...), or a list of such runs"
+        "run(prompt, ...), a list of such runs, or read(prefix, paths)"
     )

@@ -17,11 +17,11 @@ from tempo import files
 from tempo.claims import Finding, correct, inapplicable, judge
 from tempo.errors import ResultsError
 from tempo.harness.checks import case_class
+from tempo.harness.elsewhere import measure_elsewhere, setup_of
 from tempo.harness.execute import (
     Failure,
     Task,
     code_fingerprint,
-    execute,
     prompts_at_once,
     windows_of,
 )
@@ -30,14 +30,12 @@ from tempo.harness.plan import Plan, family_sizes
 from tempo.harness.runs import Prompt
 from tempo.harness.store import Store
 from tempo.harness.study import ClaimTest
-from tempo.harness.watch import watched
+from tempo.harness.watch import Measured, Sets, measure
 from tempo.identity import maker_sha256
 from tempo.models import LanguageModel
 from tempo.records import append_jsonl, plain, read_jsonl
 from tempo.statistics import SEED
-from tempo.trace import Trace
-
-Sets = dict[str, list[list[str]]]  # of each visibility, the members' texts of each set
+from tempo.workers import Executor
 
 
 @dataclass
@@ -48,12 +46,14 @@ class Evidence:
     judged: by plan, the prompt of each of these cases, and the sets that its free runs chose.
     failures: by plan, why it could not be measured; unjudged: by plan and claim, why there is no
     finding; inapplicable: by plan, why nothing of it can be measured on this model.
+    workers: who measures, if not this process.
     """
 
     lm: LanguageModel
     plans: list[Plan]
     results: Path
     chat: bool = False
+    workers: Executor | None = None
     cases: dict[str, list[Any]] = field(default_factory=dict)
     own_case: dict[str, Any] = field(default_factory=dict)
     judged: dict[str, list[tuple[Prompt, Sets]]] = field(default_factory=dict)
@@ -65,6 +65,7 @@ class Evidence:
     seconds: float = 0.0
     fingerprints: dict[str, str] = field(default_factory=dict)
     model_sha256: str = ""
+    maker: str = ""  # a hash of what every result depends on beside its spec
     notes: list[str] = field(default_factory=list)  # what on disk could not be used, and why
 
     def gather(self, progress: Any) -> None:
@@ -79,11 +80,11 @@ class Evidence:
         files.check_folder(self.results, "--results")
         self._sweep()
         # The weights are read for both, so each is asked for once.
-        self.model_sha256, maker = self.lm.sha256, maker_sha256(self.lm)
+        self.model_sha256, self.maker = self.lm.sha256, maker_sha256(self.lm)
         # one for each study: its cases do not depend on which others are selected
         for plan in self.plans:
             if plan.study.name not in self.fingerprints:
-                self.fingerprints[plan.study.name] = code_fingerprint(maker, plan.module)
+                self.fingerprints[plan.study.name] = code_fingerprint(self.maker, plan.module)
         for plan in self.plans:
             if why := plan.study.reason_against(self.lm, plan.config.capture):
                 self.inapplicable[plan.name] = why
@@ -197,20 +198,14 @@ class Evidence:
         self.num_reused = len(tasks) - len(to_do)
         sets: dict[str, Sets] = {}  # by the task's key
 
+        def is_wanted(task: Task) -> bool:
+            """Its case is not on disk, and its plan has not failed on another prompt."""
+            return own_key(task) not in on_disk and task.plan.name not in self.failures
+
         with progress(windows, self.num_reused, self.notes) as shown:
-
-            def watching(task: Task) -> Task:
-                def saw(traces: list[Trace]) -> None:
-                    for trace in traces:
-                        _keep_sets(sets.setdefault(own_key(task), {}), task, trace)
-                    shown.ran(task, len(traces))
-
-                return watched(task, saw)
-
-            seen = [list(map(watching, window)) for window in windows]
-            measured = execute(self.lm, seen, lambda task: own_key(task) not in on_disk)
-            for task, outcome in measured:
+            for task, outcome, chosen in self._measured(windows, is_wanted, shown):
                 key = own_key(task)
+                sets[key] = chosen
                 try:
                     # as it will be read back
                     found[key] = self._keep(
@@ -218,7 +213,7 @@ class Evidence:
                         key,
                         outcome,
                         readers[task.plan.name],
-                        {"window": name_of[key], "sets": sets.get(key, {})},
+                        {"window": name_of[key], "sets": chosen},
                         stored.get(key),
                     )
                 except (TypeError, ValueError) as error:
@@ -237,6 +232,14 @@ class Evidence:
                 self.judged.setdefault(task.plan.name, []).append((task.prompt, known))
             if task.prompt.store:
                 self.own_case[task.plan.name] = found[key]
+
+    def _measured(self, windows: list[list[Task]], is_wanted: Any, shown: Any) -> Measured:
+        """What each task gives, in this process or from workers."""
+        if self.workers is None:
+            return measure(self.lm, windows, is_wanted, shown.ran)
+        plans = [plan for plan in self.plans if plan.name not in self.inapplicable]
+        setup = setup_of(self.lm, plans, self.results, self.chat, self.workers.number)
+        return measure_elsewhere(self.workers, setup, windows, is_wanted, shown.ran)
 
     def _stored(self) -> dict[str, dict[str, Any]]:
         """The records of cases on disk, by their keys; damaged lines are noted."""
@@ -330,14 +333,6 @@ class Evidence:
         append_jsonl(
             self.results / "findings.jsonl", [finding.record() for finding in self.findings]
         )
-
-
-def _keep_sets(known: Sets, task: Task, trace: Trace) -> None:
-    """Keep the sets of a task's first free run on its own prompt, of each visibility."""
-    spec = trace.spec
-    own = spec.prompt == task.prompt.given
-    if own and spec.replay is None and spec.positions == "shared":
-        known.setdefault(spec.visibility, [list(step.texts) for step in trace.steps])
 
 
 def _name(keys: Iterable[str]) -> str:

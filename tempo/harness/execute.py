@@ -9,17 +9,22 @@ import importlib.util
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import tempo
+from tempo.cache import Prompts
 from tempo.capture import memory_budget, rows_that_fit
 from tempo.errors import TempoError
 from tempo.harness.checks import requests
 from tempo.harness.plan import Plan
 from tempo.harness.runs import Prompt, RunRequest
+from tempo.harness.texts import ReadRequest, Texts
 from tempo.models import DTYPES, LanguageModel, wrap_model
 from tempo.run import Run
 from tempo.spec import RunSpec
@@ -31,7 +36,10 @@ from tempo.trace import Trace
 PROMPTS_AT_ONCE = 16
 FEWEST_AT_ONCE = 4
 VOCABULARY_AT_ONCE = 1_000_000  # entries of one distribution of each of these prompts
-ROWS = 32
+# Runs under way at once: as many as fill a pass where each has one token.
+ROWS = 128
+# One part in so many of the memory is for what passes over prompts gave.
+PROMPTS_SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -63,18 +71,21 @@ class _Open:
     task: Task
     steps: Any
     wanted: Sequence[RunRequest] = ()
+    texts: ReadRequest | None = None  # it asked for texts, and for no run
     alone: bool = False  # it asked for one run, not for a list
     outcome: Any = None
     done: bool = False
 
-    def advance(self, traces: Sequence[Trace] | None) -> None:
+    def advance(self, answer: Sequence[Trace] | Tensor | None) -> None:
         """Run the measurement to its next request, or to its end; its errors become the outcome."""
         study = self.task.plan.study
         try:
-            answer = traces[0] if traces and self.alone else traces
-            asked = next(self.steps) if traces is None else self.steps.send(answer)
+            given = answer[0] if self.alone and answer is not None else answer
+            asked = next(self.steps) if given is None else self.steps.send(given)
             self.alone = isinstance(asked, RunRequest)
-            self.wanted = requests(study, asked, self.steps)
+            found = requests(study, asked, self.steps)
+            self.texts = found if isinstance(found, ReadRequest) else None
+            self.wanted = [] if isinstance(found, ReadRequest) else found
         except StopIteration as stop:
             self.finish(stop.value)
         except Exception as error:
@@ -94,38 +105,50 @@ def failure_of(error: Exception) -> Failure:
 
 
 def execute(
-    lm: LanguageModel, windows: Sequence[Sequence[Task]], is_wanted: Callable[[Task], bool]
+    lm: LanguageModel,
+    windows: Sequence[Sequence[Task]],
+    is_wanted: Callable[[Task], bool],
+    budget: int | None = None,
+    models: dict[str | None, LanguageModel] | None = None,
 ) -> Iterator[tuple[Task, Any]]:
     """(task, case or Failure) of every task as it ends, a window of prompts at a time.
 
     windows: the tasks that are measured together, see `windows_of`.
-    is_wanted: whether a task's case is not on disk. A window that has none of them is left out.
+    is_wanted: whether a task's case is needed. A window that has none of them is left out; any
+    other is measured whole, whatever failed before, so that its cases do not depend on that.
+    budget: bytes that the runs under way may take; None means a share of the free memory.
+    models: where copies of the model in other dtypes are kept for a later call.
 
     Free runs that several studies share are computed once. Forced runs are batched by mode: as
     every study replays the same sets in each mode it compares, the modes' batches have the same
     shapes in the same order, and a difference between them is no rounding of another batch shape.
-    Once a plan has failed on a prompt, its later prompts are left out.
+    Texts are read for all that wait for some, before any further run.
     """
-    models: dict[str | None, LanguageModel] = {None: lm}
-    budget = memory_budget()  # once, so that batches of equal runs have equal shapes
-    failed: set[str] = set()
+    models = {} if models is None else models
+    models[None] = lm
+    # once, so that batches of equal runs have equal shapes
+    budget = memory_budget(budget, lm.device)
+    for_prompts = budget // PROMPTS_SHARE
+    budget -= for_prompts
     for window in windows:
-        going_on = [task for task in window if task.plan.name not in failed]
-        if not any(map(is_wanted, going_on)):
+        if not any(map(is_wanted, window)):
             continue
         under_way = []
-        for task in going_on:
+        for task in window:
             if task.plan.study.measurement:
                 under_way.append(_Open(task, task.plan.study.measurement(task.prompt)))
         for each in under_way:
             each.advance(None)
+        texts, prompts = Texts(lm), Prompts(for_prompts)
         while under_way:
             for each in [each for each in under_way if each.done]:
                 under_way.remove(each)
-                if isinstance(each.outcome, Failure):
-                    failed.add(each.task.plan.name)
                 yield each.task, each.outcome
-            traces = _run_all(models, [r for each in under_way for r in each.wanted], budget)
+            if any(each.texts for each in under_way):
+                _read_all(texts, [each for each in under_way if each.texts])
+                continue
+            wanted = [request for each in under_way for request in each.wanted]
+            traces = _run_all(models, wanted, budget, prompts)
             for each in under_way:
                 found = [traces[_identity(request)] for request in each.wanted]
                 errors = [trace for trace in found if isinstance(trace, Failure)]
@@ -133,6 +156,18 @@ def execute(
                     each.finish(errors[0])
                 else:
                     each.advance([trace for trace in found if isinstance(trace, Trace)])
+
+
+def _read_all(texts: Texts, reading: Sequence[_Open]) -> None:
+    """Read what these measurements want to be read, and let each go on."""
+    try:
+        logits = texts.read([each.texts for each in reading if each.texts])
+    except Exception as error:
+        for each in reading:
+            each.finish(failure_of(error))
+        return
+    for each, of_texts in zip(reading, logits, strict=True):
+        each.advance(of_texts)
 
 
 def prompts_at_once(lm: LanguageModel) -> int:
@@ -162,9 +197,15 @@ def _identity(request: RunRequest) -> Identity:
 
 
 def _run_all(
-    models: dict[str | None, LanguageModel], wanted: Sequence[RunRequest], budget: int
+    models: dict[str | None, LanguageModel],
+    wanted: Sequence[RunRequest],
+    budget: int,
+    prompts: Prompts,
 ) -> dict[Identity, Trace | Failure]:
-    """A trace for every distinct run, which captures all that any of its askers wants."""
+    """A trace for every distinct run, which captures all that any of its askers wants.
+
+    Their prompts are read first, for all batches: else only the first mode's would hold them.
+    """
     merged: dict[Identity, RunRequest] = {}
     for request in wanted:
         known = merged.setdefault(_identity(request), request)
@@ -173,21 +214,47 @@ def _run_all(
     batches: dict[tuple[Any, ...], list[Identity]] = {}
     for identity, request in merged.items():
         batches.setdefault(_batch(request), []).append(identity)
+    _read_prompts(models[None], [r.spec for r in wanted if r.dtype is None], budget, prompts)
     traces: dict[Identity, Trace | Failure] = {}
-    for (dtype, *_), asked in batches.items():
-        identities = list(asked)
+    for (dtype, *_), identities in batches.items():
+        asked = {each: merged[each].spec for each in identities}
         try:
-            lm = _in_dtype(models, dtype)
-            # one that is refused takes no other run of its batch along
-            refused = {each: _refusal(lm, merged[each].spec, budget) for each in asked}
-            traces |= {each: failure for each, failure in refused.items() if failure}
-            identities = [each for each in asked if each not in traces]
-            specs = [merged[identity].spec for identity in identities]
-            for index, trace in tempo.stream(lm, specs, max_rows=ROWS, memory_budget=budget):
-                traces[identities[index]] = trace
-        except Exception as error:  # of one batch: others are computed, and results stay
-            failure = failure_of(error)
-            traces |= {identity: failure for identity in identities if identity not in traces}
+            of_model = None if dtype else prompts
+            traces |= _run_batch(_in_dtype(models, dtype), asked, budget, of_model)
+        except Exception as error:  # of one batch: others are computed
+            traces |= dict.fromkeys(asked, failure_of(error))
+    return traces
+
+
+def _read_prompts(
+    lm: LanguageModel, specs: Iterable[RunSpec], budget: int, prompts: Prompts
+) -> None:
+    """Forward the prompts of these runs that were not yet."""
+    greedy = {"threshold": 1.0, "max_width": 1, "max_steps": 1}
+    texts = dict.fromkeys(spec.prompt for spec in specs if "kv" not in spec.capture)
+    asked = [RunSpec(prompt=text, **greedy) for text in texts]
+    with suppress(TempoError):  # of a run that cannot be made, its own batch says why
+        for _ in tempo.stream(lm, asked, max_rows=ROWS, memory_budget=budget, prompts=prompts):
+            pass
+
+
+def _run_batch(
+    lm: LanguageModel, asked: dict[Identity, RunSpec], budget: int, prompts: Prompts | None
+) -> dict[Identity, Trace | Failure]:
+    """A trace for each of these runs. One that is refused takes no other run along."""
+    identities, traces = list(asked), {}
+    try:
+        specs = list(asked.values())
+        limits: Any = {"max_rows": ROWS, "memory_budget": budget, "prompts": prompts}
+        for index, trace in tempo.stream(lm, specs, **limits):
+            traces[identities[index]] = trace
+    except Exception as error:
+        left = {each: spec for each, spec in asked.items() if each not in traces}
+        refused = {each: why for each, spec in left.items() if (why := _refusal(lm, spec, budget))}
+        if not refused:  # it is nothing about a single run: results stay
+            return traces | dict.fromkeys(left, failure_of(error))
+        others = {each: spec for each, spec in left.items() if each not in refused}
+        traces |= refused | (_run_batch(lm, others, budget, prompts) if others else {})
     return traces
 
 
@@ -204,14 +271,17 @@ def _refusal(lm: LanguageModel, spec: RunSpec, budget: int) -> Failure | None:
 def _batch(request: RunRequest) -> tuple[Any, ...]:
     """What runs must have in common to share a batch."""
     spec = request.spec
+    if request.batch or not spec.replay:
+        return request.dtype, request.batch
     mode = (
         spec.visibility,
         spec.positions,
         spec.weighting,
+        spec.weighting_layers,
         spec.isolated_layers,
         spec.isolated_mass,
     )
-    return request.dtype, request.batch, mode if spec.replay else ()
+    return request.dtype, mode
 
 
 def _in_dtype(models: dict[str | None, LanguageModel], dtype: str | None) -> LanguageModel:
@@ -234,7 +304,7 @@ def code_fingerprint(maker: str, module: Path) -> str:
     """
     digest = hashlib.sha256(maker.encode())
     here = Path(__file__).parent
-    measuring = [here / name for name in ("execute.py", "runs.py", "study.py")]
+    measuring = [here / name for name in ("execute.py", "runs.py", "study.py", "texts.py")]
     for source in [*measuring, *imported_files(module)]:
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
@@ -243,18 +313,24 @@ def code_fingerprint(maker: str, module: Path) -> str:
 def imported_files(module: Path) -> list[Path]:
     """The module and, through its imports, all files that are neither installed nor tempo's."""
     own = Path(__file__).resolve().parent.parent
-    installed = {Path(path).resolve() for path in (sys.prefix, sys.base_prefix)}
     found: dict[Path, None] = {}
     waiting = [module.resolve()]
     while waiting:
         path = waiting.pop()
         if path in found or path.is_relative_to(own) or path.suffix != ".py":
             continue
-        if any(path.is_relative_to(root) for root in installed):
+        if is_installed(path):
             continue
         found[path] = None
         waiting += _imports(path)
     return sorted(found)
+
+
+def is_installed(path: Path) -> bool:
+    """Whether a file or folder is part of Python or of a package, in whatever environment."""
+    roots = (Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix))
+    packages = {"site-packages", "dist-packages"} & set(path.parts)
+    return bool(packages) or any(path.is_relative_to(root) for root in roots)
 
 
 def _imports(path: Path) -> list[Path]:

@@ -46,6 +46,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="each prompt is a user's message in the model's template",
     )
     group.addoption(
+        "--workers",
+        metavar="W",
+        help="who measures: a number of processes, a folder that hosts share (tempo work FOLDER), "
+        "ray or ray:N; by default this process",
+    )
+    group.addoption(
         "--config",
         action="append",
         default=[],
@@ -77,6 +83,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--summary", type=Path, metavar="FILE", help="the findings as Markdown, for a CI job's page"
     )
     parser.addini("tempo_suite", "the suite of prompts if no --suite is given")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    """Threads that wait sleep, unless the environment says otherwise.
+
+    Those that spin starve beside any other load. torch reads it once, when a conftest or a study
+    imports it.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:

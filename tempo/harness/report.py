@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import platform
 import shlex
 from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +21,14 @@ from tempo import files
 from tempo.claims import Finding
 from tempo.errors import ResultsError
 from tempo.harness.evidence import Evidence, Sets
+from tempo.harness.ownprompt import write_run
 from tempo.harness.plan import Plan
 from tempo.harness.plugin import verdict_of
 from tempo.harness.store import Store
+from tempo.records import plain
 from tempo.reporting import report as records
 from tempo.reporting.answers import headline_lines, verdicts_alone
+from tempo.reporting.beside import from_page, run_pages
 from tempo.reporting.findings import BLIND, findings_summary, findings_table
 from tempo.reporting.page import report_html
 from tempo.statistics import SEED
@@ -46,10 +53,12 @@ def write(session: Session) -> list[str]:
     evidence, option = session.gathered, session.config.option
     if not evidence.findings:  # nothing was found out, so an earlier report stays
         return []
-    sections = [_section(evidence, plan) for plan in evidence.plans]
+    problems: list[str] = []
+    sections = [_section(evidence, plan, problems) for plan in evidence.plans]
     for section in sections:
         records.write_section(evidence.results, section)
-    session.conclusions, problems = _conclude(session)
+    session.conclusions, inconclusive = _conclude(session)
+    problems += inconclusive
     lost = records.write_session(
         evidence.results,
         records.Session(
@@ -64,7 +73,11 @@ def write(session: Session) -> list[str]:
     reports = records.read_reports([evidence.results])
     damaged = [line for report in reports for line in report.damaged]
     session.notices[:0] = [lost, *damaged] if lost else damaged
-    _write(option.findings, "--findings", report_html(*reports))
+    runs = run_pages(reports)
+    for name, content in runs.items():
+        _write(option.findings.parent / name, "--findings", content)
+    address = from_page(option.findings, runs)
+    _write(option.findings, "--findings", report_html(*reports, address=address))
     unjudged = [f"{id} ({name}) could not be judged" for name, id in evidence.unjudged]
     failed = [f"{name} could not be measured: {why}" for name, why in evidence.failures.items()]
     found = [finding for _, finding in session.asked]
@@ -101,10 +114,19 @@ def _conclude(session: Session) -> tuple[Any, list[str]]:
         return None, [f"no conclusions: {type(error).__name__}: {error}"]
 
 
-def _section(evidence: Evidence, plan: Plan) -> records.Section:
+def _run(evidence: Evidence, plan: Plan, problems: list[str]) -> str:
+    """The page of the run on the config's own prompt; what failed is added to `problems`."""
+    try:
+        return write_run(evidence, plan)
+    except Exception as error:
+        problems.append(f"no run of {plan.name} to walk through: {type(error).__name__}: {error}")
+        return ""
+
+
+def _section(evidence: Evidence, plan: Plan, problems: list[str]) -> records.Section:
     """What a config shows in the report; a picture that fails takes no finding with it."""
     store, every = evidence.store(plan), evidence.cases.get(plan.name, [])
-    text = analysis = ""
+    text = analysis = drawn_from = ""
     cases = [case for case in every if case is not None]
     pictures: list[Any] = []
     problem = evidence.failures.get(plan.name, "")
@@ -112,7 +134,12 @@ def _section(evidence: Evidence, plan: Plan) -> records.Section:
         problem = f"not applicable: {why}"
     if not problem:
         try:
-            pictures = list(plan.study.draw(store, cases)) if plan.study.draw else []
+            drawn_from = _drawn_from(evidence, plan, cases, store)
+            known = records.drawn_before(evidence.results, plan.folder, drawn_from)
+            if known is not None:
+                pictures = list(known)
+            elif plan.study.draw:
+                pictures = list(plan.study.draw(store, cases))
             text, analysis = _sets_of(store), _analysis_of(store)
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
@@ -136,7 +163,27 @@ def _section(evidence: Evidence, plan: Plan) -> records.Section:
         fingerprint=evidence.fingerprints[plan.study.name],
         problem=problem,
         folder=plan.folder,
+        run="" if problem else _run(evidence, plan, problems),
+        drawn_from=drawn_from,
     )
+
+
+def _drawn_from(evidence: Evidence, plan: Plan, cases: list[Any], store: Store) -> str:
+    """A hash of what pictures show and of the code that draws them: the same is drawn once."""
+    raw = {name: store.sha256(name) for name in _files_of(store)}
+    made = [evidence.fingerprints[plan.study.name], version("matplotlib"), raw, plain(cases)]
+    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode())
+    digest.update(_code())
+    return digest.hexdigest()
+
+
+@cache
+def _code() -> bytes:
+    """A hash of the code of tempo."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(tempo.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.digest()
 
 
 def _frozen(sets: Sets) -> dict[str, tuple[tuple[str, ...], ...]]:
@@ -212,7 +259,7 @@ def _about(session: Session, evidence: Evidence) -> dict[str, str]:
     }
 
 
-def _write(path: Path, option: str, text: str) -> None:
+def _write(path: Path, option: str, text: str | bytes) -> None:
     try:
         files.write(path, text)
     except OSError as error:

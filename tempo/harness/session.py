@@ -17,6 +17,7 @@ from tempo import files
 from tempo.claims import POWER, Finding, num_needed
 from tempo.errors import ResultsError, TempoError
 from tempo.harness.config import StudyConfig
+from tempo.harness.elsewhere import described
 from tempo.harness.evidence import Evidence, measured_prompts
 from tempo.harness.execute import failure_of
 from tempo.harness.expectations import (
@@ -34,6 +35,7 @@ from tempo.harness.prompts import Suite, read_suite
 from tempo.harness.study import ClaimTest, Study
 from tempo.spec import load_yaml
 from tempo.text import escaped
+from tempo.workers import executor
 
 
 class Session:
@@ -213,14 +215,24 @@ class Session:
             self._check_outputs()
             lock = files.locked(option.results, "wait for it, or choose another with --results")
             self.held.enter_context(lock)
+            workers = option.workers and executor(option.workers, self._say)
             lm = tempo.load_model(option.model, option.dtype, option.device)
-            evidence = Evidence(lm, plans, option.results, option.chat)
+            for line in described(workers, lm) if workers else ():
+                self._say(line)
+            evidence = Evidence(lm, plans, option.results, option.chat, workers or None)
             evidence.gather(
                 lambda windows, reused, notes: Progress(self.config, windows, reused, notes)
             )
         except Exception as error:
             raise pytest.UsageError(_one_line(failure_of(error).why)) from None
         self.evidence = evidence
+
+    def _say(self, line: str) -> None:
+        """Tell the user in a line what cannot wait for the end."""
+        reporter: Any = self.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.ensure_newline()
+            reporter.write_line(f"tempo: {_one_line(line)}")
 
     def _check_outputs(self) -> None:
         """Whatever cannot be written is said before a model runs."""

@@ -169,17 +169,20 @@ class Findings:
             return True
         return None if self.truth(claim) is None else False
 
-    def said(self, claim: object, percent: bool = False) -> str:
-        """The estimate with its interval, of each config: `0.147 [0.136, 0.159]`."""
+    def said(self, claim: object, percent: bool = False, named: bool = True) -> str:
+        """The estimate with its interval, of each config: `0.147 [0.136, 0.159]`.
+
+        named: whether several configs are named; else their order tells them apart.
+        """
         found = [f for f in self.of(claim) if f.n]
         scale, unit = (100, f"{NBSP}%") if percent else (1, "")
         said = []
         for f in found:
             low, middle, high = (number(scale * x) for x in (f.low, f.estimate, f.high))
-            variant = f.context.get("variant") if len(found) > 1 else None
+            variant = f.context.get("variant") if named and len(found) > 1 else None
             ends = f"[{low}, {high}]" if math.isfinite(f.high - f.low) else "[no interval]"
             said.append(f"{middle}{unit} {ends}" + (f" ({variant})" if variant else ""))
-        return ", ".join(said) or "not measured"
+        return (", " if named else " and ").join(said) or "not measured"
 
     def count(self, claim: object) -> str:
         """For how many prompts it was true: `160 of 162 prompts`."""

@@ -12,6 +12,7 @@ from tempo.reporting.findings import ROLES, alarms, counts, deciding, role
 from tempo.reporting.report import Report
 from tempo.text import number
 
+SUITES = "; "  # between the suites that a record describes
 MOST_DAMAGED = 3  # damaged parts that a report names
 ROLE_MEANS = {
     "primary": "they decide the answers; p Holm-corrected over their whole family, run or not",
@@ -27,7 +28,7 @@ def certainty(report: Report) -> list[str]:
         lines.append(
             f"Behind these answers: {len(ps)} verdicts, corrected p at most {number(max(ps))}."
         )
-    lines += _standing(report.findings)
+    lines += [*_standing(report.findings), *_order(report)]
     return [*lines, f"{measured_on([report])} Other models and prompts may differ."]
 
 
@@ -42,10 +43,27 @@ def _standing(findings: Sequence[Finding]) -> list[str]:
     return [f"{confirm} of {len(empirical)} empirical findings are confirmatory."]
 
 
+def _order(report: Report) -> list[str]:
+    """Of which configs the numbers of a headline claim are, in a sentence, where it has several."""
+    behind = {claim for answer in report.conclusions.headlines for claim in answer.claims}
+    configs: dict[str, list[str]] = {}
+    for f in report.findings:
+        if f.claim in behind and f.n and (variant := f.context.get("variant")):
+            configs.setdefault(f.claim, []).append(str(variant))
+    orders = dict.fromkeys(tuple(names) for names in configs.values() if len(names) > 1)
+    return [f"Where one thing has several numbers: {', then '.join(names)}." for names in orders]
+
+
 def measured_on(reports: Sequence[Report]) -> str:
-    """What the intervals are about: the suite, as its record describes it."""
+    """What the intervals are about: the suite, as its record describes it.
+
+    Several are described under Provenance.
+    """
     suites = dict.fromkeys(report.suite for report in reports if report.suite)
-    return f"95 % intervals over {'; '.join(suites) or 'prompts'}."
+    said = "; ".join(suites)
+    if num_others := said.count(SUITES):
+        said = f"the prompts of {num_others + 1} suites (see Provenance)"
+    return f"95 % intervals over {said or 'prompts'}."
 
 
 def counted_claims(report: Report) -> str:

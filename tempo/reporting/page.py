@@ -10,11 +10,12 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 from tempo.claims import Finding
 from tempo.reporting.answers import Answer, brief, evidence
+from tempo.reporting.beside import Address, figure_file, nowhere, of_runs, run_file
 from tempo.reporting.certainty import (
     alarms_of,
     certainty,
@@ -23,18 +24,19 @@ from tempo.reporting.certainty import (
     roles,
     standings,
 )
+from tempo.reporting.compact import STYLES, compact
 from tempo.reporting.comparison import Comparison, comparison_html
 from tempo.reporting.differences import differences_html
 from tempo.reporting.figures.drawing import Picture, to_html
 from tempo.reporting.figures.forest import forest
 from tempo.reporting.figures.mechanism import mechanism
-from tempo.reporting.findings import counts, interval, rank
+from tempo.reporting.findings import counts, rank
 from tempo.reporting.glossary import explained, glossary_html
 from tempo.reporting.hero import hero_of
-from tempo.reporting.prompts import data_html, known, values_of
+from tempo.reporting.prompts import claim_id, data_html, known, values_of
 from tempo.reporting.report import Report, Section, TestRow, names_of, unlike_names
-from tempo.reporting.sidebyside import opposed, side_by_side_html
-from tempo.reporting.table import badge, claims_table, effect_svg
+from tempo.reporting.sidebyside import answers_html, opposed, side_by_side_html
+from tempo.reporting.table import aligned, badge, claims_table, effect_svg
 from tempo.text import html_text, number, slug
 from tempo.wheels import KNOWN_MODELS
 
@@ -44,13 +46,21 @@ POLICY = (
     "base-uri 'none'; form-action 'none'"
 )
 TESTS, WORDS = "tempo-tests", "tempo-glossary"  # anchors of the tests, and of the words
+# Bytes of figures that a page holds of models after the first one. Those of all experiments of a
+# second model have three times as many, and would make it larger than 4 MB.
+MOST_HELD = 500_000
+WALK = "Walk through the run on its own prompt"
 Link = tuple[str, str]  # the anchor within the page, and what the link says
 
 
-def report_html(*reports: Report, against: Comparison | None = None) -> str:
+def report_html(
+    *reports: Report, against: Comparison | None = None, address: Address = nowhere
+) -> str:
     """The whole page, of one model or of several.
 
     against: a comparison with another record, shown as a section of its own.
+    address: says where files beside the page are. If the models after the first one have many
+    figures, the page links to those of their experiments in place of holding them.
     """
     style, script = (
         files("tempo.reporting").joinpath(name).read_text(encoding="utf-8")
@@ -58,6 +68,7 @@ def report_html(*reports: Report, against: Comparison | None = None) -> str:
     )
     script = f"\n{script}"  # as it stands between its tags, which is what the hash is of
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    body, rules = compact(fragment(*reports, against=against, address=address))
     return (
         # The policy stands first: it holds for what comes after it.
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n'
@@ -65,8 +76,9 @@ def report_html(*reports: Report, against: Comparison | None = None) -> str:
         '<meta charset="utf-8"/>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
         '<meta name="color-scheme" content="light dark"/>\n'
-        f"<title>{html_text(title_of(reports))}</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n{fragment(*reports, against=against)}\n<script>{script}</script>\n</body>\n"
+        f"<title>{html_text(title_of(reports))}</title>\n<style>\n{style}</style>\n"
+        f'<style id="{STYLES}">{rules}</style>\n</head>\n'
+        f"<body>\n{body}\n<script>{script}</script>\n</body>\n"
         "</html>\n"
     )
 
@@ -79,7 +91,9 @@ def title_of(reports: Sequence[Report]) -> str:
     return f"tempo: {reports[0].conclusions.in_short} ({names})"
 
 
-def fragment(*reports: Report, against: Comparison | None = None) -> str:
+def fragment(
+    *reports: Report, against: Comparison | None = None, address: Address = nowhere
+) -> str:
     """What the page holds, as one <main> element."""
     compared = ""
     if against:
@@ -88,21 +102,27 @@ def fragment(*reports: Report, against: Comparison | None = None) -> str:
             f"{comparison_html(against)}</section>"
         )
     prefixes = ["", *(f"m{i}-" for i in range(2, len(reports) + 1))]
-    parts = (
-        _one(reports[0], compared) if len(reports) == 1 else _several(reports, prefixes, compared)
-    )
+    further = [p for r in reports[1:] for section in r.sections for p in section.pictures]
+    if sum(len(picture.svg) for picture in further) <= MOST_HELD:
+        address = of_runs(address)
+    if len(reports) == 1:
+        parts = _one(reports[0], compared, address)
+    else:
+        parts = _several(reports, prefixes, compared, address)
     data = data_html(reports, prefixes)
     return "\n".join(['<main class="tempo-report">', *filter(None, [*parts, data]), "</main>"])
 
 
-def _one(report: Report, compared: str) -> list[str]:
+def _one(report: Report, compared: str, address: Address) -> list[str]:
     links = [*_links(report, ""), *([(TESTS, "Tests")] if report.tests else [])]
     links.append((WORDS, "Words"))
     top = [_top(report), _nav(links, "Contents"), _questions(report, ""), compared]
-    return [*top, *_evidence(report, ""), _tests(report.tests), glossary_html()]
+    return [*top, *_evidence(report, "", address), _tests(report.tests), glossary_html()]
 
 
-def _several(reports: Sequence[Report], prefixes: Sequence[str], compared: str) -> list[str]:
+def _several(
+    reports: Sequence[Report], prefixes: Sequence[str], compared: str, address: Address
+) -> list[str]:
     """The models side by side, then a part for each; its ids begin with a prefix of its own."""
     names = names_of(reports)
     # Of several folders none has the tests of all.
@@ -115,7 +135,7 @@ def _several(reports: Sequence[Report], prefixes: Sequence[str], compared: str) 
     links += [(TESTS, own)] if tests else []
     links.append((WORDS, "Words"))
     parts = [_top_of_several(reports), _nav(links, "Contents"), compared]
-    parts += [side_by_side_html(reports), differing]
+    parts += [side_by_side_html(reports, prefixes), differing]
     for report, at, name in zip(reports, prefixes, names, strict=True):
         inner = [f"<li>{_link(link)}</li>" for link in _links(report, at)]
         parts += [
@@ -126,13 +146,13 @@ def _several(reports: Sequence[Report], prefixes: Sequence[str], compared: str) 
             f'<nav class="tempo-inner" aria-label="Sections of {html_text(name)}">'
             f"<ul>{''.join(inner)}</ul></nav>",
             _questions(report, at),
-            *_evidence(report, at),
+            *_evidence(report, at, address),
             "</section>",
         ]
     return [*parts, _tests(tests, f" ({names[0]})"), glossary_html()]
 
 
-def _evidence(report: Report, at: str) -> list[str]:
+def _evidence(report: Report, at: str, address: Address) -> list[str]:
     """Claims, experiments, and provenance of one model."""
     findings = report.findings
     parts = []
@@ -151,8 +171,7 @@ def _evidence(report: Report, at: str) -> list[str]:
             "</section>",
         ]
     if report.sections:
-        shown = _shown_above(report)
-        folds = [_section(section, findings, at, shown) for section in report.sections]
+        folds = [_section(section, report, at, address) for section in report.sections]
         parts += [
             f'<section id="{at}tempo-experiments"><h2>Experiments</h2>'
             "<p>Each with its figures, its config, and where its raw results lie.</p>",
@@ -251,14 +270,13 @@ def _found(said: Sequence[tuple[str, str, str]]) -> str:
 
 
 def _top_of_several(reports: Sequence[Report]) -> str:
-    """The same for several models, a line for each."""
+    """The same for several models: their answers beside each other, and a sentence for each."""
     names = names_of(reports)
     found, sure, advice, alarms, heroes = [], [], [], [], []
     for i, (name, report) in enumerate(zip(names, reports, strict=True)):
         conclusions = report.conclusions
-        found.append(f"<p>{_answered(f'{name}:', conclusions.in_short)}</p>")
-        if sentences := " ".join(a.sentence for a in conclusions.headlines if a.sentence):
-            found.append(f"<p>{explained(sentences)}</p>")
+        if sentence := next((a.sentence for a in conclusions.headlines if a.sentence), ""):
+            found.append(f"<p>{html_text(f'{name}:')} {explained(sentence)}</p>")
         sure.append(f"<p>{html_text(f'{name}: {counted_claims(report)}')}</p>")
         alarms += [f"{name}: {line}" for line in alarms_of(report)]
         if conclusions.advice:
@@ -269,7 +287,7 @@ def _top_of_several(reports: Sequence[Report]) -> str:
     asked = [report.conclusions.asked for report in reports]
     entries = [
         ("Asked", explained(next(filter(None, asked), ""))),
-        ("Found", f"{''.join(found)}<p>{html_text(opposed(reports))}.</p>"),
+        ("Found", f"{answers_html(reports)}{''.join(found)}<p>{html_text(opposed(reports))}.</p>"),
         ("How sure", f"{''.join(sure)}<p>{explained(measured_on(reports))}</p>"),
         ("What to do", "".join(advice)),
     ]
@@ -344,10 +362,10 @@ def _grounds(claim: str, f: Finding | None, report: Report, at: str) -> str:
     if f is None:
         return f"<li><code>{html_text(claim)}</code> not measured in this record</li>"
     said = (
-        f"{interval(f)}, n {f.n}, "
+        f"{aligned(f)}, n {f.n}, "
         f"control {number(f.control_estimate)}{'' if f.control_holds else ', MISBEHAVES'}"
     )
-    picture = effect_svg(f, values=_values(report, f))
+    picture = effect_svg(f, values=_values(report, f), of=claim_id(f, at))
     return (
         f"<li>{badge(f)} <div>{_claim_link(f, html_text(f.statement), at)} "
         f"<small>{html_text(f.label)}, {rank(f)}</small></div>"
@@ -356,22 +374,21 @@ def _grounds(claim: str, f: Finding | None, report: Report, at: str) -> str:
 
 
 def _claim_link(f: Finding, shown: str, at: str) -> str:
-    return f'<a href="#{at}claim-{slug(f.label)}">{shown}</a>'
+    return f'<a href="#{claim_id(f, at)}">{shown}</a>'
 
 
-def _section(
-    section: Section, findings: Sequence[Finding], at: str, shown: Mapping[str, str]
-) -> str:
-    """One config, folded: its verdicts, its figures, its evidence.
+def _section(section: Section, report: Report, at: str, address: Address) -> str:
+    """One config, folded: its verdicts, its figures, its evidence, and the run on its own prompt.
 
-    shown: the pictures that stand at a question already.
+    Figures that stand at a question already, or in files of their own, are links.
     """
-    own = [f for f in findings if f.context.get("config") == section.config]
+    shown = _shown_above(report)
+    own = [f for f in report.findings if f.context.get("config") == section.config]
     verdicts = "".join(
         f"<li>{_claim_link(f, html_text(f.statement), at)} <b>{f.verdict.lower()}</b></li>"
         for f in own
     )
-    pictures, elsewhere = [], []
+    pictures, elsewhere, beside = [], [], []
     for picture in unlike_names(section.pictures):
         anchor = _figure_id(section, picture, at)
         if picture.title in shown:
@@ -379,8 +396,15 @@ def _section(
                 f'<li><a href="#{anchor}">{html_text(picture.title)}</a>: at the question '
                 f"“{html_text(shown[picture.title])}”</li>"
             )
+        elif at and (file := address(report, figure_file(section, picture.name))):
+            beside.append(f'<li><a href="{html_text(file)}">{html_text(picture.title)}</a></li>')
         else:
             pictures.append(to_html(picture, at, anchor))
+    if beside:
+        beside = [f"<p>Figures in files beside this page:</p><ul>{''.join(beside)}</ul>"]
+    if section.run and (file := address(report, run_file(section))):
+        beside.append(f'<p><a href="{html_text(file)}">{WALK}</a>, set by set, in both modes.</p>')
+    links = "".join(beside)
     above = f"<p>Figures that stand above:</p><ul>{''.join(elsewhere)}</ul>" if elsewhere else ""
     problem = f'<p class="tempo-alarm">No pictures: {html_text(section.problem)}</p>'
     raw = f"{section.folder}/: {', '.join(section.files)}"
@@ -395,7 +419,7 @@ def _section(
         f"<small>{html_text(section.config)}; {len(own)} claims: {counted}</small></summary>"
         f"{problem if section.problem else ''}"
         f'<details class="tempo-verdicts"><summary>{len(own)} claims</summary>'
-        f'<ul>{verdicts}</ul></details>{above}<div class="tempo-pictures">'
+        f'<ul>{verdicts}</ul></details>{above}{links}<div class="tempo-pictures">'
         f"{chr(10).join(pictures)}</div>"
         "<details><summary>Evidence: config, sets and raw numbers</summary>"
         f"{_facts(facts)}{''.join(texts)}</details></details></section>"
@@ -404,6 +428,7 @@ def _section(
 
 def _provenance(report: Report, at: str) -> str:
     facts = list(report.about.items()) or [("Session", "not on record")]
+    facts += [("Prompts", report.suite)] if report.suite else []
     return f'<section id="{at}tempo-provenance"><h2>Provenance</h2>{_facts(facts)}</section>'
 
 

@@ -1,13 +1,15 @@
 """Every prompt behind a claim: its value, its control's, and the sets that it gave.
 
-A page holds them once, as JSON that its script makes tables of.
+A page holds each text, each run and each list of numbers once, as JSON. Its script makes tables of
+them, and draws each prompt as a dot behind its mean.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,12 +51,22 @@ def known(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
+def claim_id(finding: Finding, at: str = "") -> str:
+    """The anchor of a finding in a page; `at` is what the ids of its model begin with."""
+    return f"{at}claim-{slug(finding.label)}"
+
+
 def data_html(reports: Sequence[Report], at: Sequence[str]) -> str:
     """The JSON of all prompts, values and sets in a page; empty if none is on record.
 
     at: what the ids of each report's part of the page begin with.
+
+    `tokens` holds every text of a member, the most frequent first. A run is a text of their
+    numbers to base 36: `0 1a/1` is a set of two, then a set of one. `numbers` holds lists of
+    values, each as its decimals and then the values without a point: `[2, 31, null]` is 0.31, then
+    none.
     """
-    prompts, runs, lists = _Interned(), _Interned(), _Interned()
+    prompts, runs, lists, numbers = _Interned(), _Interned(), _Interned(), _Interned()
     claims: dict[str, Any] = {}
     for report, prefix in zip(reports, at, strict=True):
         for finding in report.findings:
@@ -69,15 +81,23 @@ def data_html(reports: Sequence[Report], at: Sequence[str]) -> str:
                 sets[escaped(mode)] = lists.number(
                     tuple(-1 if run is None else runs.number(_shown(run)) for run in of_mode)
                 )
-            claims[f"{prefix}claim-{slug(finding.label)}"] = {
+            claims[claim_id(finding, prefix)] = {
                 "prompts": lists.number(tuple(rows)),
                 "sets": sets,
-                "values": list(map(_short, values.claim)),
-                "control": list(map(_short, values.control)),
+                "values": numbers.number(_whole(values.claim)),
+                "control": numbers.number(_whole(values.control)),
             }
     if not claims:
         return ""
-    data = {"prompts": prompts.all, "runs": runs.all, "lists": lists.all, "claims": claims}
+    tokens, as_text = _numbered(runs.all)
+    data = {
+        "prompts": prompts.all,
+        "tokens": tokens,
+        "runs": as_text,
+        "lists": lists.all,
+        "numbers": numbers.all,
+        "claims": claims,
+    }
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     for char in "<>&\u2028\u2029":  # no markup within, whatever a prompt says
         text = text.replace(char, f"\\u{ord(char):04x}")
@@ -88,12 +108,38 @@ def _shown(run: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(map(escaped, members)) for members in run)
 
 
-def _short(value: float | None) -> float | None:
-    """Four digits, which is more than a reader compares; the record has six."""
-    if value is None or not math.isfinite(value):
-        return None
-    short = float(f"{value:.4g}")
-    return int(short) if short.is_integer() and abs(short) < 1e6 else short
+def _numbered(runs: Sequence[Any]) -> tuple[list[str], list[str]]:
+    """The texts of all members, and the runs as texts of their numbers."""
+    counted = Counter(text for run in runs for members in run for text in members)
+    tokens = [text for text, _ in counted.most_common()]
+    number = {text: np.base_repr(i, 36).lower() for i, text in enumerate(tokens)}
+    shown = ["/".join(" ".join(number[t] for t in members) for members in run) for run in runs]
+    return tokens, shown
+
+
+def _whole(values: Sequence[float | None]) -> tuple[int | None, ...]:
+    """How many decimals a column of values shows, then the values without their points.
+
+    Half of them keep at least three digits that count, which is what a reader compares.
+
+    >>> _whole([0.1234, 0.5, None]), _whole([1.0, 0.0])
+    ((3, 123, 500, None), (0, 1, 0))
+    """
+    found = [value for value in values if value is not None and math.isfinite(value)]
+    decimals = _decimals(found)
+    by = 10.0**decimals
+    shown = [
+        None if value is None or not math.isfinite(value * by) else round(value * by)
+        for value in values
+    ]
+    return (decimals, *shown)
+
+
+def _decimals(values: Iterable[float]) -> int:
+    sizes = sorted(abs(value) for value in values if value)
+    if not sizes or all(size.is_integer() and size < 1e6 for size in sizes):
+        return 0
+    return max(0, 2 - math.floor(math.log10(sizes[(len(sizes) - 1) // 2])))
 
 
 class _Interned:

@@ -11,6 +11,7 @@ from tempo import files
 from tempo.claims import Finding
 from tempo.errors import ResultsError, SpecError
 from tempo.reporting.answers import Answer, brief, evidence
+from tempo.reporting.beside import figure_file, run_page, run_pages
 from tempo.reporting.certainty import alarms_of, certainty, roles
 from tempo.reporting.comparison import Comparison, comparison_markdown
 from tempo.reporting.differences import differences_markdown
@@ -25,7 +26,7 @@ from tempo.reporting.findings import (
     rank,
 )
 from tempo.reporting.page import report_html
-from tempo.reporting.report import FIGURES, Report, Section, names_of
+from tempo.reporting.report import FIGURES, RUNS, Report, Section, names_of
 from tempo.reporting.sidebyside import side_by_side_markdown
 from tempo.text import number, slug
 
@@ -56,24 +57,45 @@ def publish(
     pictures: list[Picture] = []
     for report, prefix in zip(reports, prefixes, strict=True):
         pictures += _figures(report, prefix, format)
-    contents = contents_of(mains, [format])
+    contents = run_pages(reports) | contents_of(mains, [format])
     contents |= {f"{FIGURES}/{name}": c for name, c in contents_of(pictures, [format]).items()}
     if against:
         contents["comparison.md"] = comparison_markdown(against).encode()
     contents["findings.md"] = report_markdown(reports, mains, format).encode()
-    contents["findings.html"] = report_html(*reports, against=against).encode()
+    at = _addresses(reports, prefixes, format)
+
+    def address(report: Report, name: str) -> str:
+        found = at.get((id(report), name), name)
+        return found if found in contents else ""
+
+    contents["findings.html"] = report_html(*reports, against=against, address=address).encode()
     try:
         written = files.publish(out, contents, ELSEWHERE, _is_page)
     except ResultsError:
         raise
     except OSError as error:
         raise ResultsError(f"cannot write to {out}: {files.reason(error)}; {ELSEWHERE}") from None
-    shown = [path for path in written if path.suffix not in (".svg", ".png")]
+    shown = [path for path in written if path.parent.name not in (FIGURES, RUNS)]
     return shown[::-1] + [path for path in written if path not in shown]
+
+
+def _addresses(
+    reports: Sequence[Report], prefixes: Sequence[str], format: str
+) -> dict[tuple[int, str], str]:
+    """Where the figures stand that lie elsewhere in their results folders."""
+    found = {}
+    for report, prefix in zip(reports, prefixes, strict=True):
+        for section in report.sections:
+            for picture in section.pictures:
+                name = f"{FIGURES}/{figure_name(section, picture, prefix)}.{format}"
+                found[id(report), figure_file(section, picture.name)] = name
+    return found
 
 
 def _is_page(path: Path) -> bool:
     """Whether this is a page of tempo's that no manifest lists: pytest writes one, for example."""
+    if path.parent.name == RUNS and run_page(path):
+        return True
     if path.name == "findings.html" and b"<title>tempo: " in path.read_bytes()[:HEAD]:
         return True
     return path.name in PAGES and (path.parent / files.MANIFEST).exists()

@@ -18,7 +18,7 @@
   const sortable = (table, moved) => {
     const body = table.tBodies[0];
     const key = (row, column, numeric) => {
-      const value = row.cells[column].dataset.value;
+      const cell = row.cells[column], value = cell.dataset.value ?? cell.textContent;
       return numeric ? (value === "" ? NaN : Number(value)) : value;
     };
     [...table.tHead.rows[0].cells].forEach((head, column) => {
@@ -50,10 +50,21 @@
   // The prompts behind a claim: a table that is made when it is asked for.
   const kept = document.getElementById("tempo-data");
   const data = kept ? JSON.parse(kept.textContent) : { claims: {} };
+  const runOf = (number) => number < 0 ? null
+    : data.runs[number] === "" ? []
+    : data.runs[number].split("/").map((set) => set.split(" ").map((i) => data.tokens[parseInt(i, 36)]));
+  // a list of numbers: its decimals, and the numbers; what has none is null
+  const numbersOf = (number) => {
+    const [decimals, ...whole] = data.numbers[number];
+    return [decimals, whole.map((n) => n === null ? null : n / 10 ** decimals)];
+  };
+  const said = (value, decimals) => value === null ? "–"
+    : decimals > 6 ? value.toExponential(2) : value.toFixed(decimals);
   const sets = (run) => run.map((members) => `[${members.join("/")}]`).join("");
   const promptTable = (claim) => {
     const modes = Object.keys(claim.sets);
     const list = (name) => data.lists[claim.sets[name]];
+    const columnsOf = [claim.values, claim.control].map(numbersOf);
     const table = make("table", "tempo-table"), rows = table.createTHead().insertRow();
     const columns = [["Prompt", "text"], ["Category", "text"], ["Value", "number"],
       ["Control", "number"], ...modes.map((mode) => [`Widths, ${mode}`, "number"])];
@@ -67,7 +78,7 @@
     const close = () => body.querySelectorAll(".tempo-more").forEach((row) => row.remove());
     data.lists[claim.prompts].forEach((number, i) => {
       const [text, category] = data.prompts[number], row = body.insertRow();
-      const runs = modes.map((mode) => data.runs[list(mode)[i]]);
+      const runs = modes.map((mode) => runOf(list(mode)[i]));
       const cell = (shown, value) => {
         const made = row.insertCell();
         made.append(shown);
@@ -92,8 +103,8 @@
       if (any) name.setAttribute("aria-expanded", "false");
       cell(name, text);
       cell(category, category);
-      for (const value of [claim.values[i], claim.control[i]]) {
-        cell(value === null ? "–" : String(value), value === null ? "" : value);
+      for (const [decimals, values] of columnsOf) {
+        cell(said(values[i], decimals), values[i] === null ? "" : values[i]);
       }
       for (const run of runs) {
         const widths = run ? run.map((members) => members.length) : [];
@@ -104,11 +115,30 @@
     sortable(table, close);
     return table;
   };
+  // Every prompt as a dot behind its mean, strewn as evenly as in the figures.
+  const GOLDEN = 0.6180339887;
+  for (const drawn of document.querySelectorAll(".tempo-effect[data-claim]")) {
+    const { claim: of } = drawn.dataset;
+    const claim = data.claims[of === "." ? drawn.closest("tr").id : of];
+    if (!claim) continue;
+    const [low, high] = drawn.dataset.scale.split(" ").map(Number);
+    const { width, height } = drawn.viewBox.baseVal;
+    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    const dots = numbersOf(claim.values)[1].filter((value) => value !== null).map((value, i) => {
+      const x = width * (Math.min(Math.max(value, low), high) - low) / (high - low);
+      const y = height / 2 + (height / 2 - 2) * (2 * (((i + 1) * GOLDEN) % 1) - 1);
+      return `M${Math.round(x)} ${Math.round(y)}h0`;
+    });
+    path.setAttribute("class", "tempo-dots");
+    path.setAttribute("d", dots.join(""));
+    drawn.insertBefore(path, drawn.querySelector(".tempo-zero").nextSibling);
+  }
+  for (const note of document.querySelectorAll(".tempo-scripted")) note.hidden = false;
   const tables = [];
   for (const row of document.querySelectorAll(".tempo-claims tbody tr")) {
     const claim = data.claims[row.id];
     if (!claim) continue;
-    const count = claim.values.filter((value) => value !== null).length;
+    const count = numbersOf(claim.values)[1].filter((value) => value !== null).length;
     const toggle = (button) => {
       const shows = row.nextElementSibling && row.nextElementSibling.matches(".tempo-more");
       button.setAttribute("aria-expanded", String(!shows));
@@ -122,7 +152,7 @@
       wide.append(list);
       row.after(more);
     };
-    const button = press(`${count} prompts, one by one`, toggle);
+    const button = press(count === 1 ? "1 prompt" : `${count} prompts, one by one`, toggle);
     button.setAttribute("aria-expanded", "false");
     row.cells[1].append(button);
     tables.push(button);
@@ -181,9 +211,18 @@
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   };
+  const sheet = document.getElementById("tempo-figure-styles").textContent;
+  const styles = new Map([...sheet.matchAll(/\.(s\d+)\{([^}]*)\}/g)].map((rule) => rule.slice(1)));
   const standing = (svg) => {
     const copy = svg.cloneNode(true), [, , width, height] = svg.getAttribute("viewBox").split(/[ ,]+/);
     copy.removeAttribute("style");
+    for (const shape of copy.querySelectorAll("[class]")) { // a file has no stylesheet
+      if (!styles.has(shape.getAttribute("class"))) continue;
+      shape.setAttribute("style", styles.get(shape.getAttribute("class")));
+      shape.removeAttribute("class");
+    }
+    copy.removeAttribute("aria-labelledby");
+    copy.setAttribute("aria-label", svg.closest("figure").querySelector("details p").textContent);
     copy.setAttribute("color", "#222");
     const paper = document.createElementNS("http://www.w3.org/2000/svg", "rect");
     for (const [name, value] of [["width", width], ["height", height], ["fill", "#fff"]]) {

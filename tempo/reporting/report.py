@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tempo import files
 from tempo.claims import Finding
-from tempo.errors import ResultsError, TraceError
+from tempo.errors import ResultsError, TempoError, TraceError
 from tempo.parsing import seal
 from tempo.records import AGAIN, plain, read_findings, read_record, validated
 from tempo.reporting.answers import Conclusions, verdicts_alone
@@ -30,6 +30,7 @@ from tempo.text import slug
 RECORD = "report.json"
 ELSEWHERE = "choose another folder with --results"
 FIGURES = "figures"
+RUNS = "runs"  # folder of pages to walk through runs, below a results folder
 _PICTURE = ("name", "title", "caption", "alt", "svg", "csv")
 
 
@@ -69,6 +70,8 @@ class Section:
     rasters: a hash of the PNG of each picture, by its name.
     folder: where the record lies, under the results folder.
     prompts: those that the claims were judged on. values: by claim, one for each of the prompts.
+    run: the name of a page of the run on the config's own prompt, in the folder `runs`.
+    drawn_from: a hash of all that the pictures were drawn from.
     What an older tempo did not record of these is empty.
     """
 
@@ -90,6 +93,8 @@ class Section:
     folder: str = ""
     prompts: tuple[PromptRow, ...] = ()
     values: Mapping[str, Values] = field(default_factory=dict)
+    run: Annotated[str, Field(pattern=r"^([0-9a-f]{16}\.html)?$")] = ""
+    drawn_from: str = ""
 
     @property
     def anchor(self) -> str:
@@ -192,6 +197,24 @@ def write_section(results: Path, section: Section) -> None:
         files.publish(folder, contents, ELSEWHERE, is_replaceable=lambda path: True)
     except OSError as error:
         raise _cannot_write(folder, error) from None
+
+
+def drawn_before(results: Path, folder: str, drawn_from: str) -> tuple[Picture, ...] | None:
+    """The pictures of a section on disk, if they were drawn from the same and are whole."""
+    path = results / folder / RECORD
+    try:
+        section = _section(path, results)
+        if section.drawn_from != drawn_from or section.problem:
+            return None
+        found = []
+        for picture in section.pictures:
+            png = (path.parent / FIGURES / f"{picture.name}.png").read_bytes()
+            if hashlib.sha256(png).hexdigest() != section.rasters.get(picture.name):
+                return None
+            found.append(replace(picture, png=png))
+        return tuple(found)
+    except (OSError, ValueError, TempoError):  # they are drawn again
+        return None
 
 
 def write_session(results: Path, session: Session) -> str:

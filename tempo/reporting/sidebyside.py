@@ -16,9 +16,9 @@ from tempo.reporting.findings import (
     primary_first,
     role,
 )
-from tempo.reporting.prompts import known, values_of
+from tempo.reporting.prompts import claim_id, known, values_of
 from tempo.reporting.report import Report, names_of
-from tempo.reporting.table import badge, effect_svg
+from tempo.reporting.table import aligned, badge, effect_svg
 from tempo.text import html_text, number
 
 AGREE = ""
@@ -105,6 +105,28 @@ def questions(reports: Sequence[Report]) -> list[Question]:
     ]
 
 
+def answers_html(reports: Sequence[Report]) -> str:
+    """The headline answers of the models beside each other, for the first screen."""
+    names = [html_text(name) for name in names_of(reports)]
+    by_question: dict[str, dict[int, str]] = {}
+    for i, report in enumerate(reports):
+        for answer in report.conclusions.headlines:
+            by_question.setdefault(answer.question, {})[i] = answer.short
+    rows = ""
+    for question, shorts in by_question.items():
+        cells = "".join(
+            f'<td data-label="{name}"><b class="tempo-answer">'
+            f"{html_text(shorts.get(i, 'not asked'))}</b></td>"
+            for i, name in enumerate(names)
+        )
+        rows += f'<tr><td data-label="Question">{html_text(question)}</td>{cells}</tr>'
+    heads = "".join(f'<th scope="col">{name}</th>' for name in ("", *names))
+    return (
+        '<table class="tempo-table tempo-stacked tempo-answers"><thead>'
+        f"<tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
 def opposed(reports: Sequence[Report]) -> str:
     """On how many claims the models have opposite verdicts."""
     rows = claim_rows(reports)
@@ -130,8 +152,8 @@ def said(reports: Sequence[Report]) -> list[str]:
     return [*lines, f"{'; '.join(counted)}."]
 
 
-def side_by_side_html(reports: Sequence[Report]) -> str:
-    """Both tables."""
+def side_by_side_html(reports: Sequence[Report], at: Sequence[str]) -> str:
+    """Both tables; `at` is what the ids of each report's part of the page begin with."""
     names = [html_text(name) for name in names_of(reports)]
     first, *lines, last = said(reports)
     listed = "".join(f"<li>{html_text(line)}</li>" for line in lines)
@@ -145,8 +167,8 @@ def side_by_side_html(reports: Sequence[Report]) -> str:
         answers += _html_row(f"{asked}{cells}", question.marker)
     for row in claim_rows(reports):
         cells = "".join(
-            _cell(f, row, name, report)
-            for f, name, report in zip(row.found, names, reports, strict=True)
+            _cell(f, row, name, report, prefix)
+            for f, name, report, prefix in zip(row.found, names, reports, at, strict=True)
         )
         claim = (
             f'<td data-label="Claim"><span>{html_text(row.statement)}</span>'
@@ -196,16 +218,16 @@ def _in_words(f: Finding | None) -> str:
     return f"{SIGNS[f.verdict]} {f.verdict.lower()} {interval(f)}, n {f.n}" if f else "not measured"
 
 
-def _cell(f: Finding | None, row: Row, name: str, report: Report) -> str:
+def _cell(f: Finding | None, row: Row, name: str, report: Report, at: str) -> str:
     if f is None:
         return f'<td data-label="{name}">not measured</td>'
     p = "" if f.kind == "invariant" else f", p {number(deciding(f)[1])}"
     others = [other for other in row.found if other]
     values = values_of(report, f)
-    picture = effect_svg(f, others, known(values.claim) if values else ())
+    picture = effect_svg(f, others, known(values.claim) if values else (), claim_id(f, at))
     return (
         f'<td data-label="{name}" class="tempo-number">{badge(f)}<br>{picture}<br>'
-        f"{interval(f)}<small>n {f.n}{p}</small></td>"
+        f"{aligned(f)}<small>n {f.n}{p}</small></td>"
     )
 
 

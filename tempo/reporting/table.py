@@ -6,20 +6,20 @@ import math
 from collections.abc import Callable, Sequence
 
 from tempo.claims import Finding, standing
-from tempo.reporting.figures.strips import Strip, cloud, scale_of
+from tempo.reporting.figures.strips import Strip, scale_of
 from tempo.reporting.findings import (
     PRIMARY,
     SIGNS,
     behaved,
     deciding,
-    interval,
     primary_first,
     rank,
     role,
     violated,
 )
 from tempo.reporting.glossary import explained
-from tempo.text import html_text, number, slug
+from tempo.reporting.prompts import claim_id
+from tempo.text import alike, html_text, number, slug
 
 _WIDTH, _HEIGHT = 200, 26  # of the drawn effect, in CSS pixels
 # The heading of each column, and whether it sorts by numbers or by text.
@@ -31,6 +31,7 @@ _COLUMNS = (
     ("p, corrected", "number"),
     ("Negative control", "number"),
 )
+OWN_ROW = "."  # in place of an anchor: the claim whose row this is
 # From a finding to the values of its prompts, none where they are not on record.
 ValuesOf = Callable[[Finding], Sequence[float]]
 
@@ -52,12 +53,13 @@ def claims_table(findings: Sequence[Finding], at: str = "", values: ValuesOf = n
     parts = []
     if empirical:
         legend = (
-            "The bar is the 95 % interval, the disc the estimate, and each faint dot a prompt. The "
-            "claim would hold in the shaded region. The thin line is zero. Each row has its own "
-            "scale; what lies far beyond stands at the edge."
+            "The bar is the 95 % interval, the disc the estimate. The claim would hold in the "
+            "shaded region. The thin line is zero. Each row has its own scale; what lies far "
+            "beyond stands at the edge."
         )
+        dots = '<span class="tempo-scripted" hidden> Each faint dot is a prompt.</span>'
         parts += [_table(empirical, seen, at, values, "Table of claims")]
-        parts += [f"<p><small>{html_text(legend)}</small></p>"]
+        parts += [f"<p><small>{html_text(legend)}{dots}</small></p>"]
     if invariants:
         broken = sum(map(violated, invariants))
         said = f"{broken} VIOLATED" if broken else "all held"
@@ -105,7 +107,7 @@ def _row(f: Finding, seen: set[str], at: str, values: Sequence[float]) -> str:
     if f.kind == "empirical":
         shown_p = f"{number(p)}<small>raw {number(raw)}{against}</small>"
     # A link to a claim without its config leads to the claim's first config.
-    own, shared = (f"{at}claim-{slug(name)}" for name in (f.label, f.claim))
+    own, shared = claim_id(f, at), f"{at}claim-{slug(f.claim)}"
     also = f'<span id="{shared}"></span>' if shared != own and shared not in seen else ""
     seen |= {own, shared}
     units = f.unit if f.n == 1 else f"{f.unit}s"
@@ -115,13 +117,13 @@ def _row(f: Finding, seen: set[str], at: str, values: Sequence[float]) -> str:
         _cell("Verdict", list(SIGNS).index(f.verdict), f"{badge(f)}<small>{rank(f)}</small>"),
         _cell(
             "Claim",
-            html_text(f.statement),
+            None,
             f"{also}<span>{html_text(f.statement)}</span>{name}{_how(f)}",
         ),
         _cell(
             "Effect",
             _value(f.estimate),
-            f"{effect_svg(f, values=values)}<br>{interval(f)}",
+            f"{effect_svg(f, values=values, of=OWN_ROW)}<br>{aligned(f)}",
             "tempo-number",
         ),
         _cell("n", f.n, f"{f.n}<small>{html_text(units)}</small>", "tempo-number"),
@@ -138,9 +140,17 @@ def _row(f: Finding, seen: set[str], at: str, values: Sequence[float]) -> str:
 
 
 def _cell(label: str, value: object, content: str, kind: str = "") -> str:
-    """A cell of HTML; `value` is what it sorts by."""
+    """A cell of HTML; `value` is what it sorts by, None its text."""
     of_class = f' class="{kind}"' if kind else ""
-    return f'<td data-label="{label}" data-value="{value}"{of_class}>{content}</td>'
+    sorts = "" if value is None else f' data-value="{value}"'
+    return f'<td data-label="{label}"{sorts}{of_class}>{content}</td>'
+
+
+def aligned(f: Finding) -> str:
+    """The interval with equal decimals: `0.240 [0.174, 0.305]`."""
+    if math.isfinite(f.estimate) and math.isnan(f.low) and math.isnan(f.high):
+        return f"{number(f.estimate)} [no interval]"
+    return "{} [{}, {}]".format(*alike(f.estimate, f.low, f.high))
 
 
 def badge(f: Finding) -> str:
@@ -174,11 +184,14 @@ def region(f: Finding) -> tuple[float, float]:
     return regions.get(f.test, (f.margin, math.inf))
 
 
-def effect_svg(f: Finding, beside: Sequence[Finding] = (), values: Sequence[float] = ()) -> str:
+def effect_svg(
+    f: Finding, beside: Sequence[Finding] = (), values: Sequence[float] = (), of: str = ""
+) -> str:
     """The effect as a small picture: estimate, interval, prompts, where the claim would hold, zero.
 
     beside: findings about the same claim whose pictures are to have the same scale.
-    values: the statistic of each prompt.
+    values: the statistic of each prompt, which fit the scale. of: the anchor of the claim whose
+    prompts the page's script draws as dots; drawn here, they would be a quarter of the page.
     """
     if not math.isfinite(f.estimate):
         return ""
@@ -189,20 +202,18 @@ def effect_svg(f: Finding, beside: Sequence[Finding] = (), values: Sequence[floa
 
     start, end = region(f)
     width = max(0.0, at(end) - at(start))
-    middle = _HEIGHT / 2
-    zero = f"{at(0.0):.1f}"
+    middle = _HEIGHT // 2
     drawn = [
         f'<rect x="{at(start):.1f}" y="1" width="{width:.1f}" height="{_HEIGHT - 2}"/>',
-        f'<line class="tempo-zero" x1="{zero}" x2="{zero}" y1="0" y2="{_HEIGHT}"/>',
+        f'<path class="tempo-zero" d="M{at(0.0):.1f} 0v{_HEIGHT}"/>',
     ]
-    if dots := cloud(values, at, middle, middle - 2):
-        drawn.append(f'<path class="tempo-dots" d="{dots}"/>')
     if math.isfinite(f.low) and math.isfinite(f.high):
-        ends = f'x1="{at(f.low):.1f}" x2="{at(f.high):.1f}" y1="{middle}" y2="{middle}"'
-        drawn.append(f'<line class="tempo-ci" {ends}/>')
-    drawn.append(f'<circle class="tempo-mark" cx="{at(f.estimate):.1f}" cy="{middle}" r="4.5"/>')
+        ends = f"M{at(f.low):.1f} {middle}H{at(f.high):.1f}"
+        drawn.append(f'<path class="tempo-ci" d="{ends}"/>')
+    drawn.append(f'<circle cx="{at(f.estimate):.1f}" cy="{middle}" r="4.5"/>')
+    dots = f' data-claim="{of}" data-scale="{low:.4g} {high:.4g}"' if of and values else ""
     return (
-        f'<svg class="tempo-effect tempo-{f.verdict.lower()}" width="{_WIDTH}" height="{_HEIGHT}" '
+        f'<svg class="tempo-effect tempo-{f.verdict.lower()}"{dots} '
         f'viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-hidden="true">{"".join(drawn)}</svg>'
     )
 
@@ -219,4 +230,4 @@ def _scale(f: Finding, beside: Sequence[Finding], values: Sequence[float]) -> tu
 
 def _value(x: float) -> str:
     """For sorting; empty if there is no number."""
-    return repr(float(x)) if math.isfinite(x) else ""
+    return f"{x:.6g}" if math.isfinite(x) else ""

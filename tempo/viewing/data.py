@@ -8,14 +8,17 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tempo.errors import SpecError
+from tempo.errors import ModelError, SpecError
 from tempo.metrics import kl_divergence, softmax, total_variation
 from tempo.text import escaped
 from tempo.trace import Step, Trace
+
+if TYPE_CHECKING:
+    from tempo.models import LanguageModel
 
 # Characters of a token that are shown. Most have fewer than ten; a hostile one may have thousands.
 LONGEST_TOKEN = 60
@@ -131,7 +134,7 @@ def differences(base: Trace, other: Trace) -> list[Distance | None]:
     return found
 
 
-def data_of(group: Group, text_of: TextOf) -> dict[str, Any]:
+def data_of(group: Group, text_of: TextOf, lm: LanguageModel | None) -> dict[str, Any]:
     """All that the script of a page needs of a group of runs, as JSON holds it."""
     first = group.traces[0]
     reduced = [coarse(trace) for trace in group.traces]
@@ -162,6 +165,7 @@ def data_of(group: Group, text_of: TextOf) -> dict[str, Any]:
         ],
         "kept": [kept for _, kept in reduced],
         "next": predictions(group.traces, text_of),
+        "lens": [by_layer(lm, trace, text_of) for trace in group.traces],
     }
 
 
@@ -231,6 +235,30 @@ def _prediction(of_runs: Sequence[Step], member: int, text_of: TextOf) -> dict[s
     same_size = len(predicted[0]) == len(predicted[-1])
     tv = total_variation(predicted[0], predicted[-1]) if len(predicted) > 1 and same_size else None
     return {"top": tops, "tv": None if tv is None else rounded([tv])[0]}
+
+
+def by_layer(
+    lm: LanguageModel | None, trace: Trace, text_of: TextOf
+) -> list[list[list[list[Any]]]] | str | None:
+    """What each layer would predict at each member: by set, member and layer a token.
+
+    Each is its text, its probability, and the layer's KL to the output in nats. None without a
+    model or without residuals; the reason if the model's residuals cannot be unembedded.
+    """
+    from tempo.interpret import lens
+
+    if lm is None or any(step.residual is None for step in trace.steps):
+        return None
+    try:
+        steps = lens(lm, trace).steps
+    except ModelError as error:
+        return escaped(str(error))
+    found = []
+    for step in steps:
+        texts = [list(map(text_of, row)) for row in step.tokens.T.tolist()]
+        numbers = zip(texts, rounded(step.probabilities.T), rounded(step.kl.T), strict=True)
+        found.append([[list(each) for each in zip(*row, strict=True)] for row in numbers])
+    return found
 
 
 def best_members(trace: Trace) -> list[int] | None:

@@ -48,10 +48,12 @@ POLICY = (
 CLASSES = "tempo-view tex2jax_ignore mathjax_ignore"
 LONGEST_PROMPT = 300
 LONGEST_SPEC = 400
+LEAST_SHARE = 0.001  # of a path, below which a number says no more
 LONG_LIST = 40  # tokens of a prompt that any window shows without a scroll bar
 HUES = 3  # of the runs of a group; the letters tell all of them apart
 LETTERS = "ABCDEFGH"  # of the runs of a group, for numbers side by side
 HEAD = 4096  # bytes at the begin of a page that hold its title
+TAIL = b"</html>\n"
 TITLE = "<title>tempo view: "
 PAGE_STYLE = (
     "html { color-scheme: light dark } body { margin: 0; background: light-dark(#fff, #111) } "
@@ -97,12 +99,8 @@ class View:
     def page(self) -> str:
         """The view as a whole HTML page, which asks for nothing and runs no other script."""
         script = self.html.rpartition("<script>")[2].partition("</script>")[0]
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         return (
-            # The policy stands first: it holds for what comes after it.
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n'
-            '<meta http-equiv="Content-Security-Policy" '
-            f'content="{POLICY.format(script=digest)}"/>\n'
+            f"{_opening(script)}"
             '<meta charset="utf-8"/>\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
             '<meta name="color-scheme" content="light dark"/>\n'
@@ -129,6 +127,30 @@ class View:
         return path
 
 
+def _opening(script: str) -> str:
+    """How a page begins. The policy stands first: it holds for what comes after it."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n'
+        '<meta http-equiv="Content-Security-Policy" '
+        f'content="{POLICY.format(script=digest)}"/>\n'
+    )
+
+
+def is_page(content: bytes) -> bool:
+    """Whether this is a whole page of this version's: it runs no script but tempo's own.
+
+    >>> is_page(b"<script>alert(1)</script>")
+    False
+    """
+    return content.startswith(_opening(_script()).encode()) and content.endswith(TAIL)
+
+
+def _script() -> str:
+    """The script of every page, as it stands between its tags."""
+    return f"\n{resources('tempo.viewing').joinpath('view.js').read_text(encoding='utf-8')}"
+
+
 def check_target(path: Path) -> None:
     """Raises ResultsError if a page cannot be written there; a caller asks before a run."""
     files.check_file(path, "another path")
@@ -153,7 +175,8 @@ def view(
         trace: The run.
         others: More runs, which are compared with the first one.
         names: What to call the runs; by default their settings.
-        lm: The model, for the texts of tokens that are in no set. Without it they show as ids.
+        lm: The model, for the texts of tokens that are in no set, which else show as ids, and for
+            what each layer would predict, if residuals were captured.
 
     Raises:
         SpecError: if something else than traces is given, or not a name for each.
@@ -178,19 +201,16 @@ def view(
     called = [shown(str(name)) for name in names] if names else names_of(traces)
     text_of = texts_of(traces, lm.token_text if lm is not None else None)
     groups = grouped(traces, called)
-    style, script = (
-        resources("tempo.viewing").joinpath(name).read_text(encoding="utf-8")
-        for name in ("view.css", "view.js")
-    )
+    style = resources("tempo.viewing").joinpath("view.css").read_text(encoding="utf-8")
     heads = len({tuple(each.prompt_tokens) for each in traces}) == 1
     parts = [
         f'<div class="{CLASSES}">',
         f"<style>\n{style}</style>",
         _header(traces, called, text_of, with_prompt=heads),
-        *(_group(group, text_of, with_prompt=not heads) for group in groups),
+        *(_group(group, text_of, lm, with_prompt=not heads) for group in groups),
         _compared(traces, called, text_of) if len(traces) > 1 else "",
         f'<p class="tempo-note">{PRECISION}</p>' if any(map(has_attention, traces)) else "",
-        f"<script>\n{script}</script>",
+        f"<script>{_script()}</script>",
         "</div>",
     ]
     return View(_title(traces[0], text_of), "\n".join(filter(None, parts)) + "\n")
@@ -241,7 +261,7 @@ def _settings(trace: Trace) -> str:
     return said if len(said) <= LONGEST_SPEC else f"{said[:LONGEST_SPEC]}…"
 
 
-def _group(group: Group, text_of: TextOf, with_prompt: bool) -> str:
+def _group(group: Group, text_of: TextOf, lm: LanguageModel | None, with_prompt: bool) -> str:
     """The lattice of one or several runs on the same sets, and what its script needs."""
     trace, letters = group.traces[0], _letters(group)
     named = " and ".join(group.names)
@@ -251,7 +271,8 @@ def _group(group: Group, text_of: TextOf, with_prompt: bool) -> str:
         for i, (letter, name) in enumerate(zip(letters, group.names, strict=True))
     )
     legend = f'<ul class="tempo-keys">{keys}</ul>' if len(group.traces) > 1 else ""
-    data = json.dumps(data_of(group, text_of), separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(data_of(group, text_of, lm), separators=(",", ":"))
+    data = data.replace("<", "\\u003c")
     prompt = f"<p>{_prompt(trace, text_of)}</p>" if with_prompt else ""
     reading = SEVERAL if len(group.traces) > 1 else SINGLE
     return (
@@ -338,6 +359,15 @@ def digits(value: float) -> str:
     return f"{value:.2g}".removeprefix("0") if 0 < value < 1 else f"{value:.2g}"
 
 
+def share(value: float) -> str:
+    """A share in the width of a column; of a small one only that it is small.
+
+    >>> share(0.26), share(0.00002)
+    ('.26', '&lt;.001')
+    """
+    return digits(value) if value >= LEAST_SHARE else f"&lt;{digits(LEAST_SHARE)}"
+
+
 def _paths(group: Group) -> str:
     """The most probable whole paths of each run."""
     parts = []
@@ -349,7 +379,7 @@ def _paths(group: Group) -> str:
             continue
         lines = "".join(
             f'<li><span class="tempo-path" data-run="{run}" '
-            f'data-members="{",".join(map(str, path.members))}"><b>{digits(path.share)}</b> '
+            f'data-members="{",".join(map(str, path.members))}"><b>{share(path.share)}</b> '
             f"<bdi>{html_text(_cut(path.text.strip()))}</bdi></span></li>"
             for path in found
         )

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tempo.errors import SpecError, TraceError
-from tempo.spec import RunSpec, Visibility
+from tempo.errors import ModelError, SpecError, TraceError
+from tempo.spec import Capture, RunSpec, Visibility
 from tempo.text import escaped
 from tempo.trace import RECORD, Trace, load_trace
 from tempo.viewing.page import View, check_target, view
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["check_target", "folders_of", "view_folders", "view_prompt"]
 
 MODES: tuple[Visibility, ...] = ("isolated", "visible")
-CAPTURED = ("attention", "logits")
+CAPTURED: tuple[Capture, ...] = ("attention", "logits")
 Generate = Callable[["LanguageModel", Sequence[RunSpec]], list[Trace]]
 
 
@@ -99,8 +99,21 @@ def _check_model(lm: LanguageModel, traces: Sequence[Trace]) -> None:
                     )
 
 
+def _captured(lm: LanguageModel) -> tuple[Capture, ...]:
+    """What a page shows; residuals only of a model that has a residual stream."""
+    try:
+        assert lm.residual_stream
+    except ModelError:
+        return CAPTURED
+    return (*CAPTURED, "residual")
+
+
 def view_prompt(
-    lm: LanguageModel, spec: RunSpec, visibility: Visibility | None, generate: Generate
+    lm: LanguageModel,
+    spec: RunSpec,
+    visibility: Visibility | None,
+    generate: Generate,
+    captured: tuple[Capture, ...] = (),
 ) -> View:
     """A prompt in both modes on the sets that isolated mode chooses, or in one mode.
 
@@ -109,8 +122,10 @@ def view_prompt(
         spec: The settings. What a page shows is captured in addition.
         visibility: The mode. None means both.
         generate: Makes the traces of specs.
+        captured: What the page shows beside the sets; by default all that it can.
     """
-    spec = spec.but(capture=tuple(dict.fromkeys((*spec.capture, *CAPTURED))))
+    shows = captured or _captured(lm)
+    spec = spec.but(capture=tuple(dict.fromkeys((*spec.capture, *shows))))
     if visibility is not None:
         return view(*generate(lm, [spec.but(visibility=visibility)]), lm=lm)
     if not spec.replay:

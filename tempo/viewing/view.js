@@ -26,6 +26,7 @@
       this.name = data.names[index];
       this.links = data.links[index];
       this.held = data.attention[index];
+      this.lens = data.lens[index];
       this.unpacked = [];
     }
     weights(k) {
@@ -198,7 +199,7 @@
       (v) => { part = Number(v); });
     const title = element("h2"), where = element("p", { className: "tempo-note" });
     const attends = element("div"), maps = element("div", { className: "tempo-maps" });
-    const next = element("div"), before = element("div");
+    const next = element("div"), before = element("div"), layers = element("div");
     const note = (text) => element("p", { className: "tempo-note", textContent: text });
     const kept = [...new Set(data.kept.filter(Boolean))].map((text) => note(`Attention is ${text}.`));
     const card = (name, ...children) =>
@@ -214,7 +215,8 @@
               note("layers →, heads ↓")), maps, ...kept]
           : kept.length ? kept : [note("Not captured. Generate with capture=\"attention\".")])),
       card("Predicts next", next),
-      card("Came from", before));
+      card("Came from", before),
+      card("Layer by layer", layers));
     find(".tempo-reading").append(numbersLabel);
     panel.replaceChildren(hint, details);
     panel.hidden = false;
@@ -316,6 +318,40 @@
       next.replaceChildren(table(rows, "token"), ...(tv === null ? [] : [
         note(`Total variation between ${runs[0].name} and ${runs.at(-1).name}: ${share(tv)}.`)]));
     };
+    /** What would be predicted from the residual before each layer, in each run. */
+    const showLayers = (k, i) => {
+      const found = runs.map((run) => (Array.isArray(run.lens) ? run.lens[k][i] : null));
+      const known = found.find(Boolean), why = runs.find((run) => run.lens)?.lens;
+      if (!known) {
+        layers.replaceChildren(note(why || "Not known: it takes capture=\"residual\" and the model."));
+        return;
+      }
+      const rows = [];
+      known.forEach((_, layer) => {
+        const texts = found.map((of) => of && of[layer][0]);
+        const last = rows.at(-1);
+        const name = layer === known.length - 1 ? "output" : String(layer);
+        if (last && name !== "output" && texts.every((text, r) => text === last.texts[r])) {
+          Object.assign(last, { layer, name: `${last.first}–${layer}` });
+        } else rows.push({ first: layer, layer, texts, name });
+      });
+      const heads = letters.map((letter, r) => element("th", { scope: "col", title: runs[r].name,
+        textContent: letter ? `${letter} ${runs[r].name}` : "token, share, KL to the output" }));
+      const body = rows.map(({ layer, name }) => element("tr", {},
+        element("th", { scope: "row", textContent: name }),
+        ...found.map((of) => {
+          if (!of) return element("td", { textContent: "–" });
+          const [text, p, kl] = of[layer];
+          const aside = ` ${share(p)}, ${Number(kl.toPrecision(2))} nats`;
+          return element("td", {}, bdi(text), element("small", { textContent: aside }));
+        })));
+      layers.replaceChildren(
+        element("table", { className: "tempo-layers", ariaLabel: "Layer by layer" },
+          element("thead", {}, element("tr", {}, element("th", { textContent: "before" }), ...heads)),
+          element("tbody", {}, ...body)),
+        note("Logit lens: what the output weights make of the residual before each layer, with its "
+          + "share and KL to the output. Layers with one token share a row; its numbers are of the last."));
+    };
     const pathText = (run, path) =>
       path.map((i, k) => data.slots[data.sets[k].slots[i]]).join("").replaceAll("·", " ").trim();
     const showBefore = (k, i) => {
@@ -353,6 +389,7 @@
         + `position ${set.position}, slot ${set.slots[i]}, token ${set.tokens[i]}`;
       if (hasAttention) showAttention(k, i);
       showNext(k, i);
+      showLayers(k, i);
       showBefore(k, i);
       mark(at);
     };

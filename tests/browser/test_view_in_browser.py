@@ -32,7 +32,7 @@ def pages():
             "run-modes": tempo.view(*modes, lm=lm),
             "run-free": tempo.view(*modes, free, lm=lm),
             "run-bare": tempo.view(free),
-            "run-hostile": tempo.view(*map(hostile, modes)),
+            "run-hostile": tempo.view(*map(hostile, modes), lm=lm),
         }
         found = {name: view.page() for name, view in views.items()}
         return found | {"notebook": notebook(*views.values())}
@@ -298,6 +298,26 @@ def test_posterior_and_path_are_those_of_the_trace(show):  # noqa: F811
     page.locator(".tempo-path").nth(1).click()
     traced = page.locator(".tempo-traced").evaluate_all("(all) => all.map((e) => +e.dataset.i)")
     assert traced == second != trace.paths(1)[0].members
+
+
+def rows_by_layer(page):
+    """The rows of the panel's table of layers, as texts."""
+    rows = page.locator(".tempo-layers tbody tr").all()
+    return [row.locator("th, td").all_inner_texts() for row in rows]
+
+
+def test_a_member_shows_what_each_layer_would_predict(show):  # noqa: F811
+    page = show(pages()["run-modes"])
+    page.locator(CHIPS).nth(5).click()
+    rows = rows_by_layer(page)
+    assert rows[0][0].startswith("0")
+    assert rows[-1][0] == "output"
+    assert all(cell.endswith(", 0 nats") for cell in rows[-1][1:])
+    assert len(rows[-1]) == 3
+    bare = show(pages()["run-bare"])
+    bare.locator(CHIPS).first.click()
+    assert rows_by_layer(bare) == []
+    assert 'capture="residual"' in shown(bare)
 
 
 def test_what_was_not_captured_is_said(show):  # noqa: F811

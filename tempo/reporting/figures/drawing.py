@@ -37,6 +37,7 @@ SYMBOLS = {"SUPPORTED": (GREEN, "o"), "REFUTED": (VERMILLION, "X"), "INCONCLUSIV
 _MAX_LABELS = 48  # token labels along an axis that can still be told apart at the widest picture
 _LABEL_LENGTH = 14
 WIDTH = 7.5  # inches at 96 CSS pixels
+_SHORT = 0.1  # points; what is shorter is a dot
 _DPI = 300  # of a PNG, as journals ask for
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 _RC: dict[Any, Any] = {
@@ -66,6 +67,8 @@ _COLUMN = 600  # CSS pixels of half a page: wider pictures get a row of their ow
 _XLINK = "{http://www.w3.org/1999/xlink}"
 _SVG = "{http://www.w3.org/2000/svg}"
 _LONG = re.compile(r"-?\d+\.\d{3,}")  # more digits than a hundredth of a point needs
+# A line too short to be seen, but for its round ends: a dot.
+_DOT = re.compile(r"M (-?[\d.]+) (-?[\d.]+)\s+L (-?[\d.]+) \2\s+(?=M|$)")
 FORMATS = ("svg", "png")
 # What a picture may be made of. None of it runs anything, or loads anything by itself.
 SVG_TAGS = {"svg", "g", "defs", "use", "clipPath", "pattern", "linearGradient", "stop", "image"}
@@ -168,18 +171,22 @@ def to_html(picture: Picture, at: str = "", id: str = "") -> str:
     svg = re.sub(r'( id="|#)(?=fig[0-9a-f]{8}-)', rf"\1{at}", picture.svg) if at else picture.svg
     wide = " tempo-wide" if width and int(width[1]) > _COLUMN else ""
     anchor = f' id="{html_text(id)}"' if id else ""
+    # The text alternative stands in the page once: the picture refers to it.
+    digest = hashlib.sha256(picture.svg.encode()).hexdigest()[:8]
+    words = f"words-{html_text(id) or at + digest}"
+    svg = re.sub(r' aria-label="[^"]*"', f' aria-labelledby="{words}"', svg, count=1)
     table = f' data-csv="{_attribute(picture.csv)}"' if picture.csv else ""
     return (
         f'<figure class="tempo-figure{wide}"{anchor} data-name="{html_text(picture.name)}"{table}>'
         f'<div class="tempo-scroll" tabindex="0" role="region" aria-label="{title}">'
         f"{svg}</div><figcaption><strong>{title}.</strong> {caption}</figcaption>"
-        f"<details><summary>As text</summary><p>{alt}</p></details></figure>"
+        f'<details><summary>As text</summary><p id="{words}">{alt}</p></details></figure>'
     )
 
 
 def _attribute(table: str) -> str:
     """A table as the value of an attribute, its line breaks kept."""
-    return "&#10;".join(map(html_text, table.split("\n")))
+    return "\n".join(map(html_text, table.split("\n")))
 
 
 def save(picture: Picture, folder: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
@@ -247,6 +254,12 @@ def _csv_cell(cell: object) -> str:
         return f"{cell:.6g}" if math.isfinite(cell) else ""
     text = printable(str(cell))
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+
+
+def _dot(line: re.Match[str]) -> str:
+    """A dot in few bytes, as a cloud has hundreds; any other line as it is."""
+    x, y, end = map(float, line.groups())
+    return f"M{x:.0f} {y:.0f}h0" if abs(end - x) < _SHORT else line[0]
 
 
 def _unwrap(parent: ET.Element) -> None:
@@ -353,6 +366,7 @@ def _inline(raw: str, prefix: str, alt: str, tips: Sequence[str] = ()) -> str:
                 if key == "transform" and value.startswith("rotate(-0 "):
                     continue
                 if key in ("d", "points", "x", "y"):
+                    value = _DOT.sub(_dot, value)
                     value = _LONG.sub(lambda match: f"{float(match[0]):.2f}", value)
                 value = re.sub(r"font-family: [^;]*(; )?", "", re.sub(r"\s+", " ", value)).strip()
             if value:

@@ -18,6 +18,7 @@ from tempo.reporting.figures.drawing import (
     Picture,
     picture,
 )
+from tempo.reporting.figures.spreads import DOTS, fit, strew, values_behind
 from tempo.text import number, printable
 
 
@@ -66,6 +67,9 @@ def cell_table(
     return picture(title, caption, f"Table. {said}.", size, draw, table=table)
 
 
+_HUES = (BLUE, VERMILLION, GREEN, PURPLE)
+
+
 def dots(
     groups: Mapping[str, Sequence[tuple[float, float, float]]],
     labels: Sequence[str],
@@ -74,15 +78,26 @@ def dots(
     caption: str,
     margin: float | None = None,
 ) -> Picture:
-    """(mean, low, high) of each group, a row for each label, with a dashed line at the margin."""
+    """(mean, low, high) of each group, a row for each label, with a dashed line at the margin.
+
+    A point that is a `Spread` knows its values: each is a faint dot.
+    """
+    every = [point for points in groups.values() for point in points]
+    behind = {printable(name): list(map(values_behind, of)) for name, of in groups.items()}
+    has_dots = any(map(values_behind, every))
+    caption = f"{caption} {DOTS}" if has_dots else caption
     drawn = {printable(name): np.asarray(points, np.float64) for name, points in groups.items()}
 
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
+        if has_dots:
+            fit(ax, every, [0.0] if margin is None else [0.0, margin])
         for i, (name, points) in enumerate(drawn.items()):
             at = np.arange(len(labels)) + 0.5 * ((i + 0.5) / len(drawn) - 0.5)
+            for height, values in zip(at, behind[name], strict=True):
+                strew(ax, values, float(height), _HUES[i % 4], 0.17 / len(drawn))
             mean, low, high = points.T
-            colour, marker = (BLUE, VERMILLION, GREEN, PURPLE)[i % 4], "osD^"[i % 4]
+            colour, marker = _HUES[i % 4], "osD^"[i % 4]
             errors = np.maximum([mean - low, high - mean], 0.0)
             ax.errorbar(
                 mean,

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from tempo.reporting.figures.drawing import BLUE, GREEN, INK, Picture, clip, picture
-from tempo.text import number
+from tempo.reporting.figures.spreads import DOTS, fit, strew, values_behind
+from tempo.text import alike, number
 
 
 def intervals(
@@ -18,21 +19,26 @@ def intervals(
     notes: Sequence[str] = (),
     reference: float | None = None,
 ) -> Picture:
-    """(mean, low, high) of each named row as a dot on a bar, with its numbers and its note.
+    """(mean, low, high) of each named row as a disc on a bar, with its numbers and its note.
 
+    A row that is a `Spread` knows its values: each is a faint dot.
     A row that is exactly zero is what the others are measured from: it is marked, and a line drawn
     through all rows. The row of a control, which says so, is drawn open.
     reference: where a dashed line is drawn.
     """
-    texts = [f"{number(mean)} [{number(low)}, {number(high)}]" for mean, low, high in rows.values()]
-    texts = [
-        f"{text}  {note}".rstrip()
-        for text, note in zip(texts, notes or [""] * len(texts), strict=True)
-    ]
+    noted = notes or [""] * len(rows)
+    shown = alike(*(x for row in rows.values() for x in row))
+    triples = zip(shown[::3], shown[1::3], shown[2::3], noted, strict=True)
+    texts = [f"{mean} [{low}, {high}]  {note}".rstrip() for mean, low, high, note in triples]
+    has_dots = any(map(values_behind, rows.values()))
+    caption = f"{caption} {DOTS}" if has_dots else caption
 
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
+        if has_dots:
+            fit(ax, list(rows.values()), [] if reference is None else [reference])
         for row, (name, (mean, low, high)) in enumerate(rows.items()):
+            strew(ax, values_behind(rows[name]), row, BLUE)
             if mean == low == high == 0:
                 ax.axvline(0.0, color=GREEN, lw=1.4)
                 ax.plot([0.0], [row], "D", color=GREEN, ms=6)
@@ -52,7 +58,6 @@ def intervals(
 
     said = "; ".join(f"{name}: {text}" for name, text in zip(rows, texts, strict=True))
     table: list[Sequence[object]] = [("row", "estimate", "low", "high", "note")]
-    noted = notes or [""] * len(texts)
     table += [(name, *found, n) for (name, found), n in zip(rows.items(), noted, strict=True)]
     size = (8.4, 0.9 + 0.27 * len(rows))
     return picture(title, caption, f"{xlabel}. {said}.", size, draw, table=table)
@@ -66,11 +71,17 @@ def interval_panels(
 ) -> Picture:
     """(mean, low, high) of the same named rows in panels side by side, on one scale."""
     names = list(next(iter(panels.values()), {}))
+    every = [row for rows in panels.values() for row in rows.values()]
+    has_dots = any(map(values_behind, every))
+    caption = f"{caption} {DOTS}" if has_dots else caption
 
     def draw(figure: Figure) -> None:
         shown = figure.subplots(1, max(1, len(panels)), sharex=True, sharey=True, squeeze=False)[0]
         for ax, (heading, rows) in zip(shown, panels.items(), strict=False):
-            for row, (mean, low, high) in enumerate(rows.values()):
+            if has_dots:
+                fit(ax, every)
+            for row, (name, (mean, low, high)) in enumerate(rows.items()):
+                strew(ax, values_behind(rows[name]), row, BLUE)
                 ax.plot([low, high], [row, row], color=BLUE, lw=1.8, solid_capstyle="butt")
                 ax.plot([mean], [row], "o", color=BLUE, ms=5)
                 ax.text(mean, row - 0.22, number(mean), ha="center", va="bottom", fontsize=7)

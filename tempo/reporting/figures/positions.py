@@ -118,11 +118,14 @@ def set_lattice(
             total = sum(probability for *_, probability in here) or 1.0
             # many lines must not drown the boxes
             faint = 0.15 if len(before) * len(here) <= 16 else 0.03
+            lines: dict[float, list[tuple[float, float]]] = {}
             for x, y, weight in before:
-                ends = [x + 0.40 if x >= 0 else x, k - 0.40]
                 for _, other, probability in here:
-                    alpha = faint + 0.6 * weight * probability / total
-                    ax.plot(ends, [y, other], color=INK, lw=0.8, alpha=alpha, zorder=0)
+                    alpha = round(faint + 0.6 * weight * probability / total, 2)
+                    ends = (x + 0.40 if x >= 0 else x, y), (k - 0.40, other)
+                    lines.setdefault(alpha, []).extend((*ends, (np.nan, np.nan)))
+            for alpha, ends in lines.items():  # of one shade one path
+                ax.plot(*zip(*ends, strict=True), color=INK, lw=0.8, alpha=alpha, zorder=0)
             before = [(x, y, probability / total) for x, y, probability in here]
         ax.set(
             xlim=(-2.6, len(steps) - 0.4),

@@ -18,7 +18,7 @@ from tempo.reporting.figures.drawing import (
     Picture,
     csv_of,
 )
-from tempo.text import html_text, number, printable, slug
+from tempo.text import alike, html_text, number, printable, slug
 
 WIDTH, ROW = 470, 51  # CSS pixels of the picture, and from row to row
 _LEFT, _RIGHT = 6, 464  # of the axis
@@ -50,11 +50,20 @@ class Strip:
     is_control: bool = False
 
     @property
-    def numbers(self) -> str:
-        """`0.147 [0.136, 0.159]`; an estimate without an interval is alone."""
-        if not (math.isfinite(self.low) and math.isfinite(self.high)):
-            return number(self.estimate)
-        return f"{number(self.estimate)} [{number(self.low)}, {number(self.high)}]"
+    def ends(self) -> tuple[float, ...]:
+        """The estimate, and its interval if it has one."""
+        has_interval = math.isfinite(self.low) and math.isfinite(self.high)
+        return (self.estimate, self.low, self.high) if has_interval else (self.estimate,)
+
+
+def said(rows: Sequence[Strip]) -> list[str]:
+    """The numbers of each row, with equal decimals: `0.147 [0.136, 0.159]`."""
+    shown = iter(alike(*(x for row in rows for x in row.ends)))
+    texts = []
+    for row in rows:
+        middle, *ends = (next(shown) for _ in row.ends)
+        texts.append(f"{middle} [{', '.join(ends)}]" if ends else middle)
+    return texts
 
 
 Scale = tuple[float, float]
@@ -103,12 +112,16 @@ def strips(
     drawn = []
     if shares_scale:
         drawn += _axis(common, bottom, unit, perfect)
+        numbers = said(rows)
+    else:
+        numbers = [said([row])[0] for row in rows]
     for i, row in enumerate(rows):
         ends = [x for x in row.holds or () if math.isfinite(x)]
         scale = common if shares_scale else scale_of([row], ends)
-        drawn += _row(row, _TOP + ROW * i, scale, own_zero=not shares_scale)
-    said = "; ".join(f"{row.label}: {row.numbers}{_beside(row)}" for row in rows)
-    alt = printable(f"{title}. {f'{unit}. ' if unit else ''}{said}.")
+        drawn += _row(row, numbers[i], _TOP + ROW * i, scale, own_zero=not shares_scale)
+    pairs = zip(rows, numbers, strict=True)
+    listed = "; ".join(f"{row.label}: {text}{_beside(row)}" for row, text in pairs)
+    alt = printable(f"{title}. {f'{unit}. ' if unit else ''}{listed}.")
     if perfect:
         alt += f" Zero is {printable(perfect)}."
     style = f"width:100%;max-width:{round(1.25 * WIDTH)}px;height:auto"
@@ -126,19 +139,19 @@ def _beside(row: Strip) -> str:
     return f" ({row.note})" if row.note else ""
 
 
-def _row(row: Strip, top: float, scale: Scale, own_zero: bool) -> list[str]:
+def _row(row: Strip, numbers: str, top: float, scale: Scale, own_zero: bool) -> list[str]:
     """A row: label and numbers, then region, prompts, interval and estimate."""
     at = _positions(scale)
     middle = top + 32
     hue = HUES.get(row.verdict, BLUE)
     faint = ' opacity="0.7"' if row.is_control else ""
-    room = max(12, 62 - len(row.numbers) - len(row.note))
+    room = max(12, 62 - len(numbers) - len(row.note))
     label = row.label if len(row.label) <= room else row.label[: room - 1] + "…"
     note = f' <tspan opacity="0.72">{html_text(row.note)}</tspan>' if row.note else ""
     drawn = [
         f'<text x="{_LEFT}" y="{top + 12}" fill="currentColor"{faint}>{html_text(label)}</text>',
         f'<text x="{_RIGHT}" y="{top + 12}" text-anchor="end" fill="currentColor"{faint}>'
-        f"{html_text(row.numbers)}{note}</text>",
+        f"{html_text(numbers)}{note}</text>",
     ]
     if row.holds:
         begin, end = (at(x) for x in row.holds)
@@ -195,10 +208,10 @@ def _axis(scale: Scale, bottom: float, unit: str, perfect: str) -> list[str]:
         tops = range(_TOP, round(bottom), ROW)
         rows = "".join(f"M{x:.1f} {top + 32 - _BAND}v{2 * _BAND}" for top in tops)
         drawn.append(f'<path d="M{x:.1f} {bottom}v-8{rows}" stroke="{GREEN}" stroke-width="2.5"/>')
-    said = f"0: {perfect}. Axis: " if perfect else ""
+    zero = f"0: {perfect}. Axis: " if perfect else ""
     drawn.append(
         f'<text x="{_LEFT}" y="{bottom + 36}" font-size="12" fill="currentColor">'
-        f"{html_text(said + unit)}</text>"
+        f"{html_text(zero + unit)}</text>"
     )
     return drawn
 
