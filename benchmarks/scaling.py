@@ -332,8 +332,9 @@ def _lines(
     yield "|---|---|"
     for name, value in report["seconds a unit in which nothing is computed"].items():
         yield f"| a unit with an answer of {name}, nothing computed | {value} |"
-    for name in ("one process", "1 worker", "2 workers", TRAVELLING[0]):
-        yield f"| a chunk of {chunk['runs']} runs, {name} | {chunk[name]} |"
+    for name, value in chunk.items():
+        if isinstance(value, float):
+            yield f"| a chunk of {chunk['runs']} runs, {name} | {value} |"
     for name in ("keep a case", "read a case"):
         yield f"| the driver: {name} | {report['seconds of the driver'][name]} |"
     for number, value in report["seconds of judging one claim, by prompts"].items():
