@@ -179,7 +179,7 @@ class Entry:
 def build(model_type: str, device: str = "cpu", **sizes: int) -> Any:
     """A tiny random model of this type in which attention matters.
 
-    On the "meta" device it has no weights. `sizes` go before `SIZES`.
+    On the "meta" device it has no weights. `sizes` go before `SIZES` and `OVERRIDES`.
     """
     with quiet():
         config = tiny_config(model_type, **sizes)
@@ -214,6 +214,7 @@ def tiny_config(model_type: str, **others: int) -> Any:
         sizes |= {key: value for key, value in LATENT.items() if knows(text, key)}
         sizes.pop("head_dim", None)  # in latent attention, the size of the rotated part
     sizes |= OVERRIDES.get(model_type, {})
+    sizes |= {key: value for key, value in others.items() if knows(text, key)}
     sizes = {key: value for key, value in sizes.items() if value is not ...}
     parts = {key: getattr(default, key, None) for key in default.sub_configs}
     small: dict[str, Any] = {}

@@ -26,6 +26,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import transformers
+from transformers import PreTrainedTokenizerFast
 
 from benchmarks.architectures import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -42,7 +43,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ("The cat sat on the mat", "She opened the door and", "Numbers: 1, 2, 3,")
 # Bytes are the tokens, so texts are long. Windows are wider than any of them: of texts that outgrow
 # one there is no exact mixture of branches to compare with, which the experiments say.
-SIZES = {"vocab_size": 258, "max_position_embeddings": 768, "sliding_window": 700}
+SIZES = {
+    "vocab_size": 258,
+    "vocab_size_per_layer_input": 258,
+    "max_position_embeddings": 768,
+    "sliding_window": 700,
+}
 # Logits spread by so much, whatever an architecture does to them last: sets then are wide.
 SPREAD = 3.0
 # Enough for several wide sets, one after the other.
@@ -51,6 +57,7 @@ MOST_STEPS = 4
 LEFT_OUT = "exp16_replication"
 # Of each kind one: these get their page and its pictures as well, which take most of the time.
 WITH_PAGE = ("llama", "cohere2", "deepseek_v3", "gemma3n_text", "gpt_neox", "gpt_oss", "qwen3_moe")
+read_tokenizer = PreTrainedTokenizerFast.from_pretrained
 FOLDER = ROOT / "reports/published"
 
 
@@ -125,10 +132,15 @@ def save_folder(architecture: str, folder: Path) -> None:
 
 @torch.inference_mode()
 def spread_out(model: Any) -> None:
-    """Scale the output layer, apart from the embedding, so that logits spread by `SPREAD`."""
+    """Scale the output layer so that logits spread by `SPREAD`.
+
+    One that is the embedding makes a random model repeat its last token, with a set of it alone. It
+    becomes a layer of its own.
+    """
     head = model.get_output_embeddings()
     if model.config.tie_word_embeddings or head.weight is model.get_input_embeddings().weight:
-        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        generator = torch.Generator().manual_seed(2)
+        head.weight = torch.nn.Parameter(torch.randn(head.weight.shape, generator=generator))
         for config in (model.config, model.config.get_text_config()):
             config.tie_word_embeddings = False
     for _ in range(4):  # a soft-capped spread is not in proportion
@@ -170,7 +182,9 @@ def run_all(architecture: str, arguments: Sequence[str] = ()) -> Family:
         page = nullcontext() if drawn else patch("tempo.harness.report.write", return_value=[])
         # nothing is on disk that other code may have measured
         code = patch("tempo.harness.evidence.code_fingerprint", return_value="")
-        with redirect_stdout(said), redirect_stderr(said), page, code:
+        # of some types transformers takes the tokenizer that they usually have (Qwen2)
+        own = patch("transformers.AutoTokenizer.from_pretrained", read_tokenizer)
+        with redirect_stdout(said), redirect_stderr(said), page, code, own:
             code = pytest.main(
                 [str(ROOT / "test_experiments"), *map(str, options)], [_Outcomes(family)]
             )

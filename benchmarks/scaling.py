@@ -33,12 +33,14 @@ from tempo import files
 from tempo.claims import Claim, judge
 from tempo.records import append_jsonl
 from tempo.workers.local import LocalWorkers
+from tempo.workers.specs import Specs
 from tempo.workers.work import model_setup, parts_of
 
 PUBLISHED = Path("reports/published")
 MEGABYTE = 1_000_000
 # What is simulated: a sweep of a size that a laptop cannot do.
 WORKERS, PROMPTS, MODELS, STUDIES, PROMPTS_A_WINDOW = 64, 10_000, 20, 10, 16
+TRAVELLING = ("1 worker, whole traces", "1 worker")
 RUNS_A_CASE = 7  # exp2 and exp3 asked for 101 runs for 14 cases of SmolLM2
 SPREAD = 0.3  # of the time that windows take, around their mean
 CLAIMS = 100  # of a session of all studies
@@ -49,7 +51,7 @@ class Size:
     """How much is measured."""
 
     units: int = 200
-    chunks: int = 16
+    chunks: int = 12
     rows: int = 8
     steps: int = 6
     rounds: int = 3
@@ -68,6 +70,14 @@ class Echo:
 
     def do(self, unit: int) -> str:
         return "x" * unit
+
+
+class Widths(Specs):
+    """Work as a window is: it computes as much as `Specs`, and answers in a few numbers."""
+
+    def do(self, unit: Any) -> Any:
+        specs = [tempo.RunSpec(**record) for record in unit]
+        return [trace.widths for _, trace in tempo.stream(self.lm, specs, **self.limits)]
 
 
 def _setup(work: str, **more: Any) -> dict[str, Any]:
@@ -110,12 +120,10 @@ def speed(lm: tempo.LanguageModel, size: Size) -> dict[str, Any]:
     ]
     chunks = [specs[i : i + size.rows] for i in range(0, len(specs), size.rows)]
     units = [[spec.model_dump(mode="json") for spec in chunk] for chunk in chunks]
-    setup = _setup(
-        "tempo.workers.specs:Specs",
-        **model_setup(lm),
-        max_rows=size.rows,
-        budget=None,
-    ) | {"made_by": parts_of(lm)}
+    limits = {"max_rows": size.rows, "budget": None}
+    setup = _setup("", **model_setup(lm), **limits) | {"made_by": parts_of(lm)}
+    windows = setup | {"work": "benchmarks.scaling:Widths"}
+    traces = setup | {"work": "tempo.workers.specs:Specs"}
 
     def here() -> float:
         # the first chunk is left out, as it is of the workers
@@ -123,14 +131,15 @@ def speed(lm: tempo.LanguageModel, size: Size) -> dict[str, Any]:
         return sum(times[1:]) / (len(times) - 1)
 
     works: dict[str, Callable[[], float]] = {"one process": here}
-    for number in (1, 2):
-        name = f"{number} worker{'s' * (number > 1)}"
-        works[name] = lambda n=number: seconds_a_unit(setup, units, n)
+    works["1 worker"] = lambda: seconds_a_unit(windows, units, 1)
+    works["2 workers"] = lambda: seconds_a_unit(windows, units, 2)
+    works["1 worker, whole traces"] = lambda: seconds_a_unit(traces, units, 1)
     times = alternate(works, size.rounds, warm_up=False)
     found: dict[str, Any] = {name: significant(median(each)) for name, each in times.items()}
     for name, over, under in (
         ("one worker over one process", "1 worker", "one process"),
         ("two workers: how many times as fast as one", "1 worker", "2 workers"),
+        ("a stream, whose traces travel whole, over small answers", *TRAVELLING),
     ):
         ratios = [a / b for a, b in zip(times[over], times[under], strict=True)]
         found[name] = {
@@ -323,7 +332,7 @@ def _lines(
     yield "|---|---|"
     for name, value in report["seconds a unit in which nothing is computed"].items():
         yield f"| a unit with an answer of {name}, nothing computed | {value} |"
-    for name in ("one process", "1 worker", "2 workers"):
+    for name in ("one process", "1 worker", "2 workers", TRAVELLING[0]):
         yield f"| a chunk of {chunk['runs']} runs, {name} | {chunk[name]} |"
     for name in ("keep a case", "read a case"):
         yield f"| the driver: {name} | {report['seconds of the driver'][name]} |"

@@ -24,7 +24,7 @@ ASIDE = ".damaged"  # what the name of a file ends in that holds what was set as
 BUSY = 0.5  # of the cores: a load above this before tempo has begun makes it slow
 ENOUGH_MEMORY, ENOUGH_DISK = 2e9, 3e9  # bytes: what the default model takes, and its conversion
 # What `memory_plan` plans: the longest prompts of the suites here, and rows as sessions batch them.
-PLANNED_PROMPT, PLANNED_STEPS, PLANNED_ROWS, PLANNED_WORKERS = 400, 10, 32, (1, 2, 4, 8)
+PLANNED_PROMPT, PLANNED_STEPS, PLANNED_ROWS, PLANNED_WORKERS = 400, 10, 128, (1, 2, 4, 8)
 # How what a file held comes back, by the file's name.
 BACK = {
     "cases.jsonl": "run pytest on the studies: these prompts are measured again, the others kept",
@@ -213,9 +213,9 @@ def memory_plan(lm: LanguageModel) -> list[str]:
     weights, free = lm.weight_bytes, psutil.virtual_memory().available
     num_prompt = min(PLANNED_PROMPT, lm.context_length - PLANNED_STEPS)
     specs = {
-        "nothing captured": RunSpec(prompt=[0], max_steps=PLANNED_STEPS),
+        "nothing captured": RunSpec(prompt=(0,), max_steps=PLANNED_STEPS),
         "attention and logits": RunSpec(
-            prompt=[0], max_steps=PLANNED_STEPS, capture=("attention", "logits")
+            prompt=(0,), max_steps=PLANNED_STEPS, capture=("attention", "logits")
         ),
     }
     lines = [

@@ -281,6 +281,11 @@ class LanguageModel:
             raise SpecError(
                 f"a prompt is a string or a list of token ids, not {type(plain).__name__}"
             )
+        if plain and not tokens:
+            raise SpecError(
+                f"the tokenizer of model {self.name!r} makes no token of the prompt; it is another "
+                "model's, or was loaded as one: give token ids, or repair the tokenizer's files"
+            )
         if not tokens:
             raise SpecError(
                 "the prompt is empty, so there is no distribution to begin from; "

@@ -474,8 +474,10 @@ def _full_forward(
     if wanted:
         attention = torch.cat([weights.float().cpu() for weights in output.attentions]).numpy()
     kv = {} if raw is None else _cached(cache)
-    if raw:
-        kv["raw_keys"] = torch.cat(raw).numpy()
+    before = torch.cat(raw).numpy() if raw else None
+    # those of a norm that comes after the rotation are none (NanoChat)
+    if before is not None and (before != kv["keys"]).any():
+        kv["raw_keys"] = before
     residual = None
     if last is not None:  # transformers' own last one has been through the final norm
         states = [*output.hidden_states[: lm.num_layers], *last]
@@ -610,12 +612,16 @@ def _masks_by_layer(lm: LanguageModel, masks: Sequence[Tensor]) -> Iterator[None
             handle.remove()
 
 
+# What attention modules call a norm of keys that may come after their rotation: Llama 4, HunYuan.
+OTHER_NORMS = ("qk_norm", "key_layernorm", "k_layernorm")
+
+
 @contextmanager
 def _raw_keys(lm: LanguageModel) -> Iterator[list[Tensor]]:
     """The keys [1, Hkv, N, D] of each layer, as the projection or the norm after it gives them.
 
-    None of a model that makes queries, keys and values in one projection, or that normalises keys
-    after their rotation.
+    None of a model that makes queries, keys and values in one projection, or that has a norm of
+    keys of another name. These may be normalised after their rotation.
     """
     found: list[Tensor] = []
 
@@ -627,12 +633,12 @@ def _raw_keys(lm: LanguageModel) -> Iterator[list[Tensor]]:
             output = output.transpose(1, 2)
         found.append(output.float().cpu())
 
-    handles = []
-    for module in _self_attention(lm):
+    handles, modules = [], _self_attention(lm)
+    is_plain = not any(hasattr(module, name) for module in modules for name in OTHER_NORMS)
+    for module in modules if is_plain else ():
         source = getattr(module, "k_norm", None) or getattr(module, "k_proj", None)
-        if source is None or any(hasattr(layer, "qk_norm") for layer in _self_attention(lm)):
-            continue
-        handles.append(source.register_forward_hook(keep))
+        if source is not None:
+            handles.append(source.register_forward_hook(keep))
     try:
         yield found
     finally:

@@ -102,7 +102,7 @@ class Part(NamedTuple):
     figure: str
 
 
-NEAR_TRUTH, DEPTH = "distance to it", "growth a set"
+NEAR_TRUTH, DEPTH = "distance to it", "its growth with each set"
 READS, FACTS = "best path less greedy text, nats a token", "facts lost"
 LESS_BRANCH = "distance less that of the best branch"
 LESS_THIRDS = "distance less two thirds of plain siblings'"
@@ -170,6 +170,7 @@ OPEN = Part(
 PARTS = (DISTRIBUTION, TEXT, OPEN)
 AS_THEY_ARE, BY_POSTERIOR = "as they are", "with posterior weighting"
 YES, NO = "yes", "no"
+NO_VALUE = "No prompt of this record gives a value."
 POSTERIOR_HELPS = (
     exp16.test_forced_posterior_removes_two_thirds,
     exp16.test_posterior_removes_two_thirds,
@@ -270,11 +271,11 @@ def part(f: Findings, which: Part) -> Answer:
     said += unmeasured(f, every_claim)
     answer = _answer(which.question, short, said, " ".join(rules), every_claim, "headline")
     sentence, plain, weighted = which.sentence
-    if f.of(plain) and f.of(weighted):
+    if _has_value(f, plain) and _has_value(f, weighted):
         numbers = (f.said(claim, named=False) for claim in (plain, weighted))
         sentence = sentence.format(**dict(zip(("plain", "weighted"), numbers, strict=True)))
     else:
-        sentence = " ".join(unmeasured(f, (plain, weighted)))
+        sentence = " ".join(unmeasured(f, (plain, weighted))) or NO_VALUE
     return replace(answer, sentence=sentence, figure=which.figure)
 
 
@@ -287,8 +288,13 @@ def _decided(f: Findings, which: Part, claims: Iterable[object]) -> tuple[str, s
 
 def _numbers(f: Findings, claims: Mapping[object, str]) -> str:
     """What was measured of these claims."""
-    measured = [claim for claim in claims if f.of(claim)]
+    measured = [claim for claim in claims if _has_value(f, claim)]
     return "; ".join(f"{claims[claim]} {f.said(claim)}" for claim in measured)
+
+
+def _has_value(f: Findings, claim: object) -> bool:
+    """Whether any prompt gave a value; short prompts of a flat model may all give none."""
+    return any(found.n for found in f.of(claim))
 
 
 def scenario(f: Findings) -> Answer:

@@ -99,7 +99,7 @@ def every_cell(prompt: Prompt) -> Steps[Case]:
         for name, logits in readers.items():
             (effects[f"{name}; {mode}"],) = _tvs(logits, right)
         for cell in (CORRECT, DROPPED):
-            distances[f"{cell}; engine"] += _from_engine(cells[cell], trace, dtype)
+            distances[f"{cell}; engine"] += _from_engine(cells[cell], trace, prompt.lm)
         for cell in (CORRECT, LAST_ONLY):
             (tv,) = _tvs(readers[str(cell)], logits_of(plain, 1))
             distances[f"{cell}; plain text"].append(tv / rounding("tv", dtype))
@@ -125,14 +125,17 @@ def _tvs(one: np.ndarray, other: np.ndarray) -> list[float]:
     return [total_variation(p, q) for p, q in zip(softmax(one), softmax(other), strict=True)]
 
 
-def _from_engine(passes: Sequence[Pass], trace: Trace, dtype: str) -> list[float]:
+def _from_engine(passes: Sequence[Pass], trace: Trace, lm: LanguageModel) -> list[float]:
     """How far a cell is from TEMPO's engine: distributions of all passes, attention of the sets."""
-    before, *sets = passes
+    (before, *sets), dtype = passes, lm.provenance()["dtype"]
     tvs = [total_variation(softmax(before.logits[0]), trace.steps[0].distribution)]
     weights = []
     for k, seen in enumerate(sets):
         tvs += _tvs(seen.logits, logits_of(trace, k))
-        weights.append(float(np.abs(seen.attention - attention_of(trace, k)).max()))
+        theirs, ours = seen.attention, attention_of(trace, k)
+        if lm.has_sinks:  # some models report what is left beside the sink as a whole row
+            theirs, ours = (rows / rows.sum(axis=-1, keepdims=True) for rows in (theirs, ours))
+        weights.append(float(np.abs(theirs - ours).max()))
     return [max(tvs) / rounding("tv", dtype), max(weights) / rounding("attention", dtype)]
 
 

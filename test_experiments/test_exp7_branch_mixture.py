@@ -29,6 +29,7 @@ from tempo.harness import ClaimTest, Planned, Prompt, Space, Steps, Store, Study
 from tempo.metrics import total_variation
 from tempo.reporting.figures import Picture, distributions, lines_by
 from tempo.reporting.figures.intervals import intervals
+from tempo.reporting.figures.spreads import Spread
 from test_experiments.depth import DEPTHS, depth_series
 
 # What isolated siblings may be off the truth where theory says not at all, in float32: twice the
@@ -332,7 +333,7 @@ def pictures(store: Store, cases: Sequence[Case]) -> Iterator[Picture]:
         yield distributions(p, q, {int(t): text for t, text in texts.items()}, names, title=title)
 
 
-def _means(cases: Sequence[Readers], metric: str = "tv") -> dict[str, tuple[float, float, float]]:
+def _means(cases: Sequence[Readers], metric: str = "tv") -> dict[str, Spread]:
     """The `spread` over prompts of each arm's mean over readers, by its title."""
     found = []
     for readers in cases:

@@ -359,6 +359,19 @@ def test_nothing_follows_where_any_invariant_is_violated():
     assert q.part(Findings([*found, held]), q.TEXT).short == YES_YES
 
 
+@pytest.mark.parametrize("which", q.PARTS)
+def test_where_no_prompt_has_a_value_no_sentence_speaks_of_one(which):
+    nan = math.nan
+    empty = [
+        finding(claim, "INCONCLUSIVE", n=0, estimate=nan, low=nan, high=nan)
+        for claim in all_of(which)
+    ]
+    answer = q.part(Findings(empty), which)
+    assert answer.sentence == q.NO_VALUE
+    assert "not measured" not in f"{answer.text}{answer.sentence}"
+    assert q.NO_VALUE not in part_of(which, met(which)).sentence
+
+
 def test_a_part_says_its_numbers_and_what_stands_beside():
     beside = dict.fromkeys(q.TEXT.beside, I)
     text = part_of(q.TEXT, met(q.TEXT) | beside | dict.fromkeys(q.TEXT.ruler, S)).text

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from tokenizers import Regex, normalizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -239,3 +240,14 @@ def test_a_smaller_output_layer_runs_and_a_prompt_may_hold_the_rest(tokenizer):
         assert trace.steps[0].distribution.shape == (50,)
         with pytest.raises(SpecError, match="outside the vocabulary"):
             tempo.generate(lm, "The cat", replay=[[60]])
+
+
+def test_a_tokenizer_that_makes_no_token_of_a_text_is_told(tiny):
+    """transformers reads some folders with another tokenizer than they hold."""
+    model, tokenizer = build_tiny(torch.float32)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex("."), "")
+    with tempo.wrap_model(model, tokenizer) as lm:
+        with pytest.raises(SpecError, match="makes no token of the prompt; it is another model's"):
+            lm.encode("The cat")
+        with pytest.raises(SpecError, match="the prompt is empty"):
+            lm.encode("")

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import tempo
 from tempo import doctor
+from tempo.capture import memory_budget
 from tempo.cli import app
 from tempo.errors import TempoError
 from tempo.parsing import seal
@@ -115,3 +117,18 @@ def test_workers_that_do_not_fit_are_said_not_to(tiny, monkeypatch):
     lines = doctor.memory_plan(tiny)
     assert any(line.startswith("! 4 workers: 4 workers load 0.5 MiB of weights") for line in lines)
     assert any(line.startswith("! 1 worker: ") and "may need" in line for line in lines)
+
+
+def test_the_budget_keeps_to_what_is_free_on_the_gpu_and_is_shared_by_workers(monkeypatch):
+    free = type("Memory", (), {"available": 1000})()
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (400, 5000))
+    assert memory_budget() == 500
+    assert memory_budget(7) == 7
+    assert memory_budget(None, torch.device("cpu")) == 500
+    assert memory_budget(None, torch.device("cuda")) == 200
+    assert (
+        memory_budget(None, torch.device("cpu"), weights=100, workers=4) == (1000 - 400) // 2 // 4
+    )
+    with pytest.raises(TempoError, match="5 workers load .* at most 4 fit"):
+        memory_budget(None, torch.device("cpu"), weights=250, workers=5)

@@ -7,7 +7,8 @@ import torch
 from transformers.activations import ACT2FN
 
 import tempo
-from tempo.identity import maker_sha256, model_sha256
+from tempo import models
+from tempo.identity import maker_parts, maker_sha256, model_sha256
 from tempo.store import TraceStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -146,3 +147,25 @@ def test_a_trace_under_the_name_of_another_is_not_believed(lm, tmp_path):
         warnings.simplefilter("error")
         (again,) = tempo.generate_batch(lm, [other], store=tmp_path)
         assert again.spec == other
+
+
+def test_of_a_gpu_its_kind_counts_and_not_its_number(monkeypatch):
+    names = {0: "A", 1: "A", 2: "B"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index])
+    one, same, other = (models._kind_of(torch.device(f"cuda:{i}")) for i in range(3))
+    assert one == same == "cuda (A)"
+    assert other == "cuda (B)"
+    assert models._kind_of(torch.device("cpu")) == "cpu"
+
+
+def test_threads_and_each_other_part_of_the_maker_have_a_name(lm):
+    parts = maker_parts(lm)
+    assert parts["number of threads"] == "1"
+    assert parts["dtype"] == "float32"
+    assert maker_sha256(lm) == maker_sha256(lm)
+    torch.set_num_threads(2)
+    try:
+        differs = {name for name, part in maker_parts(lm).items() if part != parts[name]}
+    finally:
+        torch.set_num_threads(1)
+    assert differs == {"number of threads"}

@@ -45,6 +45,7 @@ def test_the_page_has_every_figure_of_the_record(tmp_path):
             "one process": 1.25,
             "1 worker": 1.25,
             "2 workers": 1.25,
+            "1 worker, whole traces": 1.5,
             "runs": 8,
             "one worker over one process": ratio,
         },

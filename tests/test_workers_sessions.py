@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tempo.harness import elsewhere
+from tempo.harness.execute import is_installed
 from tempo.records import read_jsonl
 from tempo.workers import local
 from tempo.workers.folder import kill
@@ -53,7 +54,7 @@ def records(folder, name):
     """All that a session left: cases by their key, findings, and the hashes of raw results."""
     results = folder / f"results-{name}"
     cases = read_jsonl(results / "entropy" / "cases.jsonl").records
-    raw = [path for path in sorted(results.glob("entropy/*")) if path.suffix in (".npz", ".json")]
+    raw = [path for path in results.glob("entropy/[!.]*") if path.suffix in (".npz", ".json")]
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in raw}
     assert {"source.npz", "sets.json"} <= hashes.keys()
     assert len(cases) == len(PROMPTS) + 1
@@ -185,3 +186,10 @@ def test_what_names_no_workers_is_refused_before_a_model_is_loaded(folder):
 def test_the_set_up_is_json_and_names_no_code(tiny, folder):
     setup = elsewhere.setup_of(tiny, [], folder, False, None)
     assert json.loads(json.dumps(setup)) == setup
+
+
+def test_packages_are_installed_wherever_they_lie():
+    """Else the code of a study would depend on what a process happens to have imported."""
+    assert is_installed(Path("/elsewhere/lib/python3.11/site-packages/numpy/__init__.py"))
+    assert is_installed(Path(os.__file__).resolve())
+    assert not is_installed(ROOT / "tests" / "studies.py")

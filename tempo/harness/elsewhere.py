@@ -82,7 +82,7 @@ def measure_elsewhere(
 
     Raises WorkerError if there can be no workers, or if what they give is not whole.
     """
-    windows = [window for window in windows if any(map(is_wanted, window))]
+    # of all windows, so that one keeps its number when a session goes on where it was
     units = [[_of_task(task) for task in window] for window in windows]
     missing = set(range(len(windows)))
 

@@ -80,7 +80,7 @@ class _Open:
         """Run the measurement to its next request, or to its end; its errors become the outcome."""
         study = self.task.plan.study
         try:
-            given: Any = answer[0] if self.alone and answer is not None else answer
+            given = answer[0] if self.alone and answer is not None else answer
             asked = next(self.steps) if given is None else self.steps.send(given)
             self.alone = isinstance(asked, RunRequest)
             found = requests(study, asked, self.steps)

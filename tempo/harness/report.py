@@ -28,7 +28,7 @@ from tempo.harness.store import Store
 from tempo.records import plain
 from tempo.reporting import report as records
 from tempo.reporting.answers import headline_lines, verdicts_alone
-from tempo.reporting.beside import from_page
+from tempo.reporting.beside import from_page, run_pages
 from tempo.reporting.findings import BLIND, findings_summary, findings_table
 from tempo.reporting.page import report_html
 from tempo.statistics import SEED
@@ -73,7 +73,11 @@ def write(session: Session) -> list[str]:
     reports = records.read_reports([evidence.results])
     damaged = [line for report in reports for line in report.damaged]
     session.notices[:0] = [lost, *damaged] if lost else damaged
-    _write(option.findings, "--findings", report_html(*reports, address=from_page(option.findings)))
+    runs = run_pages(reports)
+    for name, content in runs.items():
+        _write(option.findings.parent / name, "--findings", content)
+    address = from_page(option.findings, runs)
+    _write(option.findings, "--findings", report_html(*reports, address=address))
     unjudged = [f"{id} ({name}) could not be judged" for name, id in evidence.unjudged]
     failed = [f"{name} could not be measured: {why}" for name, why in evidence.failures.items()]
     found = [finding for _, finding in session.asked]
@@ -255,7 +259,7 @@ def _about(session: Session, evidence: Evidence) -> dict[str, str]:
     }
 
 
-def _write(path: Path, option: str, text: str) -> None:
+def _write(path: Path, option: str, text: str | bytes) -> None:
     try:
         files.write(path, text)
     except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -25,12 +25,14 @@ def of_runs(address: Address) -> Address:
     return lambda report, name: address(report, name) if name.startswith(f"{RUNS}/") else ""
 
 
-def from_page(page: Path) -> Address:
-    """The addresses of files that stay in their results folders, for a page at this path."""
+def from_page(page: Path, runs: Mapping[str, bytes]) -> Address:
+    """The addresses of these runs beside a page at this path, and of figures on record."""
 
     def address(report: Report, name: str) -> str:
+        if name in runs:
+            return name
         path = report.root / name
-        if not (run_page(path) if name.startswith(f"{RUNS}/") else path.is_file()):
+        if name.startswith(f"{RUNS}/") or not path.is_file():
             return ""
         try:
             found = os.path.relpath(os.path.realpath(path), os.path.realpath(page.parent))
@@ -39,6 +41,17 @@ def from_page(page: Path) -> Address:
         return quote(Path(found).as_posix())
 
     return address
+
+
+def run_pages(reports: Sequence[Report]) -> dict[str, bytes]:
+    """The pages of runs that the reports link to, by their paths below a page's folder."""
+    found = {}
+    for report in reports:
+        for section in report.sections:
+            name = run_file(section)
+            if section.run and (content := run_page(report.root / name)):
+                found[name] = content
+    return found
 
 
 def run_page(path: Path) -> bytes:
@@ -56,5 +69,5 @@ def figure_file(section: Section, name: str) -> str:
 
 
 def run_file(section: Section) -> str:
-    """The path of the run of a section's own prompt below its results folder."""
+    """The path of the run on a section's own prompt, below its results folder or beside a page."""
     return f"{RUNS}/{section.run}"

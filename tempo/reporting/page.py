@@ -35,7 +35,7 @@ from tempo.reporting.glossary import explained, glossary_html
 from tempo.reporting.hero import hero_of
 from tempo.reporting.prompts import claim_id, data_html, known, values_of
 from tempo.reporting.report import Report, Section, TestRow, names_of, unlike_names
-from tempo.reporting.sidebyside import opposed, side_by_side_html
+from tempo.reporting.sidebyside import answers_html, opposed, side_by_side_html
 from tempo.reporting.table import aligned, badge, claims_table, effect_svg
 from tempo.text import html_text, number, slug
 from tempo.wheels import KNOWN_MODELS
@@ -270,14 +270,13 @@ def _found(said: Sequence[tuple[str, str, str]]) -> str:
 
 
 def _top_of_several(reports: Sequence[Report]) -> str:
-    """The same for several models, a line for each."""
+    """The same for several models: their answers beside each other, and a sentence for each."""
     names = names_of(reports)
     found, sure, advice, alarms, heroes = [], [], [], [], []
     for i, (name, report) in enumerate(zip(names, reports, strict=True)):
         conclusions = report.conclusions
-        found.append(f"<p>{_answered(f'{name}:', conclusions.in_short)}</p>")
-        if sentences := " ".join(a.sentence for a in conclusions.headlines if a.sentence):
-            found.append(f"<p>{explained(sentences)}</p>")
+        if sentence := next((a.sentence for a in conclusions.headlines if a.sentence), ""):
+            found.append(f"<p>{html_text(f'{name}:')} {explained(sentence)}</p>")
         sure.append(f"<p>{html_text(f'{name}: {counted_claims(report)}')}</p>")
         alarms += [f"{name}: {line}" for line in alarms_of(report)]
         if conclusions.advice:
@@ -288,7 +287,7 @@ def _top_of_several(reports: Sequence[Report]) -> str:
     asked = [report.conclusions.asked for report in reports]
     entries = [
         ("Asked", explained(next(filter(None, asked), ""))),
-        ("Found", f"{''.join(found)}<p>{html_text(opposed(reports))}.</p>"),
+        ("Found", f"{answers_html(reports)}{''.join(found)}<p>{html_text(opposed(reports))}.</p>"),
         ("How sure", f"{''.join(sure)}<p>{explained(measured_on(reports))}</p>"),
         ("What to do", "".join(advice)),
     ]

@@ -11,7 +11,7 @@ from tempo import files
 from tempo.claims import Finding
 from tempo.errors import ResultsError, SpecError
 from tempo.reporting.answers import Answer, brief, evidence
-from tempo.reporting.beside import figure_file, run_file, run_page
+from tempo.reporting.beside import figure_file, run_page, run_pages
 from tempo.reporting.certainty import alarms_of, certainty, roles
 from tempo.reporting.comparison import Comparison, comparison_markdown
 from tempo.reporting.differences import differences_markdown
@@ -57,7 +57,7 @@ def publish(
     pictures: list[Picture] = []
     for report, prefix in zip(reports, prefixes, strict=True):
         pictures += _figures(report, prefix, format)
-    contents = _runs(reports) | contents_of(mains, [format])
+    contents = run_pages(reports) | contents_of(mains, [format])
     contents |= {f"{FIGURES}/{name}": c for name, c in contents_of(pictures, [format]).items()}
     if against:
         contents["comparison.md"] = comparison_markdown(against).encode()
@@ -79,17 +79,6 @@ def publish(
     return shown[::-1] + [path for path in written if path not in shown]
 
 
-def _runs(reports: Sequence[Report]) -> dict[str, bytes]:
-    """The pages of runs that the reports link to, by their paths below the folder."""
-    found = {}
-    for report in reports:
-        for section in report.sections:
-            name = run_file(section)
-            if section.run and (content := run_page(report.root / name)):
-                found[name] = content
-    return found
-
-
 def _addresses(
     reports: Sequence[Report], prefixes: Sequence[str], format: str
 ) -> dict[tuple[int, str], str]:
@@ -105,6 +94,8 @@ def _addresses(
 
 def _is_page(path: Path) -> bool:
     """Whether this is a page of tempo's that no manifest lists: pytest writes one, for example."""
+    if path.parent.name == RUNS and run_page(path):
+        return True
     if path.name == "findings.html" and b"<title>tempo: " in path.read_bytes()[:HEAD]:
         return True
     return path.name in PAGES and (path.parent / files.MANIFEST).exists()

@@ -152,7 +152,7 @@
       wide.append(list);
       row.after(more);
     };
-    const button = press(`${count} prompts, one by one`, toggle);
+    const button = press(count === 1 ? "1 prompt" : `${count} prompts, one by one`, toggle);
     button.setAttribute("aria-expanded", "false");
     row.cells[1].append(button);
     tables.push(button);

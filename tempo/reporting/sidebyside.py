@@ -105,6 +105,28 @@ def questions(reports: Sequence[Report]) -> list[Question]:
     ]
 
 
+def answers_html(reports: Sequence[Report]) -> str:
+    """The headline answers of the models beside each other, for the first screen."""
+    names = [html_text(name) for name in names_of(reports)]
+    by_question: dict[str, dict[int, str]] = {}
+    for i, report in enumerate(reports):
+        for answer in report.conclusions.headlines:
+            by_question.setdefault(answer.question, {})[i] = answer.short
+    rows = ""
+    for question, shorts in by_question.items():
+        cells = "".join(
+            f'<td data-label="{name}"><b class="tempo-answer">'
+            f"{html_text(shorts.get(i, 'not asked'))}</b></td>"
+            for i, name in enumerate(names)
+        )
+        rows += f'<tr><td data-label="Question">{html_text(question)}</td>{cells}</tr>'
+    heads = "".join(f'<th scope="col">{name}</th>' for name in ("", *names))
+    return (
+        '<table class="tempo-table tempo-stacked tempo-answers"><thead>'
+        f"<tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
 def opposed(reports: Sequence[Report]) -> str:
     """On how many claims the models have opposite verdicts."""
     rows = claim_rows(reports)

@@ -48,6 +48,7 @@ POLICY = (
 CLASSES = "tempo-view tex2jax_ignore mathjax_ignore"
 LONGEST_PROMPT = 300
 LONGEST_SPEC = 400
+LEAST_SHARE = 0.001  # of a path, below which a number says no more
 LONG_LIST = 40  # tokens of a prompt that any window shows without a scroll bar
 HUES = 3  # of the runs of a group; the letters tell all of them apart
 LETTERS = "ABCDEFGH"  # of the runs of a group, for numbers side by side
@@ -358,6 +359,15 @@ def digits(value: float) -> str:
     return f"{value:.2g}".removeprefix("0") if 0 < value < 1 else f"{value:.2g}"
 
 
+def share(value: float) -> str:
+    """A share in the width of a column; of a small one only that it is small.
+
+    >>> share(0.26), share(0.00002)
+    ('.26', '&lt;.001')
+    """
+    return digits(value) if value >= LEAST_SHARE else f"&lt;{digits(LEAST_SHARE)}"
+
+
 def _paths(group: Group) -> str:
     """The most probable whole paths of each run."""
     parts = []
@@ -369,7 +379,7 @@ def _paths(group: Group) -> str:
             continue
         lines = "".join(
             f'<li><span class="tempo-path" data-run="{run}" '
-            f'data-members="{",".join(map(str, path.members))}"><b>{digits(path.share)}</b> '
+            f'data-members="{",".join(map(str, path.members))}"><b>{share(path.share)}</b> '
             f"<bdi>{html_text(_cut(path.text.strip()))}</bdi></span></li>"
             for path in found
         )

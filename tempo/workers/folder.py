@@ -72,7 +72,8 @@ class FolderWorkers:
                     came = False
                     for name in sorted(waiting.keys() & names_in(sweep / ANSWERS)):
                         answer = read(sweep / ANSWERS / name)
-                        if not is_sound(setup, answer):  # damaged, or of another tempo
+                        # damaged, or of another tempo
+                        if answer is None or not is_sound(setup, answer):
                             files.remove(sweep / ANSWERS / name)
                             continue
                         came = True
@@ -107,7 +108,9 @@ def _name(index: int, unit: Any) -> str:
 def _sweep_earlier(folder: Path, sweep: Path, setup: Setup) -> None:
     """Remove what killed sessions of the same owner left: their code or model was another."""
     for other in _sweeps(folder):
-        if other != sweep and (read(other / SETUP) or {}).get("owner") == (setup["owner"] or None):
+        if other == sweep or (read(other / SETUP) or {}).get("owner") != (setup["owner"] or None):
+            continue
+        with suppress(ResultsError), files.locked(other, "it is not a killed session's"):
             files.remove(other)
 
 

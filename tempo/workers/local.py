@@ -36,7 +36,8 @@ class LocalWorkers:
         is_wanted: Callable[[int], bool] = lambda index: True,
     ) -> Iterator[tuple[int, Answer]]:
         running: list[_Process] = []
-        number, stillborn = min(self.number or 1, len(units)), 0
+        number = min(self.number or 1, sum(map(is_wanted, range(len(units)))))
+        stillborn = 0  # how many ended before they were ready, one after another
 
         def keep_running(sweep: Path) -> None:
             nonlocal stillborn

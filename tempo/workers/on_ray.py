@@ -5,6 +5,7 @@ The object store carries units and answers, so nothing but the code must be on t
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections import Counter, deque
@@ -66,12 +67,11 @@ def _ray() -> Any:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent home unasked
     try:
-        import ray
+        return importlib.import_module("ray")
     except ImportError:
         raise WorkerError(
             "workers on Ray need its package: pip install 'tempo-harness[ray]'"
         ) from None
-    return ray
 
 
 def _needs(setup: Setup) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _run(
         ray.kill(actor)
 
     try:
-        for _ in range(min(number, len(units))):
+        for _ in range(min(number, sum(map(is_wanted, range(len(units)))))):
             begin()
         while actors:
             (done, *_), _ = ray.wait(list(actors))

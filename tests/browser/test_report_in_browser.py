@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from playwright.sync_api import sync_playwright
 
+from tempo import generate, load_model, view
 from tempo.claims import Finding
 from tempo.reporting import figures
 from tempo.reporting.answers import Answer, Conclusions, verdicts_alone
-from tempo.reporting.page import report_html
+from tempo.reporting.page import WALK, report_html
+from tempo.reporting.publish import publish
 from tempo.reporting.report import PromptRow, Report, Section, TestRow, Values
 from tests.browser.checks import (
     below_the_fold,
@@ -29,6 +31,7 @@ from tests.browser.checks import (
     unreachable,
     unsorted,
 )
+from tests.full_record import NUM_CLAIMS, NUM_CONFIGS, NUM_PROMPTS, two_full_reports
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHOTS = ROOT / "reports/screenshots"
@@ -491,6 +494,95 @@ def test_from_a_claim_one_comes_to_a_prompt_and_its_sets_in_two_clicks(show):
     assert unsorted(values) == []
     assert len(set(values)) > 100
     assert page.log == []
+
+
+def dots_in(page, where: str) -> list[int]:
+    """How many dots each small picture of an effect has."""
+    count = "all => all.map((e) => e.getAttribute('d').split('h0').length - 1)"
+    return page.locator(f"{where} .tempo-effect .tempo-dots").evaluate_all(count)
+
+
+def test_every_prompt_is_a_dot_behind_each_mean(show):
+    page = show(PAGES["full"])
+    assert sorted(set(dots_in(page, ".tempo-claims"))) == [9, 160]
+    assert len(dots_in(page, ".tempo-claims")) == 130
+    assert len(dots_in(page, ".tempo-grounds")) == page.locator(".tempo-grounds li").count()
+    inside = """all => all.every((e) => [...e.getAttribute("d").matchAll(/M(-?\\d+) (-?\\d+)/g)]
+      .every(([, x, y]) => x >= 0 && x <= 200 && y >= 0 && y <= 26))"""
+    assert page.locator(".tempo-dots").evaluate_all(inside)
+    assert page.locator(".tempo-scripted").first.is_visible()
+    without = show(PAGES["full"], script=False)
+    assert dots_in(without, ".tempo-claims") == []
+    assert not without.locator(".tempo-scripted").first.is_visible()
+
+
+def test_the_values_of_a_column_have_equal_decimals(show):
+    page = show(PAGES["full"])
+    page.locator("#claim-exp1-claim-1").get_by_role("button", name="160 prompts").click()
+    values = page.locator(".tempo-list tbody td:nth-child(3)").all_text_contents()
+    assert len({len(value.partition(".")[2]) for value in values}) == 1
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The folder of a report of two models at full size, with a run to walk through."""
+    results, folder = (tmp_path_factory.mktemp(name) for name in ("results", "report"))
+    run = view(generate(load_model("tiny"), "Es war", threshold=0.05, max_steps=3))
+    run.save(results / "runs/0123456789abcdef.html")
+    first, second = two_full_reports()
+    sections = tuple(replace(s, run="0123456789abcdef.html") for s in first.sections)
+    publish([replace(first, root=results, sections=sections), second], folder)
+    return folder
+
+
+def test_a_page_of_two_models_opens_at_full_size_and_its_links_lead_to_files(browser, published):
+    context = browser.new_context(viewport={"width": DESKTOP[0], "height": DESKTOP[1]})
+    page = context.new_page()
+    log = []
+    page.on("console", lambda said: log.append(said.text))
+    page.on("pageerror", lambda error: log.append(str(error)))
+    page.on(
+        "request", lambda asked: None if asked.url.startswith(INSIDE) else log.append(asked.url)
+    )
+    began = time.perf_counter()
+    page.goto((published / "findings.html").as_uri(), wait_until="load")
+    assert time.perf_counter() - began < 2 * MOST_SECONDS  # of two models
+    assert (published / "findings.html").stat().st_size < MOST_BYTES
+    assert sideways(page) <= 0
+    assert below_the_fold(page) == []
+    assert sum(dots_in(page, ".tempo-claims")) == 2 * NUM_CLAIMS * NUM_PROMPTS
+    files = page.locator("a[href]:not([href^='#'])").evaluate_all(
+        "links => links.map((link) => link.getAttribute('href'))"
+    )
+    assert len(files) > NUM_CONFIGS
+    assert [name for name in files if not (published / name).is_file()] == []
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    page.get_by_role("link", name=WALK).first.click()
+    page.wait_for_selector(".tempo-lattice")
+    assert [line for line in log if not line.startswith(INSIDE)] == []
+    context.close()
+
+
+def test_a_saved_figure_looks_as_it_does_in_the_page(show, browser):
+    page = show(PAGES["full"])
+    page.evaluate("location.hash = 'tempo-exp1-config'")
+    figure = page.locator("#tempo-exp1-config .tempo-figure").nth(3)
+    assert "class=" in figure.locator("svg").first.inner_html()
+    with page.expect_download() as download:
+        figure.get_by_role("button", name="SVG").click()
+    saved = Path(download.value.path()).read_text(encoding="utf-8")
+    assert "class=" not in saved
+    assert 'aria-label="KL in nats against step' in saved
+    line = "e => { const s = getComputedStyle(e); return [s.stroke, s.strokeWidth, s.fill]; }"
+    alone = browser.new_page()
+    alone.set_content(saved)
+    shapes = "svg path:not(defs path)"
+    drawn = figure.locator(shapes).evaluate_all(f"all => all.map({line})")
+    again = alone.locator(shapes).evaluate_all(f"all => all.map({line})")
+    assert len(drawn) > 10
+    plain = [str(of).replace("rgb(34, 34, 34)", "ink") for of in (drawn, again)]
+    assert plain[0] == plain[1]
+    alone.close()
 
 
 def test_every_figure_can_be_had_as_a_file(show):

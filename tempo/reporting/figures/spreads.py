@@ -18,8 +18,8 @@ _BAND = 0.34  # half of the height in which a row's prompts are strewn, in rows
 DOTS = "Each faint dot is a prompt; the few that lie far off stand at the edge."
 
 
-class Spread(tuple[float, ...]):
-    """The numbers of a mean, such as (mean, low, high), and the values that it is the mean of.
+class Spread(tuple[float, float, float]):
+    """A mean with its interval as (mean, low, high), and the values that it is the mean of.
 
     Attributes:
         values: One for each prompt.
@@ -32,7 +32,7 @@ class Spread(tuple[float, ...]):
     values: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, numbers: Iterable[float], values: Iterable[float]) -> Spread:
+    def of(cls, numbers: tuple[float, float, float], values: Iterable[float]) -> Spread:
         made = cls(numbers)
         made.values = tuple(float(value) for value in values)
         return made
