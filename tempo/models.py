@@ -588,7 +588,7 @@ def wrap_model(
         ...     num_attention_heads=4, max_position_embeddings=64,
         ... )
         >>> with tempo.wrap_model(LlamaForCausalLM(config), name="mine") as lm:
-        ...     print(tempo.generate(lm, [1, 2, 3], max_steps=2, max_width=1))
+        ...     print(tempo.generate(lm, [1, 2, 3], max_steps=2, max_width=1, stop_at_eos=False))
         <Trace 3 token ids + 2 sets, 5 slots, isolated, mine>
     """
     if tokenizer is not None and not hasattr(tokenizer, "convert_ids_to_tokens"):

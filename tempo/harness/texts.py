@@ -40,6 +40,9 @@ def read(prefix: Iterable[int], paths: Iterable[Sequence[int]]) -> ReadRequest:
 
     Yielded by a measurement, `logits = yield read(prefix, paths)`: those of the last token of each
     text, float32 [paths, V]. The empty path is the prefix alone.
+
+    >>> read([3, 14], [(), (15,)])
+    ReadRequest(prefix=(3, 14), paths=((), (15,)))
     """
     return ReadRequest(tuple(prefix), tuple(map(tuple, paths)))
 
