@@ -233,7 +233,7 @@ def _read_prompts(
     greedy = {"threshold": 1.0, "max_width": 1, "max_steps": 1}
     texts = dict.fromkeys(spec.prompt for spec in specs if "kv" not in spec.capture)
     asked = [RunSpec(prompt=text, **greedy) for text in texts]
-    with suppress(TempoError):  # of a run that cannot be made, its own batch says why
+    with suppress(Exception):  # whatever is wrong with a run, its own batch says it
         for _ in tempo.stream(lm, asked, max_rows=ROWS, memory_budget=budget, prompts=prompts):
             pass
 
