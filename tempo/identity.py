@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 # Files that read results but make none. A change in one of them must not discard measurements.
 JUDGING = {"claims.py", "statistics.py", "cli.py", "doctor.py"}
-# What a config says of itself and not of the model: where it came from, and which attention is
-# installed just now, as the engine chooses it for each run.
+# What a config says of itself and not of the model: where it came from, the dtype, which saving
+# writes into it and weights say themselves, and which attention is installed just now, as the
+# engine chooses it for each run.
 _INCIDENTAL = ("_name_or_path", "transformers_version", "_attn_implementation", "architectures")
+_INCIDENTAL += ("dtype", "torch_dtype")
 # Their code is known by their versions.
 _LIBRARIES = ("torch.", "transformers.", "accelerate.", "peft.")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")

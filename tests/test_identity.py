@@ -113,6 +113,16 @@ def test_running_closing_and_loading_again_change_no_identity(lm, tiny):
     assert maker_sha256(lm) == maker_sha256(tiny) == before
 
 
+def test_saving_a_model_makes_no_other_of_it(lm, tmp_path):
+    before = model_sha256(lm)
+    lm.model.config.dtype = None
+    lm.model.save_pretrained(tmp_path)
+    assert lm.model.config.dtype is not None  # transformers writes it into the config
+    assert model_sha256(lm) == before
+    lm.model.to(torch.bfloat16)
+    assert model_sha256(lm) != before
+
+
 def test_a_hook_is_known_by_its_code_and_its_values(lm):
     found = []
     for hook in (scale(1.5), scale(1.5), scale(2.0)):
