@@ -198,4 +198,4 @@ def test_the_numbers_of_a_figure_have_equal_decimals():
 def test_a_claim_without_interval_says_so():
     nan = float("nan")
     found = replace(of_four(), low=nan, high=nan)
-    assert "0.4 [no interval]" in report_html(replace(report(), findings=(found,)))
+    assert "0.4 [too few prompts]" in report_html(replace(report(), findings=(found,)))

@@ -180,7 +180,7 @@ class Findings:
         for f in found:
             low, middle, high = (number(scale * x) for x in (f.low, f.estimate, f.high))
             variant = f.context.get("variant") if named and len(found) > 1 else None
-            ends = f"[{low}, {high}]" if math.isfinite(f.high - f.low) else "[no interval]"
+            ends = f"[{low}, {high}]" if math.isfinite(f.high - f.low) else "[too few]"
             said.append(f"{middle}{unit} {ends}" + (f" ({variant})" if variant else ""))
         return (", " if named else " and ").join(said) or "not measured"
 

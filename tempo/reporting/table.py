@@ -149,7 +149,7 @@ def _cell(label: str, value: object, content: str, kind: str = "") -> str:
 def aligned(f: Finding) -> str:
     """The interval with equal decimals: `0.240 [0.174, 0.305]`."""
     if math.isfinite(f.estimate) and math.isnan(f.low) and math.isnan(f.high):
-        return f"{number(f.estimate)} [no interval]"
+        return f"{number(f.estimate)} [too few prompts]"
     return "{} [{}, {}]".format(*alike(f.estimate, f.low, f.high))
 
 
