@@ -859,7 +859,7 @@ def test_what_the_prompts_were_is_said_by_the_record_and_not_by_heart(tmp_path):
 def test_several_suites_are_counted_on_the_first_screen_and_described_below(tmp_path):
     suites = "5 prompts in English (a.yaml); 7 prompts in German (b.yaml)"
     text = said_in(report_html(replace(read_report(keep(tmp_path)), suite=suites)))
-    assert "95 % intervals over the prompts of 2 suites (see Provenance)." in text
+    assert "95 % intervals over the prompts that Provenance describes." in text
     assert text.count("7 prompts in German") == 1
     assert text.index("7 prompts in German") > text.rindex("Provenance")
 

@@ -60,9 +60,9 @@ def measured_on(reports: Sequence[Report]) -> str:
     Several are described under Provenance.
     """
     suites = dict.fromkeys(report.suite for report in reports if report.suite)
-    said = "; ".join(suites)
-    if num_others := said.count(SUITES):
-        said = f"the prompts of {num_others + 1} suites (see Provenance)"
+    said = SUITES.join(suites)
+    if SUITES in said:
+        said = "the prompts that Provenance describes"
     return f"95 % intervals over {said or 'prompts'}."
 
 

@@ -46,6 +46,7 @@ POLICY = (
     "base-uri 'none'; form-action 'none'"
 )
 TESTS, WORDS = "tempo-tests", "tempo-glossary"  # anchors of the tests, and of the words
+MOST_SENTENCES = 2  # of models on the first screen
 # Bytes of figures that a page holds of models after the first one. Those of all experiments of a
 # second model have three times as many, and would make it larger than 4 MB.
 MOST_HELD = 500_000
@@ -270,12 +271,16 @@ def _found(said: Sequence[tuple[str, str, str]]) -> str:
 
 
 def _top_of_several(reports: Sequence[Report]) -> str:
-    """The same for several models: their answers beside each other, and a sentence for each."""
+    """The same for several models: their answers beside each other, and a sentence for each of two.
+
+    Of more models the figures alone say the numbers.
+    """
     names = names_of(reports)
     found, sure, advice, alarms, heroes = [], [], [], [], []
     for i, (name, report) in enumerate(zip(names, reports, strict=True)):
         conclusions = report.conclusions
-        if sentence := next((a.sentence for a in conclusions.headlines if a.sentence), ""):
+        sentence = next((a.sentence for a in conclusions.headlines if a.sentence), "")
+        if sentence and len(reports) <= MOST_SENTENCES:
             found.append(f"<p>{html_text(f'{name}:')} {explained(sentence)}</p>")
         sure.append(f"<p>{html_text(f'{name}: {counted_claims(report)}')}</p>")
         alarms += [f"{name}: {line}" for line in alarms_of(report)]
