@@ -8,8 +8,8 @@ T packed tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tempo.attention import PassContext
 
+States: TypeAlias = tuple[Tensor, Tensor]  # keys and values [Hkv, P, D] of a prompt
 # In slots. It is doubled when full, so that growing costs a constant amount for each slot.
 FIRST_CAPACITY = 64
 
@@ -119,18 +120,19 @@ class SlotCache(Cache):
             for held in (layer.keys, layer.values):
                 held[target, :, :num_slots] = held[source, :, :num_slots]
 
-    def write(self, row: int, states: Sequence[Tensor], num_slots: int) -> None:
+    def write(self, row: int, states: Mapping[int, States], num_slots: int) -> None:
         """Make a row start with the first slots of a prompt.
 
         Args:
             row: The row.
-            states: Keys and values [Hkv, P, D] of each layer, which were those of an equal cache.
+            states: Keys and values [Hkv, P, D] by layer, which were those of an equal cache.
             num_slots: How many slots, at most P.
         """
         self.slot_positions = _grown(self.slot_positions[:, None, :, None], num_slots)[:, 0, :, 0]
         self.slot_positions[row, :num_slots] = torch.arange(num_slots)
         layers: list[Any] = list(self.layers)
-        for layer, keys, values in zip(layers, states[::2], states[1::2], strict=True):
+        for number, (keys, values) in states.items():
+            layer = layers[number]
             if not layer.is_initialized:
                 layer.lazy_initialization(keys[None], values[None])
             for name, given in (("keys", keys), ("values", values)):
@@ -177,24 +179,29 @@ class Prompts:
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes, self.num_bytes = most_bytes, 0
-        # keys and values [Hkv, P, D] of each layer, and the logits [1, V] of the last token
-        self._kept: dict[tuple[int, ...], tuple[list[Tensor], Tensor]] = {}
+        # keys and values of each layer that has its own, and the logits [1, V] of the last token
+        self._kept: dict[tuple[int, ...], tuple[dict[int, States], Tensor]] = {}
         self._refused: set[tuple[int, ...]] = set()
 
     def keep(self, prompt: tuple[int, ...], cache: SlotCache, row: int, logits: Tensor) -> None:
         """Copy a prompt's keys and values from a row of the cache, if there is room for them."""
         if prompt in self._kept or prompt in self._refused:
             return
-        held = slice(0, len(prompt))
-        states = [
-            h[row, :, held] for of in cache._initialized_layers() for h in (of.keys, of.values)
-        ]
-        size = logits.nbytes + sum(each.nbytes for each in states)
+        held, layers = slice(0, len(prompt)), enumerate(list[Any](cache.layers))
+        states = {
+            number: (layer.keys[row, :, held], layer.values[row, :, held])
+            for number, layer in layers
+            if layer.is_initialized
+        }
+        size = logits.nbytes + sum(each.nbytes for of_layer in states.values() for each in of_layer)
         if self.num_bytes + size > self.most_bytes:
             self._refused.add(prompt)
             return
         self.num_bytes += size
-        self._kept[prompt] = [each.clone() for each in states], logits.clone()
+        copied = {
+            number: (keys.clone(), values.clone()) for number, (keys, values) in states.items()
+        }
+        self._kept[prompt] = copied, logits.clone()
 
     def begin(
         self, prompt: tuple[int, ...], cache: SlotCache, row: int

@@ -9,6 +9,7 @@ from benchmarks import architectures
 from benchmarks.architectures import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, build, compare, measure
 from tempo import attention
 from tempo.attention import PassContext
+from tempo.cache import Prompts
 from tempo.layout import Layout
 from tempo.support import read_registry
 from tests.planting import under_one_mask
@@ -45,6 +46,24 @@ def test_an_architecture_is_what_the_registry_says(name):
     assert entry.reason == known["reason"]
     assert entry.architecture == known["architecture"]
     assert entry.status == "supported" or entry.reason
+
+
+# Plain, with windows, with latent keys, and with layers that use another one's keys.
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "deepseek_v3", "gemma3n_text", "gemma4"])
+def test_a_prompt_that_was_kept_is_one_that_is_read(name):
+    specs = [
+        tempo.RunSpec(prompt=range(20, 32), threshold=0.01, max_width=3, max_steps=3, visibility=v)
+        for v in ("isolated", "visible")
+    ]
+    with architectures.quiet(), tempo.wrap_model(build(name), name=name) as lm:
+        expected = [dict(tempo.stream(lm, [spec]))[0] for spec in specs]
+        kept = Prompts(most_bytes=2**24)
+        found = [dict(tempo.stream(lm, [spec], prompts=kept))[0] for spec in specs]
+    assert kept.num_bytes > 0
+    for one, other in zip(expected, found, strict=True):
+        assert one.sets == other.sets
+        for a, b in zip(one.steps, other.steps, strict=True):
+            assert abs(a.distribution - b.distribution).max() < 1e-5
 
 
 def window_by_slot(context, layer, window, groups, dtype, original=PassContext.mask):
