@@ -7,13 +7,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: experiments test wheel compat browser notebook ray conformance architectures floors speed
-.PHONY: scaling calibration families campaign setup lock lowest lint typecheck format docs coverage clean
+.PHONY: scaling calibration families campaign setup lock lowest lint typecheck format docs
+.PHONY: coverage clean
+
+# Those that need nothing beside the project; the others have targets of their own.
+TESTS := tests --ignore tests/browser --ignore tests/notebook --ignore tests/on_ray
 
 experiments: setup  ## run all experiments on the default real model; writes reports/findings.html
 	$(BIN)/python -m pytest test_experiments
 
 test: setup  ## the library's own tests, on tiny models and on the real one
-	$(BIN)/python -m pytest tests --ignore tests/browser --ignore tests/notebook --ignore tests/on_ray
+	$(BIN)/python -m pytest $(TESTS)
 
 # Tried as a stranger would: the wheel in an environment of its own, in an empty folder.
 WHEEL := .wheel
@@ -94,7 +98,7 @@ calibration: setup  ## how often verdicts are false, after make experiments; wri
 campaign: setup  ## faults at every file operation, kills, several writers; 360 random configs
 	$(BIN)/python -m benchmarks.campaign
 
-scaling: setup  ## overhead and scaling of workers, simulated for many; writes reports/published/scaling.*
+scaling: setup  ## overhead and scaling of workers; writes reports/published/scaling.*
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scaling
 
 families: setup  ## every experiment on every architecture; writes reports/published/families.json and .md
@@ -118,7 +122,7 @@ docs: setup  ## the site, from docs/ and the docstrings; warnings are errors; wr
 
 coverage: setup  ## which lines of tempo the tests run; writes reports/coverage/index.html
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "coverage>=7.10"
-	$(BIN)/python -m coverage run -m pytest tests --ignore tests/browser --ignore tests/notebook --ignore tests/on_ray
+	$(BIN)/python -m coverage run -m pytest $(TESTS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage html --quiet --directory reports/coverage
 	$(BIN)/python -m coverage report

@@ -271,8 +271,8 @@ def part(f: Findings, which: Part) -> Answer:
     answer = _answer(which.question, short, said, " ".join(rules), every_claim, "headline")
     sentence, plain, weighted = which.sentence
     if _has_value(f, plain) and _has_value(f, weighted):
-        numbers = (f.said(claim, named=False) for claim in (plain, weighted))
-        sentence = sentence.format(**dict(zip(("plain", "weighted"), numbers, strict=True)))
+        numbers = {"plain": plain, "weighted": weighted}
+        sentence = sentence.format(**{k: f.said(v, named=False) for k, v in numbers.items()})
     else:
         sentence = " ".join(unmeasured(f, (plain, weighted))) or NO_VALUE
     return replace(answer, sentence=sentence, figure=which.figure)

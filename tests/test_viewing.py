@@ -110,16 +110,18 @@ def test_a_model_that_cannot_be_unembedded_says_why(tiny, modes, monkeypatch):
     assert kept == ["its output is \\x1b[31mscaled"]
 
 
-def test_a_prompt_is_viewed_with_residuals_if_the_model_has_them(tiny, monkeypatch):
+def test_a_prompt_is_viewed_with_residuals_if_the_model_has_them(monkeypatch):
     spec = tempo.RunSpec(prompt=PROMPT, threshold=0.05, max_steps=2)
-    page = runs.view_prompt(tiny, spec, None, tempo.generate_batch)
+    with tempo.load_model("tiny") as lm:
+        page = runs.view_prompt(lm, spec, None, tempo.generate_batch)
     assert isinstance(held(page.html)[0]["lens"][0], list)
 
     def none(lm):
         raise tempo.ModelError("four streams")
 
     monkeypatch.setattr(tempo.LanguageModel, "residual_stream", property(none))
-    page = runs.view_prompt(tiny, spec, None, tempo.generate_batch)
+    with tempo.load_model("tiny") as lm:  # a model keeps what it found out
+        page = runs.view_prompt(lm, spec, None, tempo.generate_batch)
     assert held(page.html)[0]["lens"] == [None, None]
 
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tempo.errors import ModelError, SpecError, TraceError
+from tempo.errors import SpecError, TraceError
 from tempo.spec import Capture, RunSpec, Visibility
 from tempo.text import escaped
 from tempo.trace import RECORD, Trace, load_trace
@@ -101,11 +101,7 @@ def _check_model(lm: LanguageModel, traces: Sequence[Trace]) -> None:
 
 def _captured(lm: LanguageModel) -> tuple[Capture, ...]:
     """What a page shows; residuals only of a model that has a residual stream."""
-    try:
-        assert lm.residual_stream
-    except ModelError:
-        return CAPTURED
-    return (*CAPTURED, "residual")
+    return CAPTURED if lm.reason_against_residual else (*CAPTURED, "residual")
 
 
 def view_prompt(

@@ -10,10 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-# How far beyond means and intervals an axis goes for the sake of single prompts. The few that lie
-# farther stand at its edge, or they would press all that matters together.
-_QUANTILE = 0.025
-_GOLDEN = 0.6180339887  # multiples of it, less their whole parts, strew prompts evenly
+from tempo.reporting.figures.strips import GOLDEN, QUANTILE
+
 _BAND = 0.34  # half of the height in which a row's prompts are strewn, in rows
 DOTS = "Each faint dot is a prompt; the few that lie far off stand at the edge."
 
@@ -49,7 +47,7 @@ def fit(ax: Axes, means: Sequence[Sequence[float]], always: Sequence[float] = ()
     for mean in means:
         ends += [x for x in mean if math.isfinite(x)]
         if values := values_behind(mean):
-            ends += np.quantile(values, [_QUANTILE, 1 - _QUANTILE]).tolist()
+            ends += np.quantile(values, [QUANTILE, 1 - QUANTILE]).tolist()
     pad = 0.04 * ((max(ends) - min(ends)) or 1.0)
     ax.set_xlim(min(ends) - pad, max(ends) + pad)
 
@@ -60,7 +58,7 @@ def strew(ax: Axes, values: Sequence[float], row: float, colour: str, band: floa
         return
     low, high = ax.get_xlim()
     x = np.clip(values, low, high)
-    heights = np.modf(np.arange(1, len(x) + 1) * _GOLDEN)[0]
+    heights = np.modf(np.arange(1, len(x) + 1) * GOLDEN)[0]
     y = row + band * (2 * heights - 1)
     # A dot is a line without length, with round ends: of all ways to say it the shortest in SVG.
     ends = np.stack([x, x + 1e-4 * (high - low)], axis=1).ravel()

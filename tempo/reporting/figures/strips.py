@@ -26,8 +26,8 @@ _TOP = 10
 _BAND = 12  # half of the height in which a row's prompts are strewn
 # How far beyond estimates, intervals and margin a scale goes for the sake of single prompts. The
 # few that lie farther stand at the edge, or they would press all that matters together.
-_QUANTILE = 0.025
-_GOLDEN = 0.6180339887  # multiples of it, less their whole parts, strew prompts evenly
+QUANTILE = 0.025
+GOLDEN = 0.6180339887  # multiples of it, less their whole parts, strew prompts evenly
 HUES = {"SUPPORTED": GREEN, "REFUTED": VERMILLION, "INCONCLUSIVE": PURPLE}
 
 
@@ -75,7 +75,7 @@ def scale_of(strips: Sequence[Strip], always: Sequence[float] = ()) -> Scale:
     for strip in strips:
         ends += [strip.estimate, strip.low, strip.high]
         values = sorted(value for value in strip.values if math.isfinite(value))
-        cut = int(_QUANTILE * len(values))
+        cut = int(QUANTILE * len(values))
         ends += values[cut : len(values) - cut][:: max(1, len(values) - 2 * cut - 1)]
     ends = [min(max(x, -1e300), 1e300) for x in ends if math.isfinite(x)]
     low, high = min(ends), max(ends)
@@ -88,7 +88,7 @@ def cloud(values: Sequence[float], at: Callable[[float], float], middle: float, 
     dots = []
     for i, value in enumerate(values, start=1):
         if math.isfinite(value):
-            y = middle + half * (2 * math.modf(i * _GOLDEN)[0] - 1)
+            y = middle + half * (2 * math.modf(i * GOLDEN)[0] - 1)
             dots.append(f"M{at(value):.0f} {y:.0f}h0")
     return "".join(dots)
 
