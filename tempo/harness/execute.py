@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -336,19 +337,27 @@ def is_installed(path: Path) -> bool:
 def _imports(path: Path) -> list[Path]:
     """The files that a file's import statements name, wherever they stand."""
     files: list[Path] = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                files += _module_files(alias.name)
-        elif isinstance(node, ast.ImportFrom):
-            stem = node.module or ""
-            inner = [f"{stem}.{alias.name}".strip(".") for alias in node.names]
-            if node.level:
-                folder = path.parents[node.level - 1]
-                files += [each for name in (stem, *inner) for each in _files_below(folder, name)]
-            else:
-                files += [each for name in (stem, *inner) for each in _module_files(name)]
+    for level, stem, inner in _import_statements(path.read_text(encoding="utf-8")):
+        names = (stem, *(f"{stem}.{name}".strip(".") for name in inner))
+        if level:
+            folder = path.parents[level - 1]
+            files += [each for name in names for each in _files_below(folder, name)]
+        else:
+            files += [each for name in names for each in _module_files(name)]
     return [file.resolve() for file in files if file.is_file()]
+
+
+@cache
+def _import_statements(source: str) -> list[tuple[int, str, tuple[str, ...]]]:
+    """(dots before it, module, what is taken from it) of each import. Many studies share a file."""
+    found: list[tuple[int, str, tuple[str, ...]]] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name, ()) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            inner = tuple(alias.name for alias in node.names)
+            found.append((node.level, node.module or "", inner))
+    return found
 
 
 def _module_files(name: str) -> list[Path]:
