@@ -1,6 +1,7 @@
-"""How time and memory grow with runs, width, context and layers.
+"""How time and memory grow with prompts, arms, width, depth, context and layers.
 
-One quantity is varied at a time, and the exponent of its growth is fitted.
+One quantity is varied at a time, and the exponent of its growth is fitted. Beside each time stands
+its floor: what as many tokens take the bare model in large passes.
 """
 
 from __future__ import annotations
@@ -16,9 +17,19 @@ from benchmarks import memory
 from benchmarks.memory import Point
 from benchmarks.peers import greedy
 from benchmarks.shapes import layers_of, text_of, wide
-from benchmarks.timing import alternate, clock, exponents, judged, significant
-from tempo import LanguageModel
+from benchmarks.timing import (
+    alternate,
+    clock,
+    exponents,
+    judged,
+    significant,
+    token_seconds,
+    wall,
+)
+from tempo import LanguageModel, RunSpec
 
+# Members of each set of a forced run.
+ARM = 4
 # A difference of times counts as at least this much. On a busy machine noise may turn a small
 # difference negative.
 MICROSECOND = 1e-6
@@ -39,6 +50,7 @@ class Scale:
     """How far each quantity is varied, and over how many steps and rounds a time is taken."""
 
     runs: Sequence[int] = (1, 2, 4, 8, 16, 32)
+    depth: Sequence[int] = (8, 16, 32, 64, 128)
     width: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
     # Slots of one run that passes of `siblings` tokens read.
     slots: Sequence[int] = (128, 256, 512, 1024, 2048)
@@ -67,9 +79,10 @@ def step_seconds(
 
 
 def time_growth(lm: LanguageModel, scale: Scale) -> dict[str, dict[str, Any]]:
-    """{quantity: its values, median seconds, exponents}."""
+    """{quantity: its values, median seconds, exponents, and the floor of each}."""
     prompt = text_of(lm, scale.context)
     models = {n: layers_of(lm, n) for n in scale.layers}
+    a_token = token_seconds(lm, wall)
 
     def sweep(n: int) -> float:
         prompts = [text_of(lm, scale.context, run) for run in range(n)]
@@ -77,27 +90,64 @@ def time_growth(lm: LanguageModel, scale: Scale) -> dict[str, dict[str, Any]]:
         specs = [greedy(text, scale.steps, capture=capture) for text in prompts]
         return clock(tempo.generate_batch, lm, specs)
 
+    def forced(n: int) -> float:
+        # other tokens in each arm, so that no two share more than the prompt
+        arms = [range(arm * ARM, (arm + 1) * ARM) for arm in range(1, n + 1)]
+        specs = [
+            RunSpec(prompt=prompt, replay=[arm] * scale.steps, capture="logits") for arm in arms
+        ]
+        return clock(tempo.generate_batch, lm, specs)
+
     def step_of_width(width: int) -> float:
         return step_seconds(lm, prompt, width, scale.steps)
+
+    def run_of_depth(num_steps: int) -> float:
+        return clock(tempo.generate_batch, lm, [wide(prompt, 1, num_steps)])
 
     def step_of_layers(n: int) -> float:
         return step_seconds(models[n], prompt, 1, scale.steps)
 
-    def grown(what: str, values: Sequence[int], work: Callable[[int], float]) -> dict[str, Any]:
+    def grown(
+        what: str,
+        values: Sequence[int],
+        work: Callable[[int], float],
+        floor: Callable[[int], float],
+    ) -> dict[str, Any]:
         times = alternate({value: partial(work, value) for value in values}, scale.rounds)
-        return _curve(what, values, [median(times[value]) for value in values])
+        floors = [significant(floor(value)) for value in values]
+        return _curve(what, values, [median(times[value]) for value in values]) | {"floor": floors}
 
     a_sweep = f"a sweep of {scale.steps} steps, attention and logits captured"
+    an_arm = f"forced runs of one prompt, {scale.steps} sets of {ARM}, logits captured"
+    tokens_of_run = scale.context + scale.steps
     return {
-        "runs": grown(a_sweep, scale.runs, sweep),
-        "width": grown("a step of one run", scale.width, step_of_width),
-        "context": slots_growth(lm, scale),
-        "layers": grown("a step of one token, random weights", scale.layers, step_of_layers),
+        "prompts": grown(a_sweep, scale.runs, sweep, lambda n: a_token * n * tokens_of_run),
+        "arms": grown(
+            an_arm,
+            scale.runs,
+            forced,
+            lambda n: a_token * (scale.context + n * scale.steps * ARM),
+        ),
+        "width": grown("a step of one run", scale.width, step_of_width, lambda n: a_token * n),
+        # the last set is chosen and not forwarded
+        "depth": grown(
+            "a run of one token a step",
+            scale.depth,
+            run_of_depth,
+            lambda n: a_token * (scale.context + n - 1),
+        ),
+        "context": slots_growth(lm, scale, a_token),
+        "layers": grown(
+            "a step of one token, random weights",
+            scale.layers,
+            step_of_layers,
+            lambda n: token_seconds(models[n], wall),
+        ),
     }
 
 
-def slots_growth(lm: LanguageModel, scale: Scale) -> dict[str, Any]:
-    """Seconds of a pass against the number of slots it reads.
+def slots_growth(lm: LanguageModel, scale: Scale, a_token: float) -> dict[str, Any]:
+    """Seconds of a pass against the number of slots it reads; the model takes `a_token` for each.
 
     One long run gives all points. Each point takes the passes that read within a tenth of its
     number of slots.
@@ -117,7 +167,8 @@ def slots_growth(lm: LanguageModel, scale: Scale) -> dict[str, Any]:
     medians = [median(seconds[slots]) for slots in reached]
     curve = _curve(f"a step of {scale.siblings} siblings of one run", reached, medians)
     met = all(curve["exponents"][key] <= LINEAR for key in ("fitted", "last"))
-    return curve | {"at_most": LINEAR, "met": met}
+    floor = [significant(a_token * scale.siblings)] * len(reached)
+    return curve | {"floor": floor, "at_most": LINEAR, "met": met}
 
 
 def memory_growth(model: str, scale: Scale) -> dict[str, Any]:

@@ -82,6 +82,7 @@ QUICK = (
     Size(runs=2, steps=2, context=6, sweep_rounds=1, rounds=1),
     Scale(
         runs=(1, 2, 4),
+        depth=(1, 2, 4),
         width=(1, 2, 4),
         slots=(64, 96, 128),
         layers=(1, 2),

@@ -28,7 +28,8 @@ text at each step. tempo forwards one set more than the others, to capture what 
 GROWTH = """\
 Exponents of time and of peak memory, one quantity varied at a time. "Fitted" is over all
 points, in logarithms; "last" is between the last two. An exponent below 1 means that a part does
-not grow, such as reading the weights once a step, or the memory of one pass.
+not grow, such as reading the weights once a step, or the memory of one pass. "Over the floor" is
+the time of the last point over what as many tokens take the bare model in passes of 512.
 """
 
 
@@ -134,14 +135,16 @@ def growth_table(report: Report) -> str:
     for name, curve in report["time"].items():
         power = [f"{curve['exponents'][key]:.2f}" for key in ("fitted", "last")]
         limit = f"≤ {curve['at_most']:g}: {verdict(curve)}" if "at_most" in curve else ""
-        rows.append(["time", name, span(curve), curve["what"], *power, limit])
+        over = f"{curve['seconds'][-1] / curve['floor'][-1]:.3g}" if "floor" in curve else ""
+        rows.append(["time", name, span(curve), curve["what"], *power, over, limit])
     for name, curve in report["memory"].items():
         power = [f"{curve['exponents'][key]:.2f}" for key in ("fitted", "last")]
         computed = [f"{curve['computed_exponents'][key]:.2f}" for key in ("fitted", "last")]
         where = ", over steps, arrays on disk" if name == SPOOLED else ""
         what = f"peak{where}; computed: {', '.join(computed)}"
-        rows.append(["memory", name, span(curve), what, *power, ""])
-    return table(["", "against", "from, to", "of", "fitted", "last", "required"], rows)
+        rows.append(["memory", name, span(curve), what, *power, "", ""])
+    head = ["", "against", "from, to", "of", "fitted", "last", "over the floor", "required"]
+    return table(head, rows)
 
 
 def span(curve: Report) -> str:
@@ -167,7 +170,8 @@ def picture_of(report: Report) -> Picture:
         axes = below.subplots(2, 6, squeeze=False)
         for column, (name, curve) in enumerate(report["time"].items()):
             times = [s * 1e3 for s in curve["seconds"]]
-            draw_curve(axes[0][column], f"ms ~ {name}", curve, [times])
+            floor = [s * 1e3 for s in curve.get("floor", ())][: len(times)]
+            draw_curve(axes[0][column], f"ms ~ {name}", curve, [times, *([floor] if floor else [])])
         for column, (name, curve) in enumerate(report["memory"].items()):
             peak = [size / 2**20 for size in curve["peak"]]
             computed = [size / 2**20 for size in curve["computed"]]
@@ -178,7 +182,8 @@ def picture_of(report: Report) -> Picture:
     caption = (
         "Ratios of times: the dot is the median, the line runs from the least to the most, and a "
         "caret is the required bound (> at least, < at most). Below: growth of time and of peak "
-        "memory with fitted exponents. Dashed is the memory computed beforehand."
+        "memory with fitted exponents. Dashed is the floor of a time, and the memory computed "
+        "beforehand."
     )
     return picture("Speed", caption, f"{caption} {described}.", (9.5, height + 5.2), draw)
 

@@ -11,6 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from tempo import LanguageModel
+
+# Tokens of a pass in which a model takes as little for each as it ever does, and how often such a
+# pass is timed.
+AT_ONCE, PASSES = 512, 9
 # Does its work and returns how many seconds that took.
 Work = Callable[[], float]
 K = TypeVar("K", bound=Hashable)
@@ -18,15 +23,28 @@ K = TypeVar("K", bound=Hashable)
 
 def clock(work: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
     """Wall seconds of one call, including what it started on a GPU."""
-    began = _now()
+    began = wall()
     work(*args, **kwargs)
-    return _now() - began
+    return wall() - began
 
 
-def _now() -> float:
+def wall() -> float:
+    """Seconds on the clock, once a GPU has done all it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def token_seconds(lm: LanguageModel, now: Callable[[], float]) -> float:
+    """What the bare model takes for each token of a large pass, all logits computed."""
+    tokens = (torch.arange(AT_ONCE)[None] % lm.vocab_size).to(lm.device)
+    seconds = []
+    for _ in range(PASSES):
+        began = now()
+        with torch.inference_mode():
+            lm.model(input_ids=tokens, use_cache=False)
+        seconds.append((now() - began) / AT_ONCE)
+    return median(seconds)
 
 
 def alternate(

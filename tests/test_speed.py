@@ -180,8 +180,14 @@ def test_one_command_writes_numbers_table_and_plot(tmp_path, capsys):
     assert {"transformers, one batch", "transformers, continuous batching"} <= {
         row["name"] for row in in_float32
     }
-    assert set(report["time"]) == {"runs", "width", "context", "layers"}
-    assert set(report["memory"]) in ({*report["time"], "steps", SPOOLED}, set())
+    assert set(report["time"]) == {"prompts", "arms", "width", "depth", "context", "layers"}
+    assert set(report["memory"]) in (
+        {"runs", "width", "context", "layers", "steps", SPOOLED},
+        set(),
+    )
+    for curve in report["time"].values():
+        assert len(curve["floor"]) == len(curve["seconds"]) == len(curve["values"])
+        assert min(curve["floor"]) > 0
     assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".json", ".md", ".svg"]
     assert (tmp_path / "speed.md").read_text(encoding="utf-8") == markdown(report)
     assert "^" in (tmp_path / "speed.svg").read_text(encoding="utf-8")
