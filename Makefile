@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: experiments test wheel compat browser notebook ray conformance architectures floors speed
-.PHONY: scaling calibration families campaign setup lock lowest lint typecheck format docs
+.PHONY: sessions scaling calibration families campaign setup lock lowest lint typecheck format docs
 .PHONY: coverage clean
 
 # Those that need nothing beside the project; the others have targets of their own.
@@ -97,6 +97,10 @@ calibration: setup  ## how often verdicts are false, after make experiments; wri
 # Writes reports/published/campaign.json and .md.
 campaign: setup  ## faults at every file operation, kills, several writers; 360 random configs
 	$(BIN)/python -m benchmarks.campaign
+
+sessions: setup  ## CPU time of experiments against its floor; writes reports/published/sessions.*
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sessions --prompts 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sessions -k "not exp16"
 
 scaling: setup  ## overhead and scaling of workers; writes reports/published/scaling.*
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scaling

@@ -1,9 +1,9 @@
 """What a session of experiments costs in CPU time, against the least that its tokens can cost.
 
-`python -m benchmarks.floor` passes its arguments on to pytest, counts the passes of the model and
-their tokens meanwhile, and adds the session to reports/published/floor.json and .md. The floor is
-the number of tokens times what the bare model takes for each in passes of 512 tokens, all logits
-computed. Both are CPU time of one process, so that another load on the machine matters less.
+`python -m benchmarks.sessions` passes its arguments on to pytest, counts the passes of the model
+and their tokens meanwhile, and adds the session to reports/published/sessions.json and .md. The
+floor is the number of tokens times what the bare model takes for each in passes of 512 tokens, all
+logits computed. Both are CPU time of one process, so that another load on the machine matters less.
 """
 
 from __future__ import annotations
@@ -107,11 +107,11 @@ def session(model: str, folder: Path, arguments: Sequence[str]) -> dict[str, Any
 
 TEXT = f"""# CPU time of experiments, against its floor
 
-Made by `python -m benchmarks.floor` with the arguments of the first column, which pytest gets. Each
-is one session over an empty store, from the imports to the report. The floor is what the tokens of
-its passes would take the bare model in passes of {AT_ONCE} tokens, all logits computed, measured
-before the session and after it. It is of the model's own dtype: a few passes in bfloat16 count in
-the session and not in the floor. "Required" is for all prompts of the suite.
+Made by `make sessions`. pytest gets the arguments of the first column; each line is one session over
+an empty store, from the imports to the report. The floor is what the tokens of its passes would
+take the bare model in passes of {AT_ONCE} tokens, all logits computed, measured before the session
+and after it. It is of the model's own dtype: a few passes in bfloat16 count in the session and not
+in the floor. "Required" is for all prompts of the suite.
 
 Some of a session does not grow with its prompts: imports, pictures, pages of the own prompts, the
 times of exp5 by width, and exp11's search for the numbers of rivals.
@@ -155,7 +155,7 @@ def main() -> None:
     options, arguments = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         row = session(options.model, options.folder or Path(folder), arguments)
-    path = TARGET / "floor.json"
+    path = TARGET / "sessions.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     rows = [each for each in known if each["arguments"] != row["arguments"]] + [row]
     rows.sort(key=lambda each: each["tokens"])
