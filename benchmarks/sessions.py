@@ -107,7 +107,7 @@ def session(model: str, folder: Path, arguments: Sequence[str]) -> dict[str, Any
 
 TEXT = f"""# CPU time of experiments, against its floor
 
-Made by `make sessions`. pytest gets the arguments of the first column; each line is one session over
+Made by `make sessions`. pytest gets the arguments of the first column. Each line is a session over
 an empty store, from the imports to the report. The floor is what the tokens of its passes would
 take the bare model in passes of {AT_ONCE} tokens, all logits computed, measured before the session
 and after it. It is of the model's own dtype: a few passes in bfloat16 count in the session and not
