@@ -1,6 +1,6 @@
 """Greedy decoding with attention and logits captured, in tempo and in the libraries beside it.
 
-Every peer takes prompts of one length and returns `Captured`. nnsight and TransformerLens are
+Every peer takes prompts and returns `Captured`. nnsight and TransformerLens are
 optional (the extra `peers`). Both change the modules they wrap, so each gets a copy of the model.
 The copy shares the model's weights.
 """
@@ -61,15 +61,18 @@ def with_tempo(lm: LanguageModel, num_steps: int) -> Peer:
 def generate(
     lm: LanguageModel, implementation: str, prompts: Prompts, num_steps: int, **options: Any
 ) -> Any:
-    """What transformers' own greedy generate gives for prompts of one length.
+    """What transformers' own greedy generate gives for prompts, padded on the left to one length.
 
     Each run has exactly `num_steps` new tokens.
     """
-    ids = torch.tensor(prompts, device=lm.device)
+    longest = max(map(len, prompts))
+    padding = [longest - len(prompt) for prompt in prompts]
+    rows = [[0] * few + list(prompt) for few, prompt in zip(padding, prompts, strict=True)]
+    seen = [[0] * few + [1] * (longest - few) for few in padding]
     with installed(lm.model, implementation):
         return lm.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
+            torch.tensor(rows, device=lm.device),
+            attention_mask=torch.tensor(seen, device=lm.device),
             max_new_tokens=num_steps,
             min_new_tokens=num_steps,
             do_sample=False,
@@ -80,19 +83,27 @@ def generate(
 
 
 def with_generate(
-    lm: LanguageModel, num_steps: int, *, capture: bool = True, together: bool = False
+    lm: LanguageModel,
+    num_steps: int,
+    *,
+    capture: bool = True,
+    together: bool = False,
+    last: bool = False,
 ) -> Peer:
     """transformers' generate, one run after another or all in one batch.
 
     With `capture` it is eager and keeps attentions and logits. Without, it is sdpa and keeps none.
+    With `last` it makes one step more, as it captures of a token only once the next one is chosen.
     """
     implementation = "eager" if capture else "sdpa"
     options = {"output_attentions": True, "output_logits": True} if capture else {}
 
     def decode(prompts: Prompts) -> Captured:
         batches = [prompts] if together else [[prompt] for prompt in prompts]
-        found = [generate(lm, implementation, batch, num_steps, **options) for batch in batches]
-        tokens = [row for output in found for row in output.sequences[:, -num_steps:].tolist()]
+        more = num_steps + last
+        found = [generate(lm, implementation, batch, more, **options) for batch in batches]
+        tokens = [row[-more:] for output in found for row in output.sequences.tolist()]
+        tokens = [row[:num_steps] for row in tokens]
         attentions = [output.attentions for output in found]
         return Captured(tokens, attentions, [output.logits for output in found])
 

@@ -41,6 +41,7 @@ from benchmarks.peers import (
 from benchmarks.shapes import LLAMA_7B, random_llama, text_of, wide
 from benchmarks.speed_report import markdown, picture_of
 from benchmarks.timing import Ratio, Work, alternate, clock
+from fixtures.suite import suite_texts
 from tempo import LanguageModel, RunSpec
 from tempo.attention import installed
 from tempo.reporting.figures import save
@@ -103,6 +104,11 @@ SWEEPS = (
     ("transformers, eager", "generate with output_attentions, one run after another", "generate"),
     ("transformers, one batch", "the same with all runs in one batch", "generate, one batch"),
     (
+        "transformers, one batch, last step too",
+        "the same with one step more, which gives what tempo captures of the last tokens",
+        "generate, one batch, last",
+    ),
+    (
         "transformers, sdpa",
         "generate that captures nothing, one run after another",
         "generate, no capture",
@@ -138,6 +144,7 @@ def sweep(lm: LanguageModel, size: Size, *, every: bool) -> list[dict[str, Any]]
         "tempo": with_tempo(lm, size.steps),
         "generate": with_generate(lm, size.steps),
         "generate, one batch": with_generate(lm, size.steps, together=True),
+        "generate, one batch, last": with_generate(lm, size.steps, together=True, last=True),
     }
     peers["generate, one batch, no capture"] = with_generate(
         lm, size.steps, capture=False, together=True
@@ -162,6 +169,28 @@ def sweep(lm: LanguageModel, size: Size, *, every: bool) -> list[dict[str, Any]]
             same = sum(a == b for a, b in zip(tokens[peer], tokens["tempo"], strict=True))
             rows.append(ratio.row(times) | {"same_runs": f"{same} of {size.runs}"})
     return rows
+
+
+def own_lengths(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
+    """The sweep over prompts of the suite as long as they are, against generate in one batch.
+
+    generate pads them on the left. It makes one step more, so that it too captures what the last
+    tokens give.
+    """
+    texts = suite_texts()
+    prompts = [lm.encode(text) for text in texts[:: len(texts) // size.runs][: size.runs]]
+    lengths = sorted(map(len, prompts))
+    peers = {
+        "tempo": with_tempo(lm, size.steps),
+        "generate": with_generate(lm, size.steps, together=True, last=True),
+    }
+    tokens = {name: peer(prompts).tokens for name, peer in peers.items()}  # warms up
+    works = {name: partial(clock, peer, prompts) for name, peer in peers.items()}
+    times = alternate(works, size.sweep_rounds, warm_up=False)
+    same = sum(a == b for a, b in zip(tokens["generate"], tokens["tempo"], strict=True))
+    what = f"the same for prompts of {lengths[0]} to {lengths[-1]} tokens, padded on the left"
+    row = Ratio("transformers, one batch, own lengths", what, "generate", "tempo").row(times)
+    return [row | {"same_runs": f"{same} of {size.runs}"}]
 
 
 def single(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
@@ -331,7 +360,9 @@ def same_bits(lm: LanguageModel, plain: Sequence[RunSpec], full: Sequence[RunSpe
 def ratios_of(lm: LanguageModel, size: Size, *, every: bool) -> dict[str, Any]:
     """All ratios of one model."""
     began = time.perf_counter()
-    rows = sweep(lm, size, every=every) + single(lm, size) + steps(lm, size)
+    rows = sweep(lm, size, every=every)
+    rows += own_lengths(lm, size) if lm.tokenizer else []
+    rows += single(lm, size) + steps(lm, size)
     rows += capture(lm, size) + weighting(lm, size)
     return lm.provenance() | {"rows": rows, "took": round(time.perf_counter() - began)}
 
