@@ -158,6 +158,9 @@ def _largest_forbidden(run: Trace) -> float:
 
 def main() -> int:
     """Measure, print, write; 1 if a run breaks its bound."""
+    names = sys.argv[1:]
+    if unknown := [name for name in names if name not in COMPARISONS]:
+        raise SystemExit(f"no comparison {unknown[0]!r}; expected any of {', '.join(COMPARISONS)}")
     prompts = suite_texts(NUM_PROMPTS)
     target = Path("reports/published/conformance.json")
     report: dict[str, Any] = (
@@ -170,7 +173,7 @@ def main() -> int:
         "threshold": THRESHOLD,
     }
     beyond = 0
-    for name in sys.argv[1:] or COMPARISONS:
+    for name in names or COMPARISONS:
         engine, oracle, settings, bounds = COMPARISONS[name]
         with (
             tempo.load_model("smollm2-135m", dtype=engine) as lm,

@@ -11,6 +11,7 @@ from tempo import doctor
 from tempo.capture import memory_budget
 from tempo.cli import app
 from tempo.errors import TempoError
+from tempo.harness.execute import ROWS
 from tempo.parsing import seal
 from tempo.records import append_jsonl, read_jsonl
 from tempo.wheels import KNOWN_MODELS
@@ -75,6 +76,10 @@ def test_damaged_files_and_traces_are_set_aside_whole(folder):
     assert not trace.exists() and (folder / "trace.damaged/arrays.npz").exists()
     assert [damage.path for damage in doctor.look(folder)] == []
     assert (folder / "exp/notes.json").read_text() == "{not ours"
+
+
+def test_a_plan_is_for_as_many_rows_as_a_session_has():
+    assert doctor.PLANNED_ROWS == ROWS  # which the doctor cannot import without pytest
 
 
 def test_no_folder_is_said(tmp_path):
