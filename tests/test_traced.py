@@ -131,8 +131,18 @@ def read_of(model):
     return read_findings(ROOT / f"reports/published/exp17/{model}.jsonl").findings
 
 
+def is_second(finding):
+    return finding.context["variant"] == "replication"
+
+
 def columns_of(experiment, published):
     """The findings of the two columns of an experiment's table, by claim."""
+    if experiment == "exp16 on two models":
+        models = (MAIN, "gemma3-270m")
+        return [
+            {f.claim: f for of in published[model].values() for f in of if is_second(f)}
+            for model in models
+        ]
     if experiment == "exp16":
         both = published[MAIN].values()
         suites = ("confirmatory", "replication")
@@ -148,7 +158,7 @@ def wrong_cells(text, experiment, columns):
     wrong = []
     for claim, *cells in CLAIM_ROW.findall(text):
         for cell, column in zip(cells, columns, strict=True):
-            finding = column.get(f"{experiment}.{claim}")
+            finding = column.get(f"{experiment.partition(' ')[0]}.{claim}")
             word, _, numbers = cell.partition(": ")
             shown = MEASURED.findall(numbers)
             if not finding or WORDS[word] != finding.verdict or not fits(shown[0], finding):
@@ -158,11 +168,15 @@ def wrong_cells(text, experiment, columns):
 
 @pytest.mark.parametrize(
     ("experiment", "heading", "num_rows"),
-    [("exp16", "On texts drawn afterwards", 22), ("exp17", "Where the weights should enter", 6)],
+    [
+        ("exp16", "## On texts drawn afterwards", 22),
+        ("exp16 on two models", "### Four models", 22),
+        ("exp17", "## Where the weights should enter", 6),
+    ],
 )
 def test_every_cell_of_the_tables_of_claims_is_published(experiment, heading, num_rows, published):
     text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    text = text.partition(f"## {heading}\n")[2].partition("\n## ")[0].partition("\n### ")[0]
+    text = text.partition(f"{heading}\n")[2].partition("\n## ")[0].partition("\n### ")[0]
     columns = columns_of(experiment, published)
     assert len(CLAIM_ROW.findall(text)) == num_rows
     assert wrong_cells(text, experiment, columns) == []

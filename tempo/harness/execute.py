@@ -9,7 +9,7 @@ import importlib.util
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -31,6 +31,8 @@ from tempo.run import Run
 from tempo.spec import RunSpec
 from tempo.trace import Trace
 
+# What tells a run from others: dtype, batch, and its spec without what it captures.
+Identity = tuple[str | None, str, str]
 # Prompts whose traces are in memory at once: enough runs to fill the batches, few enough for a
 # laptop. Most of a trace is distributions over the vocabulary, so a model with a large one gets
 # fewer.
@@ -71,7 +73,7 @@ class _Open:
 
     task: Task
     steps: Any
-    wanted: Sequence[RunRequest] = ()
+    wanted: Sequence[tuple[Identity, RunRequest]] = ()
     texts: ReadRequest | None = None  # it asked for texts, and for no run
     alone: bool = False  # it asked for one run, not for a list
     outcome: Any = None
@@ -86,11 +88,21 @@ class _Open:
             self.alone = isinstance(asked, RunRequest)
             found = requests(study, asked, self.steps)
             self.texts = found if isinstance(found, ReadRequest) else None
-            self.wanted = [] if isinstance(found, ReadRequest) else found
+            runs = [] if isinstance(found, ReadRequest) else found
+            self.wanted = [(_identity(request), request) for request in runs]
         except StopIteration as stop:
             self.finish(stop.value)
         except Exception as error:
             self.finish(failure_of(error))
+
+    def take(self, traces: Mapping[Identity, Trace | Failure]) -> None:
+        """Go on with the traces of all runs that were asked for; a failed one is the outcome."""
+        found = [traces[identity] for identity, _ in self.wanted]
+        failed = next((trace for trace in found if isinstance(trace, Failure)), None)
+        if failed:
+            self.finish(failed)
+        else:
+            self.advance([trace for trace in found if isinstance(trace, Trace)])
 
     def finish(self, outcome: Any) -> None:
         self.outcome, self.done = outcome, True
@@ -148,15 +160,19 @@ def execute(
             if any(each.texts for each in under_way):
                 _read_all(texts, [each for each in under_way if each.texts])
                 continue
-            wanted = [request for each in under_way for request in each.wanted]
-            traces = _run_all(models, wanted, budget, prompts)
-            for each in under_way:
-                found = [traces[_identity(request)] for request in each.wanted]
-                errors = [trace for trace in found if isinstance(trace, Failure)]
-                if errors:
-                    each.finish(errors[0])
-                else:
-                    each.advance([trace for trace in found if isinstance(trace, Trace)])
+            waiting: list[_Open] = list(under_way)
+            traces: dict[Identity, Trace | Failure] = {}
+            wanted = [pair for each in waiting for pair in each.wanted]
+            for of_batch in _run_all(models, wanted, budget, prompts):
+                traces |= of_batch
+                of_batch.clear()  # else it would hold them until the next batch is there
+                ready = [each for each in waiting if all(name in traces for name, _ in each.wanted)]
+                waiting = [each for each in waiting if not any(each is other for other in ready)]
+                for each in ready:
+                    each.take(traces)
+                # a window's traces would not fit the memory all at once
+                still_wanted = {name for each in waiting for name, _ in each.wanted}
+                traces = {name: traces[name] for name in traces if name in still_wanted}
 
 
 def _read_all(texts: Texts, reading: Sequence[_Open]) -> None:
@@ -190,41 +206,41 @@ def windows_of(tasks: Sequence[Task], at_once: int) -> Iterator[list[Task]]:
         yield [task for prompt in prompts[i : i + at_once] for task in by_prompt[prompt]]
 
 
-Identity = tuple[str | None, str, str]
-
-
 def _identity(request: RunRequest) -> Identity:
     return request.dtype, request.batch, request.spec.key(with_capture=False)
 
 
 def _run_all(
     models: dict[str | None, LanguageModel],
-    wanted: Sequence[RunRequest],
+    wanted: Sequence[tuple[Identity, RunRequest]],
     budget: int,
     prompts: Prompts,
-) -> dict[Identity, Trace | Failure]:
-    """A trace for every distinct run, which captures all that any of its askers wants.
+) -> Iterator[dict[Identity, Trace | Failure]]:
+    """Nothing at first, then batch by batch a trace for each distinct run.
 
-    Their prompts are read first, for all batches: else only the first mode's would hold them.
+    A trace captures all that any of its askers wants. Prompts are read first, for all batches: else
+    only the first mode's would hold them.
     """
+    yield {}
     merged: dict[Identity, RunRequest] = {}
-    for request in wanted:
-        known = merged.setdefault(_identity(request), request)
+    for identity, request in wanted:
+        known = merged.setdefault(identity, request)
         capture = set(known.spec.capture) | set(request.spec.capture)
-        merged[_identity(request)] = request._replace(spec=known.spec.but(capture=capture))
+        merged[identity] = request._replace(spec=known.spec.but(capture=capture))
     batches: dict[tuple[Any, ...], list[Identity]] = {}
     for identity, request in merged.items():
         batches.setdefault(_batch(request), []).append(identity)
-    _read_prompts(models[None], [r.spec for r in wanted if r.dtype is None], budget, prompts)
-    traces: dict[Identity, Trace | Failure] = {}
+    plain = [request.spec for _, request in wanted if request.dtype is None]
+    _read_prompts(models[None], plain, budget, prompts)
     for (dtype, *_), identities in batches.items():
         asked = {each: merged[each].spec for each in identities}
+        traces: dict[Identity, Trace | Failure]
         try:
             of_model = None if dtype else prompts
-            traces |= _run_batch(_in_dtype(models, dtype), asked, budget, of_model)
+            traces = _run_batch(_in_dtype(models, dtype), asked, budget, of_model)
         except Exception as error:  # of one batch: others are computed
-            traces |= dict.fromkeys(asked, failure_of(error))
-    return traces
+            traces = dict.fromkeys(asked, failure_of(error))
+        yield traces
 
 
 def _read_prompts(
