@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import tempo
-from benchmarks.peers import greedy
+from benchmarks.peers import greedy, same_runs
 from benchmarks.shapes import text_of
 from benchmarks.speed import TARGET, Size, machine
 from benchmarks.timing import Ratio, alternate, clock
@@ -61,19 +61,26 @@ class Beside:
 
     def end(self) -> None:
         """Let vLLM end its own processes."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait(timeout=120)
+        self.process.communicate(timeout=120)  # it closes the input, which ends the rounds
 
 
 def measure(python: str, model: str) -> dict[str, Any]:
     """The paired ratio, tokens a second of both, and how many runs chose the same tokens."""
     size = Size()
+    asked = [python, "-c", "import vllm, torch; print(vllm.__version__, torch.__version__)"]
+    try:
+        said = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(f"{python} cannot import vllm and torch: {error}") from None
+    of_vllm, of_torch = said.split()[-2:]
     with tempfile.TemporaryDirectory() as name, tempo.load_model(model) as lm:
         folder = Path(name)
         prompts = [text_of(lm, size.context, run) for run in range(size.runs)]
         lm.model.save_pretrained(folder)
-        assert lm.tokenizer is not None
+        if lm.tokenizer is None:
+            raise SystemExit(
+                f"{model} has no tokenizer, which vLLM reads; name a model that has one"
+            )
         lm.tokenizer.save_pretrained(folder)
         (folder / "prompts.json").write_text(json.dumps(prompts), encoding="utf-8")
         specs = [greedy(prompt, size.steps) for prompt in prompts]
@@ -81,17 +88,13 @@ def measure(python: str, model: str) -> dict[str, Any]:
         vllm = Beside(python, folder, size.steps)
         try:
             before = machine()
-            times = alternate(
-                {"tempo": partial(clock, decode), "vllm": vllm.round}, size.sweep_rounds
-            )
+            works = {"tempo": partial(clock, decode), "vllm": vllm.round}
+            times = alternate(works, size.sweep_rounds)
         finally:
-            vllm.process.kill()
+            vllm.end()
         own = [[step.tokens[0] for step in trace.steps] for trace in decode()]
     row = Ratio("vLLM", "greedy runs in one batch, nothing captured", "vllm", "tempo").row(times)
     num_tokens = size.runs * size.steps
-    asked = [python, "-c", "import vllm, torch; print(vllm.__version__, torch.__version__)"]
-    said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
-    of_vllm, of_torch = said.split()[-2:]
     return row | {
         "model": model,
         "dtype": "float32",
@@ -105,7 +108,7 @@ def measure(python: str, model: str) -> dict[str, Any]:
             name: round(num_tokens / seconds, 1)
             for name, seconds in zip(("vllm", "tempo"), row["seconds"], strict=True)
         },
-        "same_runs": f"{sum(a == b for a, b in zip(own, vllm.tokens, strict=True))} of {size.runs}",
+        "same_runs": same_runs(own, vllm.tokens),
         "versions": {"vllm": of_vllm, "torch of vllm": of_torch, "torch": torch.__version__},
     }
 

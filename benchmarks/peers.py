@@ -35,6 +35,11 @@ class Captured(NamedTuple):
 Peer = Callable[[Prompts], Captured]
 
 
+def same_runs(one: Sequence[list[int]], other: Sequence[list[int]]) -> str:
+    """How many runs chose the same tokens, in words."""
+    return f"{sum(a == b for a, b in zip(one, other, strict=True))} of {len(one)}"
+
+
 def greedy(prompt: Sequence[int], num_steps: int, **settings: Any) -> RunSpec:
     """A greedy run of exactly `num_steps` tokens."""
     return RunSpec(

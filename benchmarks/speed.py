@@ -33,6 +33,7 @@ from benchmarks.peers import (
     generate,
     greedy,
     optional_peers,
+    same_runs,
     versions,
     with_continuous,
     with_generate,
@@ -166,8 +167,8 @@ def sweep(lm: LanguageModel, size: Size, *, every: bool) -> list[dict[str, Any]]
     for name, what, peer in SWEEPS:
         if peer in peers:
             ratio = Ratio(name, what, peer, "tempo", at_least=bounds.get(peer))
-            same = sum(a == b for a, b in zip(tokens[peer], tokens["tempo"], strict=True))
-            rows.append(ratio.row(times) | {"same_runs": f"{same} of {size.runs}"})
+            same = same_runs(tokens[peer], tokens["tempo"])
+            rows.append(ratio.row(times) | {"same_runs": same})
     return rows
 
 
@@ -187,10 +188,10 @@ def own_lengths(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:
     tokens = {name: peer(prompts).tokens for name, peer in peers.items()}  # warms up
     works = {name: partial(clock, peer, prompts) for name, peer in peers.items()}
     times = alternate(works, size.sweep_rounds, warm_up=False)
-    same = sum(a == b for a, b in zip(tokens["generate"], tokens["tempo"], strict=True))
+    same = same_runs(tokens["generate"], tokens["tempo"])
     what = f"the same for prompts of {lengths[0]} to {lengths[-1]} tokens, padded on the left"
     row = Ratio("transformers, one batch, own lengths", what, "generate", "tempo").row(times)
-    return [row | {"same_runs": f"{same} of {size.runs}"}]
+    return [row | {"same_runs": same}]
 
 
 def single(lm: LanguageModel, size: Size) -> list[dict[str, Any]]:

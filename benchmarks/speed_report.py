@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.growth import SPOOLED
+from benchmarks.timing import AT_ONCE
 from tempo.reporting.figures import Picture
 from tempo.reporting.figures.drawing import BLUE, GREEN, VERMILLION, picture
 
@@ -25,11 +26,11 @@ same runs with exactly as many steps. "Same runs" counts those that chose the sa
 transformers and nnsight keep a cache of keys and values. A loop of `run_with_cache` runs the whole
 text at each step. tempo forwards one set more than the others, to capture what the last set gives.
 """
-GROWTH = """\
+GROWTH = f"""\
 Exponents of time and of peak memory, one quantity varied at a time. "Fitted" is over all
 points, in logarithms; "last" is between the last two. An exponent below 1 means that a part does
 not grow, such as reading the weights once a step, or the memory of one pass. "Over the floor" is
-the time of the last point over what as many tokens take the bare model in passes of 512.
+the time of the last point over what as many tokens take the bare model in passes of {AT_ONCE}.
 """
 
 
