@@ -160,19 +160,31 @@ def execute(
             if any(each.texts for each in under_way):
                 _read_all(texts, [each for each in under_way if each.texts])
                 continue
-            waiting: list[_Open] = list(under_way)
-            traces: dict[Identity, Trace | Failure] = {}
-            wanted = [pair for each in waiting for pair in each.wanted]
-            for of_batch in _run_all(models, wanted, budget, prompts):
-                traces |= of_batch
-                of_batch.clear()  # else it would hold them until the next batch is there
-                ready = [each for each in waiting if all(name in traces for name, _ in each.wanted)]
-                waiting = [each for each in waiting if not any(each is other for other in ready)]
-                for each in ready:
-                    each.take(traces)
-                # a window's traces would not fit the memory all at once
-                still_wanted = {name for each in waiting for name, _ in each.wanted}
-                traces = {name: traces[name] for name in traces if name in still_wanted}
+            _run_all(models, under_way, budget, prompts)
+
+
+def _run_all(
+    models: dict[str | None, LanguageModel],
+    under_way: Iterable[_Open],
+    budget: int,
+    prompts: Prompts,
+) -> None:
+    """Make all runs that these measurements wait for; each goes on as soon as it has its own.
+
+    A trace is let go once nobody waits for it: those of a window would not fit the memory at once.
+    """
+    waiting = list(under_way)
+    traces: dict[Identity, Trace | Failure] = {}
+    wanted = [pair for each in waiting for pair in each.wanted]
+    for of_batch in _traces_by_batch(models, wanted, budget, prompts):
+        traces |= of_batch
+        of_batch.clear()  # else it would hold them until the next batch is there
+        ready = [each for each in waiting if all(name in traces for name, _ in each.wanted)]
+        waiting = [each for each in waiting if not any(each is other for other in ready)]
+        for each in ready:
+            each.take(traces)
+        still_wanted = {name for each in waiting for name, _ in each.wanted}
+        traces = {name: traces[name] for name in traces if name in still_wanted}
 
 
 def _read_all(texts: Texts, reading: Sequence[_Open]) -> None:
@@ -210,7 +222,7 @@ def _identity(request: RunRequest) -> Identity:
     return request.dtype, request.batch, request.spec.key(with_capture=False)
 
 
-def _run_all(
+def _traces_by_batch(
     models: dict[str | None, LanguageModel],
     wanted: Sequence[tuple[Identity, RunRequest]],
     budget: int,
